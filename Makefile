@@ -1,0 +1,33 @@
+# Targets create .venv and install into it what they need, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# A folder with the published per-layer tables; tests of the `published` cost model read it.
+PAPER_TABLES ?=
+
+.PHONY: install demo test lint bench clean
+
+install: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[demo,bench,test]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo --output=build/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 $(if $(PAPER_TABLES),--paper-tables=$(PAPER_TABLES))
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.resnet50 --output=benchmarks/results/resnet50
+
+clean:
+	rm -rf build $(VENV) *.egg-info

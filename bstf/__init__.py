@@ -1,0 +1,18 @@
+"""Weight block sparsity for Keras CNNs: sparsify, train, quantise, export."""
+
+from bstf.conversion import densify, sparsify
+from bstf.export import export
+from bstf.layers import MaskedConv2D, MaskedDense
+from bstf.quantization import quantize
+from bstf.report import SparsityReport, report
+
+__all__ = [
+    "MaskedConv2D",
+    "MaskedDense",
+    "SparsityReport",
+    "densify",
+    "export",
+    "quantize",
+    "report",
+    "sparsify",
+]

@@ -1,0 +1,325 @@
+"""sparsify and densify: copies of a model with other layers of the same names and the same weights."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src.models.functional import Functional  # Keras exports no name for it
+from keras.src.saving.serialization_lib import SafeModeScope
+
+from bstf.blocks import BlockShape
+from bstf.importance import Importance, block_scores
+from bstf.importance import get as get_importance
+from bstf.layers import GAMMA, MaskedConv2D, MaskedDense
+from bstf.selection import check_ratio, check_scope, select
+
+_MASKED = {keras.layers.Conv2D: MaskedConv2D, keras.layers.Dense: MaskedDense}
+_PLAIN = {masked: plain for plain, masked in _MASKED.items()}
+
+Selection = str | Iterable[str] | Callable[[keras.Layer], bool] | None
+
+
+class Place(NamedTuple):
+    """A layer and where it stands: its name after the names of the nested models around it."""
+
+    path: str
+    layer: keras.Layer
+
+
+def sparsify(
+    model: keras.Model,
+    block: int | Sequence[int] = 8,
+    ratio: float = 0.5,
+    *,
+    importance: str | Importance = "l2",
+    scope: str = "layer",
+    min_per_line: int = 1,
+    layers: Selection = None,
+) -> keras.Model:
+    """Copies a model with block-sparse convolutions and dense layers; the original stays as it is.
+
+    Every eligible `Conv2D` and `Dense` becomes a `MaskedConv2D` or `MaskedDense` of the same name, with the
+    same weights on the blocks that Γ keeps and zeros elsewhere. `bstf.report` lists what was left alone,
+    and why.
+
+    Args:
+        model: a Sequential or functional model, with its weights; models nested in it are converted too.
+        block: an int, or (input channels, output channels) of a block.
+        ratio: the fraction of blocks that become zero, in [0, 1): each layer gets `floor(ratio * blocks +
+            1/2)` zero blocks, less only what `min_per_line` forbids.
+        importance: how blocks are compared: "l1", "l2", "variance", or a callable `(kernel, block) -> scores`
+            with kernel (..., cin, cout) and one score a block, larger means keep.
+        scope: "layer": the blocks of one layer compete with each other.
+        min_per_line: kept blocks that every row and column of Γ needs at least.
+        layers: which layers to convert, None for all: a regular expression that matches the whole name,
+            names, or a callable `layer -> bool`. Inside nested models "model/layer" works too.
+
+    Returns:
+        The copy, not compiled: compile it with a new optimizer.
+
+    Raises:
+        ValueError: an argument is out of range, the model isn't built or can't be cloned, or a weight is NaN.
+        TypeError: `model` isn't a Keras model.
+
+    Example:
+        >>> sparse = bstf.sparsify(model, block=8, ratio=0.5)
+        >>> sparse.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> sparse.fit(x, y)
+    """
+    shape = BlockShape.of(block)
+    check_ratio(ratio)
+    check_scope(scope)
+    get_importance(importance)
+    _check_model(model, "sparsify")
+    selected = _selected(model, layers)
+    _check_finite(model)
+
+    def masked(layer: keras.Layer) -> keras.Layer:
+        if id(layer) not in selected or ineligible(layer, shape) is not None:
+            return _same(layer)
+        config = {**layer.get_config(), "block": list(shape)}
+        return (type(layer) if is_masked(layer) else _MASKED[type(layer)]).from_config(config)
+
+    copy, copies = _clone(model, masked)
+    for layer, new in copies:
+        transfer_weights(layer, new)
+        if is_masked(new) and id(layer) in selected and ineligible(layer, shape) is None:
+            scores = block_scores(effective_kernel(layer), shape, importance, layer.name)
+            new.set_gamma(select(scores, ratio, min_per_line))
+    return copy
+
+
+def densify(model: keras.Model) -> keras.Model:
+    """Copies a model with plain layers in place of the masked ones, the zeros in their kernels.
+
+    Args:
+        model: a Sequential or functional model, nested ones included.
+
+    Returns:
+        The copy, not compiled: the same layer names and outputs, and nothing of bstf in it.
+
+    Raises:
+        ValueError: the model isn't built or can't be cloned.
+        TypeError: `model` isn't a Keras model.
+
+    Example:
+        >>> bstf.densify(sparse).save("plain.keras")
+    """
+    _check_model(model, "densify")
+
+    def plain(layer: keras.Layer) -> keras.Layer:
+        if not is_masked(layer):
+            return _same(layer)
+        config = layer.get_config()
+        del config["block"]
+        return _PLAIN[type(layer)].from_config(config)
+
+    copy, copies = _clone(model, plain)
+    for layer, new in copies:
+        transfer_weights(layer, new)
+    return copy
+
+
+def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
+    """Copies the weights of a layer or model into another with the same layers, masked or plain.
+
+    A weights file of a dense model can't be loaded into a masked one - Keras files weights under the class of
+    their layer: load it into the dense model, then transfer. Γ of a masked target survives a plain source; it
+    is taken over from a masked one with the same blocks.
+
+    Args:
+        source: where the weights come from.
+        target: the same layers in the same order, of the same shapes.
+
+    Raises:
+        ValueError: the two don't have the same layers; layers before the first difference are transferred.
+
+    Example:
+        >>> dense.load_weights("dense.weights.h5")
+        >>> transfer_weights(dense, sparse)
+    """
+    sources, targets = _owners(source), _owners(target)
+    for old, new in zip(sources, targets):
+        store: dict[str, Any] = {}
+        old.save_own_variables(store)
+        gamma = store.pop(GAMMA, None) if is_masked(old) else None
+        if is_masked(new):
+            fits = gamma is not None and old.block == new.block
+            store[GAMMA] = gamma if fits else ops.convert_to_numpy(new.gamma)
+        try:
+            new.load_own_variables(store)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"The weights of layer '{old.name}' don't fit layer '{new.name}' of '{target.name}': {error}"
+            ) from error
+    if len(sources) != len(targets):
+        raise ValueError(
+            f"'{source.name}' has {len(sources)} layers with weights and '{target.name}' has {len(targets)}: "
+            "weights are transferred between models with the same layers only."
+        )
+
+
+def places(model: keras.Model) -> Iterator[Place]:
+    """Every layer of a model once, in the order of `model.layers`, nested models replaced by their layers."""
+    seen = set()
+
+    def walk(graph: keras.Model, prefix: str) -> Iterator[Place]:
+        for layer in graph.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if is_graph(layer):
+                yield from walk(layer, f"{prefix}{layer.name}/")
+            else:
+                yield Place(prefix + layer.name, layer)
+
+    return walk(model, "")
+
+
+def is_graph(layer: keras.Layer) -> bool:
+    """Whether a layer is a model whose graph Keras knows: Sequential or functional."""
+    return isinstance(layer, (keras.Sequential, Functional))
+
+
+def is_masked(layer: keras.Layer) -> bool:
+    """Whether a layer is a MaskedConv2D or a MaskedDense."""
+    return type(layer) in _PLAIN
+
+
+def effective_kernel(layer: keras.Layer) -> np.ndarray:
+    """The kernel (..., cin, cout) that a built layer computes with, as float."""
+    return ops.convert_to_numpy(layer.masked_kernel() if is_masked(layer) else layer.kernel)
+
+
+def ineligible(layer: keras.Layer, block: BlockShape) -> str | None:
+    """Why a built layer can't get a Γ of such blocks, in a few words; None if it can."""
+    if type(layer) not in _MASKED and not is_masked(layer):
+        return f"{type(layer).__name__} has no block-sparse form"
+    return unfit(layer, block)
+
+
+def unfit(layer: keras.Layer, block: BlockShape) -> str | None:
+    """Why the kernel of a convolution or dense layer doesn't divide into such blocks; None if it does."""
+    if getattr(layer, "groups", 1) != 1:
+        return f"grouped (groups={layer.groups})"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"quantised by Keras ({layer.quantization_mode})"
+    cin, cout = layer.kernel.shape[-2:]
+    if cin < block.bi:
+        return f"{cin} input channels, fewer than the {block.bi} of a block"
+    if cout < block.bo:
+        return f"{cout} output channels, fewer than the {block.bo} of a block"
+    return None
+
+
+def _owners(layer: keras.Layer) -> list[keras.Layer]:
+    """The layer and the layers inside it, as far as they have variables of their own."""
+    return [
+        one for one in layer._flatten_layers() if one._trainable_variables or one._non_trainable_variables
+    ]
+
+
+def _check_model(model: keras.Model, action: str) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"{action} takes a keras.Model; got {type(model).__name__}.")
+    if not is_graph(model):
+        raise ValueError(
+            f"{action} can't copy '{model.name}': it is a subclassed model (class {type(model).__name__}), "
+            "and Keras doesn't record which layers such a model calls. Make it functional first, which keeps "
+            "its layers and weights: inputs = keras.Input(shape); keras.Model(inputs, model.call(inputs)). "
+            "Or use bstf.MaskedConv2D and bstf.MaskedDense in the class itself."
+        )
+    if not model.built:
+        raise ValueError(
+            f"{action} needs the weights of '{model.name}', which isn't built yet: start it with a "
+            "keras.Input or call it on data once."
+        )
+
+
+def _check_finite(model: keras.Model) -> None:
+    for path, layer in places(model):
+        for weight in layer.weights:
+            value = ops.convert_to_numpy(weight)
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                raise ValueError(
+                    f"Layer '{path}' has NaN or infinite values in its {weight.name}: blocks can't be "
+                    "compared by such weights. Load a checkpoint from before the training diverged."
+                )
+
+
+def _selected(model: keras.Model, layers: Selection) -> set[int]:
+    """The ids of the layers that the user wants converted."""
+    everything = list(places(model))
+    if layers is None:
+        return {id(layer) for _, layer in everything}
+    if callable(layers):
+        return {id(layer) for _, layer in everything if layers(layer)}
+    if isinstance(layers, str):
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise ValueError(f"layers={layers!r} is not a regular expression: {error}.") from error
+        chosen = {
+            id(layer)
+            for path, layer in everything
+            if pattern.fullmatch(path) or pattern.fullmatch(layer.name)
+        }
+        if not chosen:
+            raise ValueError(f"layers={layers!r} matches the whole name of no layer of '{model.name}'.")
+        return chosen
+    names = set(layers)
+    unknown = names - {name for path, layer in everything for name in (path, layer.name)}
+    if unknown:
+        raise ValueError(f"'{model.name}' has no layers named {', '.join(sorted(map(repr, unknown)))}.")
+    return {id(layer) for path, layer in everything if path in names or layer.name in names}
+
+
+def _clone(
+    model: keras.Model, replace: Callable[[keras.Layer], keras.Layer]
+) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
+    """Rebuilds a model from replaced layers; returns it and every (layer, replacement), nested ones too."""
+    copies: dict[int, tuple[keras.Layer, keras.Layer]] = {}
+
+    def copied(layer: keras.Layer) -> keras.Layer:
+        if id(layer) not in copies:
+            copies[id(layer)] = layer, graph(layer) if is_graph(layer) else replace(layer)
+        return copies[id(layer)][1]
+
+    def graph(one: keras.Model) -> keras.Model:
+        compiled, one.compiled = one.compiled, False  # Keras would copy, and check, loss and optimizer too
+        try:
+            if isinstance(one, keras.Sequential):
+                new = keras.models.clone_model(one, clone_function=copied)
+            else:
+                # Keras names the inputs of a clone after its tensors, not after the inputs.
+                inputs = keras.tree.map_structure(_same_input, one.input)
+                new = keras.models.clone_model(one, clone_function=copied, input_tensors=inputs)
+        finally:
+            one.compiled = compiled
+        if not new.built:
+            new.build(one.input_shape)  # a Sequential without an Input
+        if not one.trainable:
+            new.trainable = False
+        return new
+
+    return graph(model), [pair for pair in copies.values() if not is_graph(pair[0])]
+
+
+def _same_input(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    layer = tensor._keras_history.operation
+    return type(layer).from_config(layer.get_config()).output
+
+
+def _same(layer: keras.Layer) -> keras.Layer:
+    """A new layer of the same class and config."""
+    try:
+        with SafeModeScope(False):  # a Lambda of the user's own model in memory, not one from a file
+            return type(layer).from_config(layer.get_config())
+    except Exception as error:
+        raise ValueError(
+            f"Layer '{layer.name}' (class {type(layer).__name__}) can't be copied: give its class a "
+            f"get_config with every argument of its constructor. Keras says: {error}"
+        ) from error

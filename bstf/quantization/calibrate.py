@@ -1,0 +1,224 @@
+"""Positions of activations, from running the folded float network on real images.
+
+Each batch chooses a position for each tensor, the most common one wins (the rule of the Vitis AI
+quantiser). Batches are streamed, and of one batch only the tensors that later operations still read are
+held.
+"""
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bstf.quantization import positions
+from bstf.quantization.network import (
+    Add,
+    AveragePool,
+    Convolution,
+    Dense,
+    GlobalAveragePool,
+    GlobalMaxPool,
+    Input,
+    MaxPool,
+    Network,
+    Operation,
+    Relu,
+    Reshape,
+    Softmax,
+    ZeroPad,
+)
+
+_BATCH = 32  # images at a time, when calibration is one array
+_QUIET_SECONDS = 2.0  # shorter calibrations show no progress bar
+
+
+def calibrate(network: Network, calibration: Any) -> dict[str, int]:
+    """Finds the positions of all activations.
+
+    The input takes the non-overflow position, every other tensor the one of least squared error.
+
+    Args:
+        network: the folded network.
+        calibration: an array (n, height, width, channels), a `tf.data.Dataset` or `keras.utils.PyDataset`
+            or any iterable of batches `x` or `(x, y)`. Read once.
+
+    Returns:
+        The position of every operation that owns a grid, by name.
+
+    Raises:
+        ValueError: no images, endless, of a wrong shape, or NaN or infinite values, in images or computed.
+        TypeError: `calibration` is nothing of the above.
+    """
+    fused = network.fused()
+    measured = {fused.get(owner, owner): owner for owner in network.grids().values()}
+    chosen: dict[str, list[int]] = defaultdict(list)
+    progress = _Progress(len(network.operations), _number_of_batches(calibration))
+    for batch in _batches(calibration, network.input):
+        for name, values in _run(network, batch):
+            progress.step()
+            if name in measured:
+                chosen[measured[name]].append(_position(network, name, values))
+    if not chosen:
+        raise ValueError("calibration holds no images; quantisation needs at least one.")
+    progress.finish()
+    return {name: positions.most_common(found) for name, found in chosen.items()}
+
+
+class _Progress:
+    """A progress bar over operations that appears once a calibration takes long."""
+
+    def __init__(self, operations: int, batches: int | None) -> None:
+        self.done, self.start = 0, time.monotonic()
+        self.target = None if batches is None else operations * batches
+        self.bar: keras.utils.Progbar | None = None
+
+    def step(self) -> None:
+        self.done += 1
+        if self.bar is None and time.monotonic() - self.start > _QUIET_SECONDS:
+            self.bar = keras.utils.Progbar(self.target, unit_name="operation")
+        if self.bar is not None:
+            self.bar.update(self.done, finalize=False)
+
+    def finish(self) -> None:
+        if self.bar is not None:
+            self.bar.update(self.done, finalize=True)
+
+
+def _batches(calibration: Any, entry: Input) -> Iterator[np.ndarray]:
+    """Checked float32 batches (n, *shape of the input)."""
+    for batch in _raw_batches(calibration):
+        images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+        if isinstance(images, dict):
+            raise TypeError("calibration batches are dictionaries; give the images alone or (images, labels).")
+        try:
+            images = np.asarray(images, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"calibration holds {type(images).__name__}, which isn't an array of images.") from error
+        if images.shape[1:] != entry.shape or images.ndim == 0:
+            raise ValueError(
+                f"calibration holds a batch of shape {images.shape}; the input {entry.name!r} needs batches "
+                f"(n, {', '.join(map(str, entry.shape))})."
+            )
+        if not np.isfinite(images).all():
+            raise ValueError("calibration holds NaN or infinite values; clean the images first.")
+        if len(images):
+            yield images
+
+
+def _raw_batches(calibration: Any) -> Iterable[Any]:
+    if isinstance(calibration, keras.utils.PyDataset):
+        return (calibration[i] for i in range(calibration.num_batches))
+    if hasattr(calibration, "shape"):  # one array: of NumPy or of a framework
+        return (calibration[i : i + _BATCH] for i in range(0, _length(calibration), _BATCH))
+    if hasattr(calibration, "cardinality") and int(calibration.cardinality()) == -1:
+        raise ValueError("calibration is an endless dataset; limit it, for instance with .take(8).")
+    if isinstance(calibration, (str, bytes, dict)) or not isinstance(calibration, Iterable):
+        raise TypeError(
+            f"calibration is a {type(calibration).__name__}; give an array (n, height, width, channels), a "
+            "tf.data.Dataset or an iterable of batches."
+        )
+    return calibration
+
+
+def _length(array: Any) -> int:
+    return int(array.shape[0]) if len(array.shape) else 1
+
+
+def _number_of_batches(calibration: Any) -> int | None:
+    """How many batches there will be, where that is known."""
+    if isinstance(calibration, keras.utils.PyDataset):
+        return calibration.num_batches
+    if hasattr(calibration, "shape"):
+        return -(-_length(calibration) // _BATCH)
+    if hasattr(calibration, "cardinality"):
+        return max(int(calibration.cardinality()), 0) or None
+    return len(calibration) if isinstance(calibration, Sized) else None
+
+
+def _position(network: Network, name: str, values: np.ndarray) -> int:
+    if isinstance(network.operations[name], Input):
+        return positions.non_overflow(float(values.min()), float(values.max()))
+    if not np.isfinite(values).all():
+        raise ValueError(f"layer {name!r} computes NaN or infinite values on the calibration images.")
+    return positions.min_mse(values, positions.half_up)
+
+
+def _run(network: Network, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Computes the network in float32, operation by operation; yields each tensor's name and values."""
+    last_use = {name: op.name for op in network.operations.values() for name in op.inputs}
+    tensors: dict[str, Any] = {}
+    for name, operation in network.operations.items():
+        if isinstance(operation, Input):
+            tensors[name] = ops.convert_to_tensor(images)
+        else:
+            tensors[name] = _compute(operation, *(tensors[source] for source in operation.inputs))
+        yield name, ops.convert_to_numpy(tensors[name])
+        for source in {name, *operation.inputs}:
+            if last_use.get(source, name) == name:
+                del tensors[source]
+
+
+@functools.singledispatch
+def _compute(operation: Operation, *x: Any) -> Any:
+    raise TypeError(type(operation).__name__)
+
+
+@_compute.register
+def _(op: Convolution, x: Any) -> Any:
+    # The format is given everywhere: a user's global default may differ.
+    return ops.conv(x, op.kernel, op.strides, op.padding, data_format="channels_last") + op.bias
+
+
+@_compute.register
+def _(op: Dense, x: Any) -> Any:
+    return ops.matmul(x, op.kernel) + op.bias
+
+
+@_compute.register
+def _(op: Relu, x: Any) -> Any:
+    return ops.relu(x) if op.ceiling is None else ops.relu6(x)
+
+
+@_compute.register
+def _(op: Add, x: Any, y: Any) -> Any:
+    return ops.add(x, y)
+
+
+@_compute.register
+def _(op: MaxPool, x: Any) -> Any:
+    return ops.max_pool(x, op.size, op.strides, op.padding, data_format="channels_last")
+
+
+@_compute.register
+def _(op: AveragePool, x: Any) -> Any:
+    return ops.average_pool(x, op.size, op.strides, op.padding, data_format="channels_last")
+
+
+@_compute.register
+def _(op: GlobalAveragePool, x: Any) -> Any:
+    return ops.mean(x, axis=(1, 2), keepdims=op.keepdims)
+
+
+@_compute.register
+def _(op: GlobalMaxPool, x: Any) -> Any:
+    return ops.max(x, axis=(1, 2), keepdims=op.keepdims)
+
+
+@_compute.register
+def _(op: ZeroPad, x: Any) -> Any:
+    return ops.pad(x, ((0, 0), *op.padding, (0, 0)))
+
+
+@_compute.register
+def _(op: Reshape, x: Any) -> Any:
+    return ops.reshape(x, (-1, *op.shape))
+
+
+@_compute.register
+def _(op: Softmax, x: Any) -> Any:
+    return ops.softmax(x)

@@ -1,0 +1,407 @@
+"""A Keras model as a flat list of typed operations, with batch normalisation folded into convolutions and
+dense layers.
+
+Sequential, functional and nested models become one list in an order in which every operation follows its
+inputs. Activations that layers carry as an argument become operations of their own, dropout and other
+identities vanish, masked layers give their masked kernels. Whatever can't be expressed is refused with a
+sentence that names the layer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+
+from bstf.blocks import BlockShape
+from bstf.layers import MaskedConv2D, MaskedDense
+from bstf.quantization.fixed_point import FixedPoint
+from bstf.quantization.network import (
+    Add,
+    AveragePool,
+    BatchNorm,
+    Convolution,
+    Dense,
+    GlobalAveragePool,
+    GlobalMaxPool,
+    GlobalPool,
+    Input,
+    MaxPool,
+    Network,
+    Operation,
+    Pool,
+    Relu,
+    Reshape,
+    Softmax,
+    Weights,
+    ZeroPad,
+)
+
+SUPPORTED = (
+    "Conv2D, Dense, MaskedConv2D, MaskedDense, BatchNormalization, ReLU, Add, MaxPooling2D, "
+    "AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, Reshape to a "
+    "vector, Dropout and a last Softmax"
+)
+_DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse
+
+
+def flatten(model: keras.Model) -> Network:
+    """Turns a Keras model into a network with batch normalisation folded.
+
+    Args:
+        model: a built Sequential or functional model (nested ones included) of one input (h, w, c) or (c,).
+            It is only read.
+
+    Returns:
+        The network.
+
+    Raises:
+        TypeError: not a Keras model.
+        ValueError: what the model is or holds isn't supported; the sentence names the layer.
+
+    Example:
+        >>> list(flatten(keras.applications.ResNet50(weights=None)).operations)[:3]
+        ['input_layer', 'conv1_pad', 'conv1_conv']
+    """
+    graph = _graph(model)
+    if len(graph.inputs) != 1:
+        raise ValueError(f"model {model.name!r} has {len(graph.inputs)} inputs; quantisation supports exactly one.")
+    tracer = _Tracer()
+    outputs = tracer.trace(model, [tracer.input(graph.inputs[0])])
+    network = Network(tracer.operations, tuple(outputs), graph._outputs_struct)
+    _fold_batch_norms(network)
+    _check_softmax(network)
+    return network
+
+
+def _graph(model: Any) -> Any:
+    """The functional graph of a Sequential or functional model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"quantisation needs a Keras model; got {type(model).__name__}.")
+    if isinstance(model, keras.Sequential):
+        if not model.built or model._functional is None:
+            raise ValueError(f"model {model.name!r} isn't built; give it a keras.Input as its first layer.")
+        return model._functional
+    if not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(
+            f"model {model.name!r} is a subclassed {type(model).__name__}, whose layers can't be read; write "
+            "it as a functional or Sequential model."
+        )
+    return model
+
+
+def _refuse(layer: Any, reason: str) -> NoReturn:
+    raise ValueError(f"layer {layer.name!r} ({type(layer).__name__}) can't be quantised: {reason}")
+
+
+def _unsupported(layer: Any) -> NoReturn:
+    if isinstance(layer, FixedPoint):
+        raise ValueError(f"layer {layer.name!r} is a FixedPoint: the model is quantised already.")
+    if isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)):
+        _refuse(layer, "apply it to the images before they enter the model.")
+    _refuse(layer, f"supported are {SUPPORTED}.")
+
+
+class _Tracer:
+    """Walks the graph of a model and of the models in it and collects operations."""
+
+    def __init__(self) -> None:
+        self.operations: dict[str, Operation] = {}
+
+    def input(self, tensor: Any) -> str:
+        shape = tuple(tensor.shape[1:])
+        name = tensor._keras_history.operation.name
+        if None in shape or len(shape) not in (1, 3):
+            raise ValueError(
+                f"input {name!r} has the shape {shape}; quantisation needs images (height, width, channels) "
+                "or vectors of fixed size: build the model with such a keras.Input."
+            )
+        return self.add(Input(name=name, inputs=(), shape=shape))
+
+    def add(self, operation: Operation) -> str:
+        name, number = operation.name, 0
+        while name in self.operations:  # a layer that is called twice, or a name that nested models share
+            number += 1
+            name = f"{operation.name}_{number}"
+        self.operations[name] = replace(operation, name=name)
+        return name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.operations[name].shape
+
+    def trace(self, model: keras.Model, inputs: Sequence[str]) -> list[str]:
+        graph = _graph(model)
+        tensors = {id(tensor): name for tensor, name in zip(graph.inputs, inputs)}
+        for depth in sorted(graph._nodes_by_depth, reverse=True):
+            for node in graph._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                names = [tensors[id(tensor)] for tensor in node.input_tensors]
+                for tensor, name in zip(node.outputs, self.call(node, names)):
+                    tensors[id(tensor)] = name
+        return [tensors[id(tensor)] for tensor in graph.outputs]
+
+    def call(self, node: Any, inputs: list[str]) -> list[str]:
+        layer = node.operation
+        if isinstance(layer, keras.Model):
+            return self.trace(layer, inputs)
+        if node.arguments.kwargs.get("training"):
+            _refuse(layer, "it is called with training=True; call it without.")
+        return [self.layer(layer, inputs)]
+
+    def layer(self, layer: Any, inputs: list[str]) -> str:
+        """Appends a layer's operations; returns the name of the last."""
+        # Of exactly these classes: what a subclass computes isn't known.
+        handler = _HANDLERS.get(type(layer)) or _FUNCTIONS.get(_function_name(layer))
+        if handler is None:
+            _unsupported(layer)
+        if getattr(layer, "data_format", "channels_last") != "channels_last":
+            _refuse(layer, "its data format is channels first; only channels last is supported.")
+        return handler(self, layer, inputs)
+
+    def activation(self, layer: Any, source: str, name: str | None = None) -> str:
+        """Appends the activation function of a layer, under `name` or one made from its source's."""
+        function = layer.activation
+        if isinstance(function, keras.layers.Layer):
+            return self.layer(function, [source])
+        common = {"inputs": (source,), "shape": self.shape(source)}
+        if function in (None, keras.activations.linear):
+            return source
+        if function in (keras.activations.relu, keras.activations.relu6):
+            ceiling = 6.0 if function is keras.activations.relu6 else None
+            return self.add(Relu(name=name or f"{source}_relu", ceiling=ceiling, **common))
+        if function is keras.activations.softmax:
+            return self.add(Softmax(name=name or f"{source}_softmax", **common))
+        label = ".".join(getattr(function, part, "?") for part in ("__module__", "__qualname__"))
+        _refuse(
+            layer,
+            f"its activation is {label}; supported are keras.activations.linear, relu, relu6 and, at the end, softmax.",
+        )
+
+
+def _function_name(operation: Any) -> str | None:
+    """Class name of an operation that `keras.ops` or an operator such as + made."""
+    return type(operation).__name__ if type(operation).__module__.startswith("keras.src.ops.") else None
+
+
+def _output_shape(tracer: _Tracer, layer: Any, source: str) -> tuple[int, ...]:
+    shape = tuple(layer.compute_output_shape((None, *tracer.shape(source)))[1:])
+    if any(size is None or size < 1 for size in shape):
+        _refuse(layer, f"its output for an input of shape {tracer.shape(source)} would have the shape {shape}.")
+    return shape
+
+
+def _array(layer: Any, variable: Any, what: str) -> np.ndarray:
+    values = keras.ops.convert_to_numpy(variable).astype(np.float32)
+    if not np.isfinite(values).all():
+        _refuse(
+            layer,
+            f"its {what} holds NaN or infinite values; quantise a checkpoint from before training diverged.",
+        )
+    return values
+
+
+def _weights(layer: Any) -> dict[str, Any]:
+    masked = isinstance(layer, (MaskedConv2D, MaskedDense))
+    kernel = _array(layer, layer.masked_kernel() if masked else layer.kernel, "kernel")
+    bias = _array(layer, layer.bias, "bias") if layer.use_bias else np.zeros(kernel.shape[-1], np.float32)
+    return {"kernel": kernel + 0.0, "bias": bias, "block": layer.block if masked else _DEFAULT_BLOCK}
+
+
+def _convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    if layer.groups != 1 or tuple(layer.dilation_rate) != (1, 1):
+        _refuse(
+            layer,
+            f"it has groups={layer.groups}, dilation_rate={tuple(layer.dilation_rate)}; both must be 1.",
+        )
+    if layer.padding not in ("valid", "same"):
+        _refuse(layer, f"its padding is {layer.padding!r}; supported are 'valid' and 'same'.")
+    shape = _output_shape(tracer, layer, inputs[0])
+    operation = Convolution(
+        name=layer.name,
+        inputs=(inputs[0],),
+        shape=shape,
+        **_weights(layer),
+        strides=tuple(layer.strides),
+        padding=layer.padding,
+    )
+    return tracer.activation(layer, tracer.add(operation))
+
+
+def _dense(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    if len(tracer.shape(inputs[0])) != 1:
+        _refuse(layer, f"its input has the shape {tracer.shape(inputs[0])}, not a vector; put a Flatten in front.")
+    shape = _output_shape(tracer, layer, inputs[0])
+    name = tracer.add(Dense(name=layer.name, inputs=(inputs[0],), shape=shape, **_weights(layer)))
+    return tracer.activation(layer, name)
+
+
+def _batch_norm(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shape = tracer.shape(inputs[0])
+    axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
+    if axis % (len(shape) + 1) != len(shape):
+        _refuse(layer, f"it normalises axis {axis}; only the last axis, the channels, is supported.")
+    variance = _array(layer, layer.moving_variance, "moving variance").astype(np.float64) + layer.epsilon
+    if not (variance > 0).all():
+        _refuse(layer, "its moving variance is negative, or zero without an epsilon.")
+    scale = 1.0 / np.sqrt(variance)
+    if layer.scale:
+        scale = scale * _array(layer, layer.gamma, "gamma")
+    offset = -_array(layer, layer.moving_mean, "moving mean") * scale
+    if layer.center:
+        offset = offset + _array(layer, layer.beta, "beta")
+    return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=offset))
+
+
+def _relu_layer(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
+        _refuse(layer, "supported are ReLU() and ReLU(max_value=6), without slope and threshold.")
+    return tracer.add(
+        Relu(
+            name=layer.name,
+            inputs=(inputs[0],),
+            shape=tracer.shape(inputs[0]),
+            ceiling=None if layer.max_value is None else 6.0,
+        )
+    )
+
+
+def _activation_layer(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    return tracer.activation(layer, inputs[0], layer.name)
+
+
+def _softmax_layer(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shape = tracer.shape(inputs[0])
+    if layer.axis not in (-1, len(shape)):
+        _refuse(layer, f"it works along axis {layer.axis}; only the last axis is supported.")
+    return tracer.add(Softmax(name=layer.name, inputs=(inputs[0],), shape=shape))
+
+
+def _function(ceiling: float | None) -> Callable[[_Tracer, Any, list[str]], str]:
+    def relu(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+        shape = tracer.shape(inputs[0])
+        return tracer.add(Relu(name=layer.name, inputs=(inputs[0],), shape=shape, ceiling=ceiling))
+
+    return relu
+
+
+def _add(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shapes = {tracer.shape(name) for name in inputs}
+    if len(inputs) < 2 or len(shapes) != 1:
+        listed = ", ".join(map(str, map(tracer.shape, inputs)))
+        _refuse(layer, f"its inputs have the shapes {listed}; an add needs two or more tensors of one shape.")
+    total, (shape,) = inputs[0], shapes
+    for number, term in enumerate(inputs[1:], start=2):  # the last partial sum takes the layer's name
+        name = layer.name if number == len(inputs) else f"{layer.name}_first{number}"
+        total = tracer.add(Add(name=name, inputs=(total, term), shape=shape))
+    return total
+
+
+def _pool(kind: type[Pool]) -> Callable[[_Tracer, Any, list[str]], str]:
+    def pool(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+        shape = _output_shape(tracer, layer, inputs[0])
+        if kind is AveragePool and len(set(layer.strides)) > 1:
+            _refuse(layer, f"its strides are {tuple(layer.strides)}; average pooling needs equal ones.")
+        return tracer.add(
+            kind(
+                name=layer.name,
+                inputs=(inputs[0],),
+                shape=shape,
+                size=tuple(layer.pool_size),
+                strides=tuple(layer.strides),
+                padding=layer.padding,
+            )
+        )
+
+    return pool
+
+
+def _global_pool(kind: type[GlobalPool]) -> Callable[[_Tracer, Any, list[str]], str]:
+    def pool(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+        shape = _output_shape(tracer, layer, inputs[0])
+        return tracer.add(kind(name=layer.name, inputs=(inputs[0],), shape=shape, keepdims=bool(layer.keepdims)))
+
+    return pool
+
+
+def _zero_pad(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shape = _output_shape(tracer, layer, inputs[0])
+    padding = tuple(tuple(pair) for pair in layer.padding)
+    return tracer.add(ZeroPad(name=layer.name, inputs=(inputs[0],), shape=shape, padding=padding))
+
+
+def _reshape(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shape = _output_shape(tracer, layer, inputs[0])
+    if len(shape) != 1 and not (len(shape) == 3 and shape[:2] == (1, 1)):
+        _refuse(layer, f"it reshapes to {shape}; supported are vectors (n,) and (1, 1, n).")
+    return tracer.add(Reshape(name=layer.name, inputs=(inputs[0],), shape=shape))
+
+
+def _identity(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    return inputs[0]
+
+
+_HANDLERS = {
+    keras.layers.Conv2D: _convolution,
+    MaskedConv2D: _convolution,
+    keras.layers.Dense: _dense,
+    MaskedDense: _dense,
+    keras.layers.BatchNormalization: _batch_norm,
+    keras.layers.ReLU: _relu_layer,
+    keras.layers.Activation: _activation_layer,
+    keras.layers.Softmax: _softmax_layer,
+    keras.layers.Add: _add,
+    keras.layers.MaxPooling2D: _pool(MaxPool),
+    keras.layers.AveragePooling2D: _pool(AveragePool),
+    keras.layers.GlobalAveragePooling2D: _global_pool(GlobalAveragePool),
+    keras.layers.GlobalMaxPooling2D: _global_pool(GlobalMaxPool),
+    keras.layers.ZeroPadding2D: _zero_pad,
+    keras.layers.Flatten: _reshape,
+    keras.layers.Reshape: _reshape,
+    keras.layers.Dropout: _identity,
+    keras.layers.SpatialDropout2D: _identity,
+    keras.layers.AlphaDropout: _identity,
+    keras.layers.GaussianDropout: _identity,
+    keras.layers.GaussianNoise: _identity,
+    keras.layers.ActivityRegularization: _identity,
+    keras.layers.Identity: _identity,
+}
+_FUNCTIONS = {"Add": _add, "Relu": _function(None), "Relu6": _function(6.0)}  # of keras.ops
+
+
+def _fold_batch_norms(network: Network) -> None:
+    """Folds w * scale and b * scale + offset per output channel; zeros of a kernel stay exactly zero."""
+    for norm in [op for op in network.operations.values() if isinstance(op, BatchNorm)]:
+        producer = network.operations[norm.inputs[0]]
+        if not isinstance(producer, Weights) or network.only_consumer(producer.name, network.consumers()) is not norm:
+            raise ValueError(
+                f"batch normalisation {norm.name!r} can't be folded: it must directly follow a convolution "
+                "or dense layer without activation whose result nothing else reads, but follows "
+                f"{producer.name!r}."
+            )
+        with np.errstate(over="ignore"):
+            producer.kernel = (producer.kernel * norm.scale).astype(np.float32) + 0.0
+            producer.bias = (producer.bias * norm.scale + norm.offset).astype(np.float32)
+        if not (np.isfinite(producer.kernel).all() and np.isfinite(producer.bias).all()):
+            raise ValueError(
+                f"folding batch normalisation {norm.name!r} into {producer.name!r} overflows; its scale is too large."
+            )
+        _remove(network, norm)
+
+
+def _remove(network: Network, operation: Operation) -> None:
+    """Takes out an operation of one input; its consumers read the input."""
+    (source,) = operation.inputs
+    del network.operations[operation.name]
+    for other in network.operations.values():
+        other.inputs = tuple(source if name == operation.name else name for name in other.inputs)
+    network.outputs = tuple(source if name == operation.name else name for name in network.outputs)
+
+
+def _check_softmax(network: Network) -> None:
+    for name, readers in network.consumers().items():
+        if isinstance(network.operations[name], Softmax) and readers:
+            raise ValueError(
+                f"softmax {name!r} is followed by {readers[0].name!r}; softmax is supported at the end of a model only."
+            )

@@ -1,0 +1,181 @@
+"""The flat network between a Keras model and its fixed-point model: typed operations in order of
+computation.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bstf.blocks import BlockShape
+
+
+@dataclass(kw_only=True)
+class Operation:
+    """One operation and the tensor it yields, which goes by the operation's name.
+
+    Attributes:
+        name: unique in its network; the Keras layer's name where that is.
+        inputs: names of the operations whose tensors it reads.
+        shape: of its tensor, without the batch.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+class Input(Operation):
+    """The network's input."""
+
+
+@dataclass(kw_only=True)
+class Weights(Operation):
+    """A linear operation with a kernel (..., cin, cout) and a bias (cout,), both float32."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    block: BlockShape
+
+
+@dataclass(kw_only=True)
+class Convolution(Weights):
+    """2D convolution; kernel (h, w, cin, cout)."""
+
+    strides: tuple[int, int]
+    padding: str
+
+
+class Dense(Weights):
+    """Product of vectors and a matrix; kernel (cin, cout)."""
+
+
+@dataclass(kw_only=True)
+class BatchNorm(Operation):
+    """x * scale + offset per channel, both float64 (channels,); gone after folding."""
+
+    scale: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(kw_only=True)
+class Relu(Operation):
+    """max(x, 0), and min(., 6) where `ceiling` is 6."""
+
+    ceiling: float | None
+
+
+class Add(Operation):
+    """Sum of two tensors of one shape."""
+
+
+@dataclass(kw_only=True)
+class Pool(Operation):
+    """Pooling over windows."""
+
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str
+
+
+class MaxPool(Pool):
+    """Largest element of each window."""
+
+
+class AveragePool(Pool):
+    """Mean of the elements of each window that aren't padding."""
+
+
+@dataclass(kw_only=True)
+class GlobalPool(Operation):
+    """Pooling over the whole image."""
+
+    keepdims: bool
+
+
+class GlobalAveragePool(GlobalPool):
+    """Mean of each channel."""
+
+
+class GlobalMaxPool(GlobalPool):
+    """Largest element of each channel."""
+
+
+@dataclass(kw_only=True)
+class ZeroPad(Operation):
+    """Zeros around the image: ((top, bottom), (left, right))."""
+
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+
+class Reshape(Operation):
+    """The same elements in the same order in another shape."""
+
+
+class Softmax(Operation):
+    """Softmax over the last axis, in float; only at the end."""
+
+
+# Their results are put on a grid; every other operation's result lies on the grid of its input.
+REQUANTISED = (Convolution, Dense, Add, AveragePool, GlobalAveragePool)
+
+
+@dataclass
+class Network:
+    """Operations in order of computation.
+
+    Attributes:
+        operations: by name, every operation after its inputs. The first is the `Input`.
+        outputs: names of the tensors that the network yields, in the order of the Keras model's outputs.
+        structure: the Keras model's outputs, which may be a list or a dictionary of tensors.
+    """
+
+    operations: dict[str, Operation]
+    outputs: tuple[str, ...]
+    structure: Any = None
+
+    @property
+    def input(self) -> Input:
+        """The only input."""
+        return next(iter(self.operations.values()))
+
+    def consumers(self) -> dict[str, list[Operation]]:
+        """Operations that read each tensor."""
+        readers: dict[str, list[Operation]] = {name: [] for name in self.operations}
+        for operation in self.operations.values():
+            for name in dict.fromkeys(operation.inputs):
+                readers[name].append(operation)
+        return readers
+
+    def only_consumer(self, name: str, readers: dict[str, list[Operation]]) -> Operation | None:
+        """The operation that alone reads a tensor, unless the tensor is an output of the network too."""
+        if name in self.outputs or len(readers[name]) != 1:
+            return None
+        return readers[name][0]
+
+    def fused(self) -> dict[str, str]:
+        """Relus computed before their producer's result is put on its grid: producer -> relu."""
+        readers = self.consumers()
+        pairs = ((op.name, self.only_consumer(op.name, readers)) for op in self.operations.values())
+        return {
+            name: relu.name
+            for name, relu in pairs
+            if isinstance(relu, Relu) and isinstance(self.operations[name], REQUANTISED)
+        }
+
+    def grids(self) -> dict[str, str]:
+        """Tensors that lie on a grid -> the operation that owns their position.
+
+        The input, convolutions, dense layers and adds own one; all other operations pass on the grid of
+        their input.
+        """
+        fused, owners = self.fused(), {}
+        for name, operation in self.operations.items():
+            if isinstance(operation, (Input, Weights, Add)):
+                owner = name
+            elif isinstance(operation, Softmax):
+                continue
+            else:
+                owner = owners.get(operation.inputs[0], operation.inputs[0])
+            owners[name] = owner
+        return {name: owner for name, owner in owners.items() if name not in fused}

@@ -1,0 +1,216 @@
+"""A float model to a fixed-point model: fold, find positions, adjust them, build."""
+
+import functools
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from bstf.quantization.adjust import Positions, adjust
+from bstf.quantization.calibrate import calibrate
+from bstf.quantization.fixed_point import (
+    FixedPoint,
+    FixedPointAveragePooling2D,
+    FixedPointConv2D,
+    FixedPointDense,
+    FixedPointGlobalAveragePooling2D,
+    accumulator_type,
+)
+from bstf.quantization.fold import flatten
+from bstf.quantization.network import (
+    REQUANTISED,
+    Add,
+    AveragePool,
+    Convolution,
+    GlobalAveragePool,
+    GlobalMaxPool,
+    Input,
+    MaxPool,
+    Network,
+    Operation,
+    Relu,
+    Reshape,
+    Softmax,
+    Weights,
+    ZeroPad,
+)
+from bstf.quantization.positions import half_even, min_mse, to_integers
+
+
+def quantize(model: keras.Model, calibration: Any) -> keras.Model:
+    """Quantises a trained model to power-of-two INT8, after training.
+
+    Weights, biases and activations lie on grids integer * 2**-position of 8 bits, one position a tensor;
+    the model that comes back computes what integer hardware computes, exactly, in float arithmetic. Batch
+    normalisation is folded, zero blocks of masked layers stay exactly zero, a last softmax stays in float.
+
+    Args:
+        model: a built Sequential or functional model (nested ones included) with one input of fixed size,
+            of Conv2D, Dense, their masked siblings, BatchNormalization after these, ReLU and relu6, Add,
+            max, average and global pooling, ZeroPadding2D, Flatten, Dropout and a last Softmax. It stays
+            untouched.
+        calibration: images like those the model will see: an array (n, height, width, channels), a
+            `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. A few dozen images suffice. Read
+            once.
+
+    Returns:
+        A Keras model with the same inputs and outputs, whose layers keep their names; each grid is a
+        `FixedPoint` layer named after its layer, `<name>_grid`.
+
+    Raises:
+        TypeError: `model` or `calibration` isn't what is described above.
+        ValueError: a layer that isn't supported, NaN weights, no or bad images. The sentence names what and
+            the way out.
+
+    Example:
+        >>> quantised = bstf.quantize(model, images[:64])
+        >>> bstf.export(quantised, "build/model")
+    """
+    network = flatten(model)
+    positions = adjust(network, _positions(network, calibration))
+    entry, outputs = _Builder(network, positions).build()
+    return keras.Model(entry, keras.tree.pack_sequence_as(network.structure, outputs), name=model.name)
+
+
+def _positions(network: Network, calibration: Any) -> Positions:
+    weights = [op for op in network.operations.values() if isinstance(op, Weights)]
+    return Positions(
+        activation=calibrate(network, calibration),
+        kernel={op.name: min_mse(op.kernel, half_even) for op in weights},
+        bias={op.name: min_mse(op.bias, half_even) for op in weights},
+    )
+
+
+class _Builder:
+    """Builds the Keras model of fixed-point layers."""
+
+    def __init__(self, network: Network, positions: Positions):
+        self.network, self.positions = network, positions
+        self.grids, self.fused = network.grids(), network.fused()
+        self.names = set(network.operations)
+
+    def build(self) -> tuple[Any, list[Any]]:
+        """Returns the Keras input and outputs."""
+        tensors: dict[str, Any] = {}
+        for name, operation in self.network.operations.items():
+            if isinstance(operation, Input):
+                entry = keras.Input(operation.shape, name=name, dtype="float32")
+                tensors[name] = self.grid(name, entry)
+                continue
+            inputs = [tensors[source] for source in operation.inputs]
+            tensors[name] = self.layer(operation, inputs)
+            requantised = isinstance(operation, (*REQUANTISED, Relu))
+            if requantised and name not in self.fused:
+                tensors[name] = self.grid(name, tensors[name])
+        return entry, [tensors[name] for name in self.network.outputs]
+
+    def grid(self, name: str, tensor: Any) -> Any:
+        owner = self.grids[name]
+        base = f"{owner if self.fused.get(owner) == name else name}_grid"
+        while base in self.names:
+            base += "_"
+        self.names.add(base)
+        return FixedPoint(self.positions.activation[owner], name=base)(tensor)
+
+    def layer(self, operation: Operation, inputs: list[Any]) -> Any:
+        if isinstance(operation, Weights):
+            return self.weights(operation, inputs[0])
+        tensor = inputs if isinstance(operation, Add) else inputs[0]
+        for layer in _layers(operation, self.network.operations[operation.inputs[0]].shape):
+            tensor = layer(tensor)
+        return tensor
+
+    def weights(self, op: Weights, tensor: Any) -> Any:
+        kernel_position, bias_position = self.positions.kernel[op.name], self.positions.bias[op.name]
+        input_position = self.positions.activation[self.grids[op.inputs[0]]]
+        kernel = to_integers(op.kernel, kernel_position, half_even)
+        bias = to_integers(op.bias, bias_position, half_even)
+        shift = kernel_position + input_position - bias_position
+        common = {
+            "kernel_position": kernel_position,
+            "bias_position": bias_position,
+            "block": op.block,
+            "accumulator": accumulator_type(_largest_sum(kernel, bias, shift)),
+            "trainable": False,
+            "name": op.name,
+        }
+        if isinstance(op, Convolution):
+            layer = FixedPointConv2D(
+                kernel.shape[-1], kernel.shape[:2], strides=op.strides, padding=op.padding, **common
+            )
+        else:
+            layer = FixedPointDense(kernel.shape[-1], **common)
+        result = layer(tensor)
+        layer.kernel.assign(np.ldexp(kernel, -kernel_position))
+        layer.bias.assign(np.ldexp(bias, -bias_position))
+        return result
+
+
+def _largest_sum(kernel: np.ndarray, bias: np.ndarray, shift: int) -> int:
+    """Bound of the magnitude of any partial sum of an output, in units of the sum, for any input of 8
+    bits.
+    """
+    weights = np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(axis=0, dtype=np.float64)
+    return math.ceil(np.max(weights * 128 + np.ldexp(np.abs(bias).astype(np.float64), shift)))
+
+
+@functools.singledispatch
+def _layers(op: Operation, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    """Keras layers of an operation without weights, for an input of `shape`."""
+    raise TypeError(type(op).__name__)
+
+
+def _options(op: Operation) -> dict[str, str]:
+    return {"name": op.name, "dtype": "float32"}  # whatever the global policy
+
+
+def _spatial_options(op: Operation) -> dict[str, str]:
+    return {**_options(op), "data_format": "channels_last"}  # whatever the global format
+
+
+@_layers.register
+def _(op: Relu, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.ReLU(op.ceiling, **_options(op))]
+
+
+@_layers.register
+def _(op: Add, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.Add(**_options(op))]
+
+
+@_layers.register
+def _(op: MaxPool, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.MaxPooling2D(op.size, op.strides, op.padding, **_spatial_options(op))]
+
+
+@_layers.register
+def _(op: AveragePool, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [FixedPointAveragePooling2D(op.size, op.strides, op.padding, **_options(op))]
+
+
+@_layers.register
+def _(op: GlobalAveragePool, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [FixedPointGlobalAveragePooling2D(keepdims=op.keepdims, **_options(op))]
+
+
+@_layers.register
+def _(op: GlobalMaxPool, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    # As the pooling window that it is, which every reader of the graph knows.
+    pool = keras.layers.MaxPooling2D(shape[:2], **_spatial_options(op))
+    return [pool] if op.keepdims else [pool, keras.layers.Reshape(op.shape, dtype="float32")]
+
+
+@_layers.register
+def _(op: ZeroPad, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.ZeroPadding2D(op.padding, **_spatial_options(op))]
+
+
+@_layers.register
+def _(op: Reshape, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.Reshape(op.shape, **_options(op))]
+
+
+@_layers.register
+def _(op: Softmax, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.Softmax(**_options(op))]

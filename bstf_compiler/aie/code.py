@@ -1,0 +1,65 @@
+"""What a compiled network consists of: instructions, memory map, data image. Nothing else is needed to run or time it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.isa import Instruction
+from bstf_compiler.aie.memory import Allocation, Place
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the network: tensor in DDR, logical shape (h, w, c), position, shape for the user without
+    batch, and what the host does to it after the array ("none" or "softmax").
+    """
+
+    tensor: str
+    shape: tuple[int, int, int]
+    position: int
+    user_shape: tuple[int, ...]
+    host: str = "none"
+
+
+@dataclass
+class Step:
+    """What runs between two barriers: output rows [first, last) of a layer, on all units.
+
+    `locks`: initial values. `buffers`: name, address and bytes in every core. `keeps`: whether the layer's output is
+    whole after this step.
+    """
+
+    layer: str
+    op: str
+    output: str
+    rows: tuple[int, int]
+    stage: int
+    keeps: bool
+    locks: dict[str, int] = field(default_factory=dict)
+    buffers: list[tuple[str, int, int]] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
+
+
+@dataclass
+class Code:
+    """A network compiled for a device.
+
+    `tensors`: place, logical channels and position of every activation; `data`: bytes of DDR that are known at compile
+    time (the packed weights), from `data_address` on.
+    """
+
+    name: str
+    device: DeviceSpec
+    input: Port
+    outputs: list[Port]
+    tensors: dict[str, tuple[Place, int, int]]
+    allocations: list[Allocation]
+    steps: list[Step]
+    data_address: int
+    data: bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights, bias, Γ indices and parameters in DDR."""
+        return len(self.data)

@@ -1,0 +1,224 @@
+"""How long a program takes.
+
+`exact` (default) runs the locks of the very instructions that the simulator executes, with true bytes over the links'
+rates and effective multiply-adds over the cores' rate: a kept block costs what it costs, on the core that has it.
+`published` applies the formulas behind the paper's tables to the program's sub-volumes, for comparison with those
+tables only (see published.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bstf_compiler.aie import events, published
+from bstf_compiler.aie.code import Code, Step
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
+from bstf_compiler.aie.layer import BLOCK
+
+
+@dataclass(frozen=True)
+class Span:
+    """One instruction, all its iterations, on one unit.
+
+    `start` and `end` are seconds since the start of the program; `busy` is the work inside, in seconds; `bytes` moved
+    and effective multiply-adds `macs` are those of all iterations.
+    """
+
+    layer: str
+    kind: str
+    unit: str
+    start: float
+    end: float
+    busy: float
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class LayerEstimate:
+    """Times of one layer, in seconds; durations of all layers add up to the total.
+
+    `kinds`: busy seconds of the busiest unit by instruction kind; `bound`: the kind whose busiest unit works longest;
+    `macs`: effective multiply-adds; `bytes`: moved by all instructions.
+    """
+
+    name: str
+    op: str
+    start: float
+    seconds: float
+    kinds: dict[str, float]
+    bound: str
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Times of a program on a device under a cost model."""
+
+    device: str
+    cost_model: str
+    layers: tuple[LayerEstimate, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def total_seconds(self) -> float:
+        """Time of one image through the whole network, in seconds."""
+        return sum(layer.seconds for layer in self.layers)
+
+
+def estimate(code: Code, cost_model: str = "exact") -> Estimate:
+    """Times of a program.
+
+    Args:
+        code: the program.
+        cost_model: `exact` or `published`.
+
+    Raises:
+        ValueError: unknown cost model.
+    """
+    models: dict[str, Callable[[Code, Step], list[Span]]] = {"exact": _exact, "published": _published}
+    if cost_model not in models:
+        raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
+    layers: list[LayerEstimate] = []
+    spans: list[Span] = []
+    clock = 0.0
+    groups: dict[int, list[Step]] = {}
+    for step in code.steps:
+        groups.setdefault(step.stage, []).append(step)
+    for steps in groups.values():
+        start, own = clock, []
+        for step in steps:
+            made = models[cost_model](code, step)
+            own += [_shifted(span, clock) for span in made]
+            clock += max((span.end for span in made), default=0.0)
+        layers.append(_layer(steps[0], start, clock - start, own))
+        spans += own
+    return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans))
+
+
+def _shifted(span: Span, by: float) -> Span:
+    return Span(
+        span.layer, span.kind, span.unit, span.start + by, span.end + by, span.busy, span.bytes, span.macs
+    )  # fmt: skip
+
+
+def _layer(step: Step, start: float, seconds: float, spans: list[Span]) -> LayerEstimate:
+    busy: dict[tuple[str, str], float] = {}
+    for span in spans:
+        busy[span.kind, span.unit] = busy.get((span.kind, span.unit), 0.0) + span.busy
+    kinds = {kind: max((b for (k, _), b in busy.items() if k == kind), default=0.0) for kind in KINDS}
+    return LayerEstimate(
+        step.layer, step.op, start, seconds, kinds, max(KINDS, key=lambda kind: kinds[kind]),
+        sum(span.macs for span in spans), sum(span.bytes for span in spans),
+    )  # fmt: skip
+
+
+# --- exact ---
+
+
+def seconds(device: DeviceSpec, instruction: Instruction) -> float:
+    """Seconds of one iteration: bytes over the link's rate; whole cycles of work over the core's rate."""
+    if isinstance(instruction, Transfer):
+        return instruction.bytes / getattr(device.links, instruction.kind.lower())
+    core = device.core
+    rate = core.macs_per_cycle if instruction.op == "conv" else core.elementwise_per_cycle
+    return math.ceil(instruction.work / rate) / device.clock_hz
+
+
+def _exact(code: Code, step: Step) -> list[Span]:
+    durations = [seconds(code.device, instruction) for instruction in step.instructions]
+    by_identity = {id(instruction): time for instruction, time in zip(step.instructions, durations)}
+    order = events.run(step.instructions, step.locks, lambda instruction: by_identity[id(instruction)])
+    starts = np.full(len(durations), np.inf)
+    ends = np.zeros(len(durations))
+    np.minimum.at(starts, order.instruction, order.start)
+    np.maximum.at(ends, order.instruction, order.end)
+    return [
+        Span(
+            step.layer, instruction.kind, instruction.unit, float(start), float(end),
+            duration * instruction.iterations, instruction.bytes * instruction.iterations, _macs(instruction),
+        )
+        for instruction, start, end, duration in zip(step.instructions, starts, ends, durations)
+    ]  # fmt: skip
+
+
+def _macs(instruction: Instruction) -> int:
+    is_conv = isinstance(instruction, Compute) and instruction.op == "conv"
+    return instruction.work * instruction.iterations if is_conv else 0
+
+
+# --- published ---
+
+_PUBLISHED_OPS = {
+    "conv": "conv2d", "add": "add", "requantize": "maxpool2d", "maxpool": "maxpool2d", "averagepool": "avgpool2d"
+}  # fmt: skip
+
+
+def _published(code: Code, step: Step) -> list[Span]:
+    """One span an instruction kind; their ends say when the layer is over."""
+    device, layer = code.device, _published_layer(code, step)
+    rate, clock = device.links.loadfm, device.clock_hz
+    kinds = {
+        "LOAD": _slowest(step, "LOAD", device.links.load),
+        "LOADW": published.loadw_seconds(layer, device.memtiles, 1, rate),
+        "LOADFM": sum(published.loadfm_seconds(layer, rate)),
+        "LOADWM": sum(published.loadwm_seconds(layer, rate)),
+        "COMP": sum(published.comp_seconds(layer, clock)),
+        "WRITEFM": sum(published.writefm_seconds(layer, rate)),
+        "WRITE": _slowest(step, "WRITE", device.links.write),
+    }
+    total = published.layer_seconds(layer, kinds["LOAD"], kinds["LOADW"], kinds["WRITE"], rate, clock)
+    macs = sum(_macs(instruction) for instruction in step.instructions)
+    return [
+        Span(
+            step.layer, kind, "all", 0.0, total, busy,
+            sum(i.bytes * i.iterations for i in step.instructions if i.kind == kind), macs if kind == "COMP" else 0,
+        )
+        for kind, busy in kinds.items()
+    ]  # fmt: skip
+
+
+def _slowest(step: Step, kind: str, rate: float) -> float:
+    loads: dict[str, int] = {}
+    for instruction in step.instructions:
+        if instruction.kind == kind:
+            loads[instruction.unit] = loads.get(instruction.unit, 0) + instruction.bytes * instruction.iterations
+    return max(loads.values(), default=0) / rate
+
+
+def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
+    """The step's sub-volumes: those of the busiest core, its column's output, the runs of its column."""
+    work = [i for i in step.instructions if isinstance(i, Compute)]
+    largest = max(work, key=lambda i: (i.input_shape[0] * i.input_shape[1], i.output_shape[2]))
+    column = largest.unit.rsplit(".", 1)[0]
+    mine = [i for i in work if i.unit == largest.unit and i.finish]
+    tallest = max(i.input_shape[0] for i in mine)
+    channels = {i.unit: i.output_shape[2] for i in work if i.unit.rsplit(".", 1)[0] == column}
+    output, inputs = code.tensors[step.output][0], [largest.input_shape] * len(largest.inputs)
+    full = tuple((1, *shape) for shape in inputs)
+    conv = largest.op == "conv"
+    splits = max(1, sum(i.unit == largest.unit for i in work) // len(mine)) if conv else 1
+    chunks = sum(i.kind == "LOADW" for i in step.instructions) // splits if conv else 0
+    dense = sum(
+        math.prod(i.output_shape) * math.prod(i.kernel) * i.input_shape[2] * i.iterations for i in work
+    )  # fmt: skip
+    effective = sum(i.work * i.iterations for i in work)
+    return published.PublishedLayer(
+        name=step.layer,
+        op=_PUBLISHED_OPS[step.op],
+        input_shapes=full,
+        output_shape=(1, output.shape[0], output.shape[1], output.shape[2] * BLOCK),
+        input=(1, *largest.input_shape),
+        output=(1, *largest.output_shape[:2], sum(channels.values())),
+        weights=(largest.output_shape[2], *largest.kernel, largest.input_shape[2]) if conv else None,
+        density=max(effective / dense, 1e-9) if conv and dense else 1.0,
+        chunks=chunks,
+        cin_splits=splits,
+        segments=tuple(published.Segment(i.iterations, i.input_shape[0] == tallest) for i in mine),
+    )

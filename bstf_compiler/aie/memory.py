@@ -1,0 +1,208 @@
+"""Where tensors live: addresses in the memory tiles while they fit, in DDR if not.
+
+A tensor is cut evenly by width, a piece a memory tile, at one address in all of them; a piece is (rows, its columns,
+channels padded to eight). What doesn't fit is spilled: it lives in DDR, and the layers that write or read it pass
+through staging buffers, in bands of rows if even those don't fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.layer import BLOCK, Layer, share
+
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks)."""
+
+    memory: str
+    address: int
+    shape: tuple[int, int, int]
+
+    @property
+    def pixel(self) -> int:
+        """Bytes of a pixel."""
+        return self.shape[2] * BLOCK
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.shape[0] * self.shape[1] * self.pixel
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Bytes [address, address + bytes) of every memory tile, held from stage `first` to stage `last`."""
+
+    name: str
+    address: int
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass
+class Stage:
+    """A layer with its memory: output rows of each band, and addresses of staging buffers by tensor."""
+
+    layer: Layer
+    bands: list[tuple[int, int]]
+    staging: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Placement:
+    """Places of all tensors, the stages in order, and what each stage holds of the memory tiles."""
+
+    places: dict[str, Place]
+    stages: list[Stage]
+    allocations: list[Allocation]
+    ddr_bytes: int
+
+
+class _NoRoom(Exception):
+    def __init__(self, live: dict[str, int], layer: Layer, wanted: int) -> None:
+        self.live, self.layer, self.wanted = live, layer, wanted
+
+
+def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
+    """Bytes of the widest piece of `rows` rows of a tensor cut over `columns` memory tiles."""
+    widest = max(stop - start for start, stop in share(shape[1], columns))
+    return -(-rows * widest * shape[2] * BLOCK // _ALIGN) * _ALIGN
+
+
+def place(
+    layers: list[Layer], network_input: str, outputs: list[str], device: DeviceSpec, room: int, ddr_start: int
+) -> Placement:
+    """Gives every tensor a place.
+
+    Args:
+        layers: in execution order.
+        network_input: tensor that arrives in DDR.
+        outputs: tensors that must end in DDR.
+        device: the array.
+        room: bytes of each memory tile for activations.
+        ddr_start: first free byte of DDR.
+
+    Raises:
+        ValueError: if a layer doesn't fit even row by row.
+    """
+    in_ddr = {network_input, *outputs}
+    while True:
+        try:
+            return _Attempt(layers, in_ddr, device, room, ddr_start).run()
+        except _NoRoom as full:
+            candidates = {name: size for name, size in full.live.items() if name not in in_ddr}
+            if not candidates:
+                raise ValueError(
+                    f"layer '{full.layer.name}': one output row needs {full.wanted} bytes of a memory tile, of which "
+                    f"{device.name} has {room} for activations; use smaller images or a larger device"
+                ) from None
+            idle = {name: size for name, size in candidates.items() if name not in full.layer.inputs}
+            pool = idle or candidates
+            in_ddr.add(max(sorted(pool), key=pool.get))
+
+
+class _Attempt:
+    """One pass over the layers with a given set of tensors in DDR."""
+
+    def __init__(self, layers: list[Layer], in_ddr: set[str], device: DeviceSpec, room: int, ddr_start: int) -> None:
+        self._layers, self._in_ddr, self._device, self._room = layers, in_ddr, device, room
+        self._shapes = {layer.output: layer.output_shape for layer in layers}
+        self._shapes.update({layer.inputs[0]: layer.input_shape for layer in reversed(layers)})
+        self._last_use = {name: i for i, layer in enumerate(layers) for name in (layer.output, *layer.inputs)}
+        self._live: dict[str, tuple[int, int]] = {}  # tensor -> (address, bytes)
+        self._placement = Placement({}, [], [], ddr_start)
+        self._born: dict[str, int] = {}
+
+    def run(self) -> Placement:
+        for name in sorted(self._in_ddr):
+            self._put_in_ddr(name)
+        for index, layer in enumerate(self._layers):
+            self._stage(index, layer)
+            for name in [n for n in self._live if self._last_use[n] <= index]:
+                self._free(name, index)
+        return self._placement
+
+    def _put_in_ddr(self, name: str) -> None:
+        made = Place("ddr", self._placement.ddr_bytes, self._shapes[name])
+        self._placement.places[name] = made
+        self._placement.ddr_bytes += -(-made.bytes // _ALIGN) * _ALIGN
+
+    def _stage(self, index: int, layer: Layer) -> None:
+        if (host := self._dying_input(index, layer)) is not None:
+            address, size = self._live[host]
+            self._free(host, index - 1)
+            self._take(layer.output, address, size, index)
+            self._placement.stages.append(Stage(layer, [(0, layer.output_shape[0])]))
+            return
+        rows = layer.output_shape[0]
+        staged = [name for name in dict.fromkeys((*layer.inputs, layer.output)) if name in self._in_ddr]
+        wanted = 0
+        for height in sorted({-(-rows // n) for n in range(1, rows + 1)}, reverse=True) if staged else [rows]:
+            bands = [(start, min(start + height, rows)) for start in range(0, rows, height)]
+            sizes = {name: self._staging_bytes(layer, name, bands) for name in staged}
+            if layer.output not in self._in_ddr:
+                sizes[layer.output] = self._piece(layer.output)
+            wanted = sum(sizes.values())
+            if (addresses := self._first_fit(sizes)) is not None:
+                break
+        else:
+            sizes_live = {name: size for name, (_, size) in self._live.items()}
+            raise _NoRoom({**sizes_live, layer.output: self._piece(layer.output)}, layer, wanted)
+        if layer.output not in self._in_ddr:
+            self._take(layer.output, addresses.pop(layer.output), sizes[layer.output], index)
+        self._placement.allocations += [
+            Allocation(f"staging {name}", addresses[name], sizes[name], index, index) for name in addresses
+        ]
+        self._placement.stages.append(Stage(layer, bands, addresses))
+
+    def _dying_input(self, index: int, layer: Layer) -> str | None:
+        """An input that an element-wise layer may overwrite: read for the last time, tile by tile, at the places that
+        are written.
+        """
+        if layer.op not in ("add", "requantize") or layer.output in self._in_ddr:
+            return None
+        if any(name in self._in_ddr for name in layer.inputs):
+            return None
+        return next((name for name in layer.inputs if self._last_use[name] == index), None)
+
+    def _piece(self, name: str) -> int:
+        return piece_bytes(self._shapes[name], self._shapes[name][0], self._device.columns)
+
+    def _staging_bytes(self, layer: Layer, name: str, bands: list[tuple[int, int]]) -> int:
+        if name == layer.output:
+            rows = max(stop - start for start, stop in bands)
+        else:
+            reaches = [layer.input_rows(*band) for band in bands]
+            rows = max(stop - start for start, stop, _ in reaches)
+        return piece_bytes(self._shapes[name], rows, self._device.columns)
+
+    def _first_fit(self, sizes: dict[str, int]) -> dict[str, int] | None:
+        """Lowest free addresses for all of `sizes`, or None."""
+        taken = sorted(self._live.values())
+        found = {}
+        for name, size in sizes.items():
+            address = 0
+            for start, length in taken:
+                if address + size <= start:
+                    break
+                address = max(address, start + length)
+            if address + size > self._room:
+                return None
+            found[name] = address
+            taken = sorted([*taken, (address, size)])
+        return found
+
+    def _take(self, name: str, address: int, size: int, index: int) -> None:
+        self._live[name] = (address, size)
+        self._born[name] = index
+        self._placement.places[name] = Place("memtile", address, self._shapes[name])
+
+    def _free(self, name: str, last: int) -> None:
+        address, size = self._live.pop(name)
+        self._placement.allocations.append(Allocation(name, address, size, self._born[name], last))

@@ -1,0 +1,107 @@
+"""Program: a compiled network with all that one does with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bstf_compiler.aie import simulate, text, timeline
+from bstf_compiler.aie.code import Code
+from bstf_compiler.aie.estimate import Estimate, estimate
+from bstf_compiler.aie.verify import verify
+
+_TEXT, _DATA = "program.asm", "data.bin"
+
+
+class Program(Code):
+    """A network compiled for a device: run it, time it, write it.
+
+    Example:
+        >>> program = bstf_compiler.compile(bstf_compiler.load("resnet"), device="aie2_4x4")
+        >>> program.simulate(images)
+        >>> program.estimate().total_seconds
+        >>> program.write("build/resnet")
+    """
+
+    def simulate(self, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """Executes the program on byte-accurate memories.
+
+        Args:
+            x: float images (n, h, w, c).
+
+        Returns:
+            The network's outputs, float32, bit for bit those of `integer.run`; a list if there are several.
+
+        Raises:
+            ValueError: if the images have another shape or hold NaN.
+        """
+        return simulate.simulate(self, x)
+
+    def trace(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Every layer's output as int8 integers (n, h, w, c) by tensor name; arguments as for `simulate`."""
+        return simulate.trace(self, x)
+
+    def estimate(self, cost_model: str = "exact") -> Estimate:
+        """Times of one image through the program under `exact` (default) or `published` (see published.py)."""
+        return estimate(self, cost_model)
+
+    def verify(self) -> list[str]:
+        """Violations of the static rules, as sentences; none for what `compile` returns."""
+        return verify(self)
+
+    @property
+    def assembly(self) -> str:
+        """The instructions as text (see text.py)."""
+        return text.assembly(self)
+
+    def write(self, folder: str | Path) -> Path:
+        """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png.
+
+        The folder appears whole or not at all; a folder of an earlier program is replaced.
+
+        Raises:
+            ValueError: if the folder exists and holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / _TEXT).is_file() and any(folder.iterdir()):
+            raise ValueError(f"'{folder}' exists and holds no {_TEXT}; give an empty or a new folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        times = self.estimate()
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            made = Path(scratch) / folder.name
+            made.mkdir()
+            (made / _TEXT).write_text(self.assembly, encoding="utf-8")
+            (made / _DATA).write_bytes(self.data)
+            timeline.layers_csv(times, made / "layers.csv")
+            timeline.write_chrome_trace(times, made / "trace.json")
+            timeline.timeline_html(times, made / "timeline.html")
+            timeline.timeline_png(times, made / "timeline.png")
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(made, folder)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Program:
+        """The program that `write` wrote.
+
+        Raises:
+            FileNotFoundError: if the folder holds no program.
+            ValueError: if the program is damaged.
+        """
+        folder = Path(folder)
+        for name in (_TEXT, _DATA):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"'{folder}' holds no {name}; give a folder that Program.write wrote")
+        try:
+            content = (folder / _TEXT).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"'{folder / _TEXT}' is damaged: it is not text; compile again") from error
+        program = cls(**vars(text.parse(content, (folder / _DATA).read_bytes())))
+        if violations := program.verify():
+            raise ValueError(f"'{folder}' holds an unsound program: {violations[0]}; compile again")
+        return program

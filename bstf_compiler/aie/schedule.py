@@ -1,0 +1,72 @@
+"""The plan of a network on a device: order of layers, tiles, packed weights, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bstf_compiler.aie import memory, tiling, weights
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.layer import Layer, layers_of
+from bstf_compiler.aie.tiling import Tiling
+from bstf_compiler.graph import Graph, Softmax
+
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that code generation needs.
+
+    `tilings`: one a stage; `parameters`: chunk of each layer without weights, by layer name; `weight_slot`: bytes of
+    each of the two chunk buffers at `weight_address` in every memory tile; `outputs`: the tensors that the array
+    returns, in the order of the network's outputs.
+    """
+
+    placement: memory.Placement
+    tilings: list[Tiling]
+    parameters: dict[str, bytes]
+    weight_address: int
+    weight_slot: int
+    outputs: list[str]
+
+
+def array_outputs(graph: Graph) -> list[str]:
+    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
+    names = []
+    for name in graph.outputs:
+        node = graph.producer(name)
+        names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
+    return names
+
+
+def plan(graph: Graph, device: DeviceSpec) -> Schedule:
+    """Layers in the graph's order, each with the fastest legal tiling, and a place for every tensor.
+
+    Raises:
+        ValueError: if a layer fits no sub-volume or no memory; the sentence names it.
+    """
+    layers = layers_of(graph)
+    if not layers:
+        raise ValueError(f"network '{graph.name}' has no layer for the array")
+    parameters = {
+        layer.name: weights.parameters(graph, graph.producer(layer.output)) for layer in layers if layer.channelwise
+    }
+    chosen: dict[tuple[str, int], Tiling] = {}
+
+    def tile(layer: Layer, rows: int) -> Tiling:
+        if (layer.name, rows) not in chosen:
+            size = len(parameters.get(layer.name, b""))
+            chosen[layer.name, rows] = tiling.choose(layer, device, size, rows)
+        return chosen[layer.name, rows]
+
+    tilings = [tile(layer, layer.output_shape[0]) for layer in layers]
+    outputs = array_outputs(graph)
+    slot = 0
+    while True:
+        needed = -(-max(t.weights.bytes for t in tilings) // _ALIGN) * _ALIGN
+        slot = max(slot, needed)
+        room = device.memtile.memory_bytes - 2 * slot
+        placement = memory.place(layers, graph.input, outputs, device, room, ddr_start=0)
+        tilings = [tile(stage.layer, max(b - a for a, b in stage.bands)) for stage in placement.stages]
+        if max(t.weights.bytes for t in tilings) <= slot:
+            return Schedule(placement, tilings, parameters, room, slot, outputs)

@@ -1,0 +1,263 @@
+"""Sub-volumes: what one core computes at a time, chosen by the time of the layer's pipeline.
+
+The output is cut evenly by width, a piece a column of cores. Its channel blocks are dealt in `rounds`, each round an
+even share to every row of cores. A core walks its piece in tiles of `tile_rows` x `tile_columns` pixels, rows first.
+A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numba as nb
+import numpy as np
+
+from bstf_compiler.aie import weights
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.layer import BLOCK, Layer, share
+
+_ALIGN = 32
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A buffer in a core, `slots` of `bytes` each."""
+
+    address: int
+    slots: int
+    bytes: int
+
+    @property
+    def stop(self) -> int:
+        """First byte after the buffer."""
+        return self.address + self.slots * self.bytes
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums."""
+
+    rounds: int
+    tile_rows: int
+    tile_columns: int
+    input_chunks: int
+    weights: Ring
+    inputs: tuple[Ring, ...]
+    output: Ring
+    sums: Ring
+    seconds: float
+
+    @property
+    def stop(self) -> int:
+        """Bytes of core memory in use."""
+        return self.sums.stop
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The channel blocks of one core in one round: outputs [start, stop); empty if the core has none."""
+
+    start: int
+    stop: int
+
+    @property
+    def blocks(self) -> int:
+        """Number of output blocks."""
+        return self.stop - self.start
+
+
+def pieces(layer: Layer, device: DeviceSpec, rounds: int) -> list[list[Piece]]:
+    """Output blocks by round and row of cores."""
+    parts = share(layer.output_shape[2], rounds * device.rows)
+    rows = device.rows
+    return [[Piece(*part) for part in parts[k * rows : (k + 1) * rows]] for k in range(rounds)]
+
+
+def cuts(size: int, length: int) -> list[tuple[int, int]]:
+    """[0, size) in runs of `length`, the last one shorter: [(start, stop), ...]."""
+    return [(start, min(start + length, size)) for start in range(0, size, length)]
+
+
+def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Tiling:
+    """The legal tiling with the shortest pipeline.
+
+    Args:
+        layer: the layer.
+        device: the array.
+        parameter_bytes: size of the chunk of a layer without weights.
+        rows: output rows that are computed at once (fewer than the image's if it comes from DDR in bands).
+
+    Raises:
+        ValueError: if even the smallest sub-volume doesn't fit a core.
+    """
+    budget = device.core.memory_bytes - device.core.reserved_bytes
+    smallest = None
+    for input_chunks in _input_chunk_counts(layer):
+        best = None
+        for candidate in _candidates(layer, device, parameter_bytes, rows, input_chunks):
+            if smallest is None or candidate.stop < smallest:
+                smallest = candidate.stop
+            if candidate.stop <= budget and (best is None or candidate.seconds < best.seconds):
+                best = candidate
+        if best is not None:
+            return best
+    raise ValueError(
+        f"layer '{layer.name}': its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} has "
+        f"{budget} for buffers; use a smaller window, fewer channels or a device with larger cores"
+    )
+
+
+def _input_chunk_counts(layer: Layer) -> Iterator[int]:
+    """1 first; more only for what sums over input channels."""
+    blocks = 1 if layer.channelwise else layer.input_shape[2]
+    count = 1
+    while count < blocks:
+        yield count
+        count *= 2
+    yield blocks
+
+
+def _divisions(total: int, least: int = 1) -> list[int]:
+    """The sizes ceil(total / n) for n >= 1, down to `least`, each once."""
+    sizes = {-(-total // n) for n in range(1, total + 1)}
+    return sorted((size for size in sizes if size >= least), reverse=True)
+
+
+def _candidates(
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, input_chunks: int
+) -> Iterator[Tiling]:
+    width = max(stop - start for start, stop in share(layer.output_shape[1], device.columns))
+    channel_parts = -(-layer.output_shape[2] // device.rows)
+    tile_rows = _divisions(rows)
+    for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
+        dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
+        for columns in _divisions(width)[:4] + [1]:
+            for height in tile_rows:
+                tiling = _lay_out(layer, dealt, rows, height, columns, width)
+                if tiling.stop > device.core.memory_bytes and height > 1:
+                    continue
+                yield _timed(layer, device, dealt, tiling, rows, width)
+
+
+class _Dealt:
+    """Chunk sizes and kept blocks of a way to deal the output blocks, by (round, row, input chunk)."""
+
+    def __init__(self, layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, input_chunks: int) -> None:
+        self.rounds, self.input_chunks = rounds, input_chunks
+        self.pieces = pieces(layer, device, rounds)
+        self.inputs = share(layer.input_shape[2], input_chunks)
+        self.chunks = np.zeros((rounds, device.rows, input_chunks), np.int64)
+        self.kept = np.zeros_like(self.chunks)
+        for k, row_pieces in enumerate(self.pieces):
+            for r, piece in enumerate(row_pieces):
+                for j, (first, last) in enumerate(self.inputs):
+                    if layer.channelwise:
+                        self.kept[k, r, j] = piece.blocks
+                        self.chunks[k, r, j] = parameter_bytes if k == 0 else 0
+                    elif piece.blocks:
+                        kept = int(layer.kept[first:last, piece.start : piece.stop].sum())
+                        self.kept[k, r, j] = kept
+                        self.chunks[k, r, j] = weights.chunk_bytes(piece.blocks, kept, layer.taps)
+        self.outputs = max(piece.blocks for row in self.pieces for piece in row)
+        self.most_inputs = max(last - first for first, last in self.inputs)
+
+
+def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, width: int) -> Tiling:
+    """Buffers of a core for tiles of `height` x `columns` output pixels."""
+    tiles = -(-rows // height) * -(-width // columns) * dealt.rounds
+    in_rows = min((height - 1) * layer.window.strides[0] + layer.window.kernel[0], layer.input_shape[0])
+    in_columns = min((columns - 1) * layer.window.strides[1] + layer.window.kernel[1], layer.input_shape[1])
+    in_blocks = dealt.outputs if layer.channelwise else dealt.most_inputs
+    loads = tiles * dealt.input_chunks
+    chunks = loads if dealt.input_chunks > 1 else 1 if layer.channelwise else dealt.rounds
+    address = 0
+
+    def ring(slots: int, size: int) -> Ring:
+        nonlocal address
+        made = Ring(address, slots, -(-size // _ALIGN) * _ALIGN)
+        address = made.stop
+        return made
+
+    return Tiling(
+        rounds=dealt.rounds,
+        tile_rows=height,
+        tile_columns=columns,
+        input_chunks=dealt.input_chunks,
+        weights=ring(min(2, chunks), int(dealt.chunks.max())),
+        inputs=tuple(ring(min(2, loads), in_rows * in_columns * in_blocks * BLOCK) for _ in layer.inputs),
+        output=ring(min(2, tiles), height * columns * dealt.outputs * BLOCK),
+        sums=ring(1, 4 * height * columns * dealt.outputs * BLOCK if dealt.input_chunks > 1 else 0),
+        seconds=0.0,
+    )
+
+
+def _timed(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int, width: int) -> Tiling:
+    """The tiling with the time of its pipeline: the widest column, in each step the slowest row of cores."""
+    heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
+    widths = [stop - start for start, stop in cuts(width, tiling.tile_columns)]
+    sh, sw = layer.window.strides
+    kh, kw = layer.window.kernel
+    h, w = (a.ravel() for a in np.meshgrid(heights, widths, indexing="xy"))
+    pixels = h * w
+    in_pixels = np.minimum((h - 1) * sh + kh, layer.input_shape[0]) * np.minimum(
+        (w - 1) * sw + kw, layer.input_shape[1]
+    )
+    if layer.channelwise:
+        in_blocks = len(layer.inputs) * dealt.kept.sum(axis=1)
+    else:
+        in_blocks = np.broadcast_to([last - first for first, last in dealt.inputs], (dealt.rounds, dealt.input_chunks))
+    core, links = device.core, device.links
+    rate = device.clock_hz * (core.elementwise_per_cycle if layer.channelwise else core.macs_per_cycle)
+    work = layer.work(1, 1) * dealt.kept.max(axis=1)  # a pixel, by (round, input chunk)
+    outputs = np.array([sum(piece.blocks for piece in row) for row in dealt.pieces])
+    load = in_pixels[None, :, None] * in_blocks[:, None, :] * (BLOCK / links.loadfm)
+    compute = np.ceil(pixels[None, :, None] * work[:, None, :] * (device.clock_hz / rate)) / device.clock_hz
+    write = pixels[None, :] * outputs[:, None] * (BLOCK / links.writefm)
+    chunks = dealt.chunks.max(axis=1)  # by (round, input chunk)
+    seconds = _pipeline(
+        load, compute, write, chunks / links.loadw, chunks / links.loadwm, tiling.weights.slots,
+        tiling.inputs[0].slots, tiling.output.slots,
+    )  # fmt: skip
+    return Tiling(**{**vars(tiling), "seconds": seconds})
+
+
+@nb.njit(cache=True)
+def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, output_slots):  # noqa: ANN001
+    """When the last tile is written: five units in a row, each one waiting for data and for free slots.
+
+    `load`, `compute`: seconds by (round, tile, input chunk); `write` by (round, tile); `loadw`, `loadwm` by (round,
+    input chunk), zero where there is no chunk.
+    """
+    rounds, tiles, inputs = load.shape
+    stream = inputs > 1  # a chunk a computation; else a chunk a round
+    chunk_in = np.zeros(2)  # when the memory tile's slots are free again
+    weight_free = np.zeros(2)
+    input_free = np.zeros(2)
+    output_free = np.zeros(2)
+    t_loadw = t_loadwm = t_load = t_comp = t_write = 0.0
+    chunk = item = tile = 0
+    weights_at = 0.0
+    for k in range(rounds):
+        for t in range(tiles):
+            for j in range(inputs):
+                if loadw[k, j] > 0 and (stream or t == 0):
+                    slot = chunk % 2
+                    t_loadw = max(t_loadw, chunk_in[slot]) + loadw[k, j]
+                    t_loadwm = max(t_loadwm, t_loadw, weight_free[chunk % weight_slots]) + loadwm[k, j]
+                    chunk_in[slot] = t_loadwm
+                    weights_at = t_loadwm
+                    chunk += 1
+                t_load = max(t_load, input_free[item % input_slots]) + load[k, t, j]
+                start = max(t_comp, t_load, weights_at)
+                if j == inputs - 1:
+                    start = max(start, output_free[tile % output_slots])
+                t_comp = start + compute[k, t, j]
+                input_free[item % input_slots] = t_comp
+                item += 1
+                if stream or t == tiles - 1:
+                    weight_free[(chunk - 1) % weight_slots] = t_comp
+            t_write = max(t_write, t_comp) + write[k, t]
+            output_free[tile % output_slots] = t_write
+            tile += 1
+    return t_write

@@ -1,0 +1,58 @@
+"""Block-sparse constants: which blocks of a kernel hold anything, and the kernel without the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BlockColumns:
+    """A kernel by block columns (compressed sparse column order over blocks).
+
+    `starts` (columns + 1): where each output block's entries begin; `rows` (kept): input block of each entry;
+    `blocks` (kept, kh, kw, bi, bo): its values. Ragged edges are filled with zeros.
+    """
+
+    shape: tuple[int, int, int, int]
+    starts: np.ndarray
+    rows: np.ndarray
+    blocks: np.ndarray
+
+
+def blocked(kernel: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """A kernel (kh, kw, cin, cout) as blocks (rows, columns, kh, kw, bi, bo), ragged edges filled with zeros."""
+    kh, kw, cin, cout = kernel.shape
+    bi, bo = block
+    rows, columns = -(-cin // bi), -(-cout // bo)
+    full = np.zeros((kh, kw, rows * bi, columns * bo), kernel.dtype)
+    full[:, :, :cin, :cout] = kernel
+    return full.reshape(kh, kw, rows, bi, columns, bo).transpose(2, 4, 0, 1, 3, 5)
+
+
+def nonzero_blocks(kernel: np.ndarray, block: tuple[int, int] = (8, 8)) -> np.ndarray:
+    """Γ as found in the values: bool (ceil(cin/bi), ceil(cout/bo)), True where a block holds a nonzero."""
+    return blocked(kernel, block).any(axis=(2, 3, 4, 5))
+
+
+def pack(kernel: np.ndarray, block: tuple[int, int] = (8, 8)) -> BlockColumns:
+    """A kernel (kh, kw, cin, cout) without its zero blocks."""
+    blocks = blocked(kernel, block)
+    kept = nonzero_blocks(kernel, block)
+    columns, rows = np.nonzero(kept.T)
+    starts = np.concatenate([[0], np.cumsum(kept.sum(axis=0))])
+    return BlockColumns(kernel.shape, starts.astype(np.int64), rows, np.ascontiguousarray(blocks[rows, columns]))
+
+
+def unpack(packed: BlockColumns) -> np.ndarray:
+    """The kernel back, zero blocks in place."""
+    kh, kw, cin, cout = packed.shape
+    bi, bo = packed.blocks.shape[-2:]
+    columns = len(packed.starts) - 1
+    full = np.zeros((kh, kw, -(-cin // bi) * bi, columns * bo), packed.blocks.dtype)
+    for column in range(columns):
+        for entry in range(packed.starts[column], packed.starts[column + 1]):
+            row = packed.rows[entry]
+            full[:, :, row * bi : (row + 1) * bi, column * bo : (column + 1) * bo] = packed.blocks[entry]
+    return full[:, :, :cin, :cout]

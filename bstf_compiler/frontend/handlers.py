@@ -1,0 +1,203 @@
+"""One handler for each TensorFlow operation: reads its attributes, adds our node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bstf_compiler.graph import (
+    Add,
+    Average,
+    BiasAdd,
+    Conv,
+    FakeQuant,
+    MatMul,
+    MaxPool,
+    Multiply,
+    Pad,
+    Relu,
+    Reshape,
+    Softmax,
+    SumPool,
+    Window,
+)
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from bstf_compiler.frontend.savedmodel import _Reader
+
+HANDLERS: dict[str, Callable[[_Reader, tf.Operation], None]] = {}
+
+
+def handles(*types: str) -> Callable:
+    """Registers a handler for TensorFlow operation types."""
+
+    def register(handler: Callable) -> Callable:
+        HANDLERS.update(dict.fromkeys(types, handler))
+        return handler
+
+    return register
+
+
+def grid_position(op: tf.Operation, value: Callable[[tf.Tensor], np.ndarray]) -> int | None:
+    """Position of a FakeQuant operation's grid; None for any other operation.
+
+    Args:
+        op: the operation.
+        value: gives the values of a known tensor (the `Vars` form has its range in tensors).
+
+    Raises:
+        ValueError: if the range is not [-128, 127] * 2**-p for an integer p.
+    """
+    if op.type == "FakeQuantWithMinMaxArgs":
+        low, high = op.get_attr("min"), op.get_attr("max")
+    elif op.type == "FakeQuantWithMinMaxVars":
+        low, high = (float(value(tensor)) for tensor in op.inputs[1:3])
+    else:
+        return None
+    position = 7 - math.log2(-low) if low < 0 else math.nan
+    if (
+        op.get_attr("num_bits") != 8
+        or op.get_attr("narrow_range")
+        or not position.is_integer()
+        or high != math.ldexp(127.0, -int(position))
+    ):
+        raise ValueError(
+            f"'{op.name}': range [{low}, {high}] is not an 8-bit power-of-two grid [-128, 127] * 2**-p; quantise with "
+            "bstf.quantize"
+        )
+    return int(position)
+
+
+@handles("FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars")
+def _fake_quant(reader: _Reader, op: tf.Operation) -> None:
+    position = grid_position(op, lambda tensor: reader.constant(op, list(op.inputs).index(tensor)))
+    reader.add(op, FakeQuant(position), [reader.input(op)])
+
+
+@handles("Conv2D")
+def _conv(reader: _Reader, op: tf.Operation) -> None:
+    kernel = reader.constant(op, 1)
+    channels = reader.shape(op.inputs[0])[-1]
+    _require(reader, op, kernel.shape[2] == channels, "grouped convolution")
+    _require(reader, op, all(d == 1 for d in op.get_attr("dilations")), "dilated convolution")
+    window = _window(reader, op, kernel.shape[:2])
+    reader.add(op, Conv(window), [reader.input(op), reader.input(op, 1)])
+
+
+@handles("DepthwiseConv2dNative")
+def _depthwise(reader: _Reader, op: tf.Operation) -> None:
+    kernel = reader.constant(op, 1)
+    sums = kernel.shape[3] == 1 and (kernel == 1).all() and all(d == 1 for d in op.get_attr("dilations"))
+    _require(reader, op, sums, "depthwise convolution (other than a sum over a window)")
+    reader.add(op, SumPool(_window(reader, op, kernel.shape[:2])), [reader.input(op)])
+
+
+@handles("MatMul")
+def _matmul(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, not op.get_attr("transpose_a"), "MatMul of a transposed activation")
+    _require(reader, op, not op.get_attr("transpose_b"), "MatMul of a transposed matrix")
+    reader.constant(op, 1)
+    reader.add(op, MatMul(), [reader.input(op), reader.input(op, 1)])
+
+
+@handles("BiasAdd", "AddV2", "Add")
+def _add(reader: _Reader, op: tf.Operation) -> None:
+    if reader.is_constant(op, 0):
+        reader.add(op, BiasAdd(), [reader.input(op, 1), reader.input(op, 0)])
+    elif reader.is_constant(op, 1):
+        reader.add(op, BiasAdd(), [reader.input(op, 0), reader.input(op, 1)])
+    else:
+        same = op.inputs[0].shape.as_list()[1:] == op.inputs[1].shape.as_list()[1:]
+        _require(reader, op, same, "broadcasting sum of two activations")
+        reader.add(op, Add(), [reader.input(op, 0), reader.input(op, 1)])
+
+
+@handles("Mul")
+def _multiply(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, reader.is_constant(op, 0) or reader.is_constant(op, 1), "product of two activations")
+    x, factor = (1, 0) if reader.is_constant(op, 0) else (0, 1)
+    reader.add(op, Multiply(), [reader.input(op, x), reader.input(op, factor)])
+
+
+@handles("Relu", "Relu6")
+def _relu(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Relu(op.type.lower()), [reader.input(op)])
+
+
+@handles("Minimum")
+def _minimum(reader: _Reader, op: tf.Operation) -> None:
+    """min(relu(x), 6), as some exporters write relu6."""
+    index = 0 if reader.is_constant(op, 0) else 1
+    _require(reader, op, np.all(reader.constant(op, index) == 6.0), "minimum with a constant other than 6")
+    reader.add(op, Relu("min6"), [reader.input(op, 1 - index)])
+
+
+@handles("MaxPool", "MaxPoolV2")
+def _max_pool(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, MaxPool(_window(reader, op, op.get_attr("ksize")[1:3])), [reader.input(op)])
+
+
+@handles("AvgPool")
+def _average_pool(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Average(_window(reader, op, op.get_attr("ksize")[1:3])), [reader.input(op)])
+
+
+@handles("Sum", "Mean", "Max")
+def _reduce(reader: _Reader, op: tf.Operation) -> None:
+    """Reductions over the image are windows of the image's size."""
+    axes = sorted(int(axis) % 4 for axis in np.atleast_1d(reader.constant(op, 1)))
+    shape = reader.shape(op.inputs[0])
+    _require(reader, op, axes == [1, 2] and len(shape) == 4, f"{op.type} over axes {axes}")
+    window = Window(shape[1:3], shape[1:3])
+    node_op = {"Sum": SumPool(window), "Mean": Average(window), "Max": MaxPool(window)}[op.type]
+    reader.add(op, node_op, [reader.input(op)])
+
+
+@handles("Pad", "PadV2")
+def _pad(reader: _Reader, op: tf.Operation) -> None:
+    amounts = reader.constant(op, 1)
+    value = reader.constant(op, 2) if op.type == "PadV2" else 0
+    _require(reader, op, np.all(value == 0), "padding with another value than zero")
+    _require(reader, op, len(amounts) == 4 and not amounts[[0, 3]].any(), "padding of batch or channels")
+    (top, bottom), (left, right) = amounts[1:3].tolist()
+    reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
+
+
+@handles("Reshape", "Squeeze", "ExpandDims")
+def _reshape(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Reshape(), [reader.input(op)])
+
+
+@handles("Softmax")
+def _softmax(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Softmax(), [reader.input(op)])
+
+
+def _window(reader: _Reader, op: tf.Operation, kernel: tuple[int, int]) -> Window:
+    """The window of a convolution or pooling operation, its padding in pixels."""
+    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    kernel = (int(kernel[0]), int(kernel[1]))
+    strides = tuple(int(s) for s in op.get_attr("strides")[1:3])
+    padding = op.get_attr("padding").decode()
+    if padding == "VALID":
+        return Window(kernel, strides)
+    if padding == "EXPLICIT":
+        return Window(kernel, strides, tuple(int(p) for p in op.get_attr("explicit_paddings")[2:6]))
+    pads = []
+    for size, window, stride in zip(reader.shape(op.inputs[0])[1:3], kernel, strides):
+        total = max(0, (-(-size // stride) - 1) * stride + window - size)
+        pads += [total // 2, total - total // 2]
+    return Window(kernel, strides, tuple(pads))
+
+
+def _require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(
+            f"layer '{reader.layer(op)}': {what} is not supported by the compiler; replace the layer or end the "
+            "network before it"
+        )

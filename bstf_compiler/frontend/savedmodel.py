@@ -1,0 +1,224 @@
+"""Reads a TensorFlow SavedModel: freezes it, evaluates what is constant, hands every other operation to a handler."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from bstf_compiler import bsr
+from bstf_compiler.frontend.handlers import HANDLERS, grid_position
+from bstf_compiler.graph import Graph, Node, Op, Tensor
+
+# Operations that keep every value of a constant, hence its grid.
+_KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
+# Operations whose output is their first input, as far as a network's values go.
+_ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
+_SIDECAR = Path("assets.extra") / "bstf.json"
+
+
+def read(path: str | Path) -> Graph:
+    """A SavedModel as a graph, one node an operation.
+
+    Args:
+        path: the SavedModel folder, with a `serving_default` signature of one float NHWC image input of fixed size.
+
+    Returns:
+        The graph, constants evaluated; node names are the layers' names. Operations are as TensorFlow has them:
+        `bstf_compiler.passes.lower` turns them into those that the back ends run.
+
+    Raises:
+        FileNotFoundError: there is no SavedModel at `path`.
+        ValueError: it is damaged, holds an operation that is not supported, holds NaN weights, or contradicts the
+            `bstf.json` that was exported with it.
+    """
+    path = Path(path)
+    if not (path / "saved_model.pb").is_file():
+        raise FileNotFoundError(f"'{path}' holds no saved_model.pb; give the folder that bstf.export wrote")
+    reader = _Reader(path.resolve().name, _frozen(path))
+    graph = reader.graph()
+    _check_against_sidecar(graph, path / _SIDECAR)
+    return graph
+
+
+def _frozen(path: Path) -> tf.types.experimental.ConcreteFunction:
+    try:
+        loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
+        signatures = loaded.signatures
+        if "serving_default" not in signatures:
+            raise ValueError(
+                f"SavedModel '{path}' has no signature 'serving_default' (it has: {', '.join(signatures) or 'none'}); "
+                "export it with bstf.export or keras.Model.export"
+            )
+        return convert_variables_to_constants_v2(signatures["serving_default"], lower_control_flow=False)
+    except (OSError, DecodeError, tf.errors.OpError, KeyError, IndexError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"SavedModel '{path}' is damaged or incomplete ({reason}); export it again") from error
+
+
+class _Reader:
+    """Walks a frozen function once; handlers call its `add`, `constant` and `input` methods."""
+
+    def __init__(self, name: str, function: tf.types.experimental.ConcreteFunction) -> None:
+        self._function = function
+        self._graph = Graph(name)
+        self._names: dict[str, str] = {}  # TensorFlow tensor name -> ours
+        self._constants: set[str] = set()  # TensorFlow tensors that are known
+        self._grids: dict[str, int] = {}  # grid of a known tensor
+
+    def graph(self) -> Graph:
+        operations = self._function.graph.get_operations()
+        self._find_constants(operations)
+        self._evaluate_constants(operations)
+        for op in operations:
+            if op.outputs and op.outputs[0].name not in self._constants:
+                self._visit(op)
+        flat = tf.nest.flatten(self._function.structured_outputs)
+        self._graph.outputs = [self._names[tensor.name] for tensor in flat]
+        self._graph.output_shapes = [self.shape(tensor)[1:] for tensor in flat]
+        return self._graph
+
+    # --- what handlers use ---
+
+    def input(self, op: tf.Operation, index: int = 0) -> str:
+        """Our name of an operation's input."""
+        return self._names[op.inputs[index].name]
+
+    def is_constant(self, op: tf.Operation, index: int) -> bool:
+        """Whether an operation's input is known."""
+        return op.inputs[index].name in self._constants
+
+    def constant(self, op: tf.Operation, index: int) -> np.ndarray:
+        """Values of an operation's input, which must be known."""
+        if not self.is_constant(op, index):
+            raise ValueError(
+                f"layer '{self.layer(op)}': operand {index} of {op.type} is computed; only constants are supported there"
+            )
+        return self._graph.tensors[self.input(op, index)].data
+
+    def shape(self, tensor: tf.Tensor) -> tuple[int, ...]:
+        """Static shape with a batch of one."""
+        dims = tensor.shape.as_list() if tensor.shape.rank is not None else [None, None]
+        if None in dims[1:]:
+            raise ValueError(
+                f"layer '{self.layer(tensor.op)}': shape {tensor.shape} is not fixed; export the model with a fixed "
+                "image size"
+            )
+        return (1, *dims[1:])
+
+    def layer(self, op: tf.Operation) -> str:
+        """Name of the layer that an operation belongs to."""
+        scopes = [part for part in op.name.split("/") if part not in ("StatefulPartitionedCall", "Func")]
+        scopes = scopes[1:-1] if len(scopes) > 2 else scopes[:1]
+        # Keras opens each layer's name scope a second time when it traces for serving.
+        return re.sub(r"_1$", "", scopes[0]) if scopes else op.name
+
+    def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
+        """Adds the node for a TensorFlow operation."""
+        name = base = self.layer(op)
+        count = 1
+        while name in self._graph.tensors:
+            count += 1
+            name = f"{base}:{op.type.lower()}" if count == 2 else f"{base}:{op.type.lower()}{count}"
+        self._graph.nodes.append(Node(name, node_op, inputs))
+        self._graph.tensors[name] = Tensor(name, self.shape(op.outputs[0]))
+        self._names[op.outputs[0].name] = name
+
+    # --- the walk ---
+
+    def _find_constants(self, operations: list[tf.Operation]) -> None:
+        for op in operations:
+            if op.type == "Placeholder" or not op.outputs:
+                continue
+            if all(tensor.name in self._constants for tensor in op.inputs):
+                self._constants.update(tensor.name for tensor in op.outputs)
+                if (position := grid_position(op, self._value_of_known)) is not None:
+                    self._grids[op.outputs[0].name] = position
+                elif op.type in _KEEP_GRID and op.inputs and op.inputs[0].name in self._grids:
+                    self._grids[op.outputs[0].name] = self._grids[op.inputs[0].name]
+
+    def _evaluate_constants(self, operations: list[tf.Operation]) -> None:
+        """Evaluates, with TensorFlow itself, the known tensors that computed operations read."""
+        needed = {
+            tensor.name
+            for op in operations
+            if op.outputs and op.outputs[0].name not in self._constants
+            for tensor in op.inputs
+            if tensor.name in self._constants
+        }
+        for name, value in zip(sorted(needed), self._values(sorted(needed))):
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                reader = next(op for op in operations if name in [tensor.name for tensor in op.inputs])
+                raise ValueError(
+                    f"layer '{self.layer(reader)}' has NaN or infinite weights; train again or repair them before export"
+                )
+            ours = self._graph.add_constant(name.removesuffix(":0"), value, self._grids.get(name))
+            self._names[name] = ours
+
+    def _values(self, names: list[str]) -> list[np.ndarray]:
+        if not names:
+            return []
+        definition = self._function.graph.as_graph_def()
+        imported = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
+        return [value.numpy() for value in imported.prune([], names)()]
+
+    def _value_of_known(self, tensor: tf.Tensor) -> np.ndarray:
+        return self._values([tensor.name])[0]
+
+    def _visit(self, op: tf.Operation) -> None:
+        output = op.outputs[0]
+        if op.type == "Placeholder":
+            if self._graph.input:
+                raise ValueError(
+                    f"network '{self._graph.name}' has several inputs ('{self._graph.input}', '{op.name}'); "
+                    "one image input is supported: export a model of one input"
+                )
+            self._graph.tensors[op.name] = Tensor(op.name, self.shape(output))
+            self._graph.input = op.name
+            self._graph.input_shape = self.shape(output)[1:]
+            self._names[output.name] = op.name
+        elif op.type in _ALIASES:
+            self._names[output.name] = self._names[op.inputs[0].name]
+        elif op.type in HANDLERS:
+            HANDLERS[op.type](self, op)
+        elif output.dtype in (tf.int32, tf.int64):
+            return  # shape arithmetic: shapes are static here, nothing reads it
+        else:
+            raise ValueError(
+                f"layer '{self.layer(op)}': operation '{op.type}' is not supported by the compiler "
+                f"(supported: {', '.join(sorted(HANDLERS))}); replace the layer or end the network before it"
+            )
+
+
+def _check_against_sidecar(graph: Graph, path: Path) -> None:
+    """Γ and positions repeated in `bstf.json` must be those found in the graph; layers unknown to either are skipped."""
+    if not path.is_file():
+        return
+    try:
+        layers = json.loads(path.read_text())["layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' is damaged ({error}); export the network again") from error
+    for node in graph:
+        recorded = layers.get(node.name)
+        kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
+        if recorded is None or not kernels:
+            continue
+        kernel = kernels[0]
+        values = kernel.data if kernel.data.ndim == 4 else kernel.data[None, None]
+        found = bsr.nonzero_blocks(values, tuple(recorded["block"]))
+        told = np.array([[entry == "1" for entry in row] for row in recorded["gamma"]])
+        if found.shape != told.shape or (found & ~told).any():
+            raise ValueError(
+                f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export the network again"
+            )
+        position = recorded.get("kernel_position")
+        if position is not None and kernel.position is not None and position != kernel.position:
+            raise ValueError(
+                f"layer '{node.name}': bstf.json says position {position} for the kernel, the graph {kernel.position}; "
+                "export the network again"
+            )

@@ -1,0 +1,197 @@
+"""The integer semantics of every operation: the oracle that all back ends are compared with, bit by bit.
+
+Written for clarity, on NumPy: a convolution is one float64 matrix product a kernel position (exact: every partial sum
+is an integer below 2**53), everything else is int64. Rounding is `floor(x + 1/2)` at every requantisation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bstf_compiler.graph import (
+    Add,
+    AveragePool,
+    Conv,
+    Graph,
+    MaxPool,
+    Node,
+    Requantize,
+    Softmax,
+    Window,
+)
+
+INT8_MIN, INT8_MAX = -128, 127
+
+
+def quantize(x: np.ndarray, position: int) -> np.ndarray:
+    """Float values to int8 integers on the grid of `position`: clip(floor(x * 2**position + 1/2), -128, 127).
+
+    In float32 and in the order of TensorFlow's FakeQuant, for equal results however close to a tie a value lies: the
+    lower end of the grid is subtracted before scaling.
+    """
+    low, high = np.ldexp(np.float32(INT8_MIN), -position), np.ldexp(np.float32(INT8_MAX), -position)
+    above = np.clip(np.asarray(x, np.float32), low, high) - low
+    return (np.floor(np.ldexp(above, position) + np.float32(0.5)) + INT8_MIN).astype(np.int8)
+
+
+def dequantize(q: np.ndarray, position: int) -> np.ndarray:
+    """Integers on the grid of `position` to float32 values."""
+    return np.ldexp(q.astype(np.float32), -position)
+
+
+def activation_bounds(activation: str, position: int) -> tuple[int, int]:
+    """Smallest and largest integer that an activation lets through on the grid of `position`.
+
+    Clamping after rounding equals clamping before it, since rounding is monotone; 6 becomes floor(6 * 2**p + 1/2).
+    """
+    if activation == "linear":
+        return INT8_MIN, INT8_MAX
+    if activation == "relu":
+        return 0, INT8_MAX
+    if activation == "relu6":
+        return 0, min(INT8_MAX, math.floor(math.ldexp(6.0, position) + 0.5))
+    raise ValueError(f"activation '{activation}' has no integer semantics; use linear, relu or relu6")
+
+
+def requantize(accumulator: np.ndarray, shift: int, bounds: tuple[int, int]) -> np.ndarray:
+    """clip(floor(accumulator * 2**-shift + 1/2), *bounds) as int8, for integers and a shift of either sign."""
+    wide = accumulator.astype(np.int64)
+    rounded = (wide + (1 << (shift - 1))) >> shift if shift > 0 else wide << -shift
+    return np.clip(rounded, *bounds).astype(np.int8)
+
+
+def conv(x: np.ndarray, kernel: np.ndarray, window: Window) -> np.ndarray:
+    """Sums of a convolution, int64: x (n, h, w, cin) int8, kernel (kh, kw, cin, cout) int8."""
+    views = _window_views(x, window, fill=0)
+    total = 0.0
+    for position, view in views:
+        total = total + view.astype(np.float64) @ kernel[position].astype(np.float64)
+    return total.astype(np.int64)
+
+
+def shift_bias(graph: Graph, node: Node) -> int:
+    """How far a bias is shifted up to the grid of the products: kernel + input - bias position."""
+    x, kernel, bias = (graph.tensors[name] for name in node.inputs)
+    return kernel.position + x.position - bias.position
+
+
+def shift_cut(graph: Graph, node: Node) -> int:
+    """How many bits a convolution's sum loses at its end: kernel + input - output position."""
+    x, kernel = (graph.tensors[name] for name in node.inputs[:2])
+    return kernel.position + x.position - graph.tensors[node.output].position
+
+
+def evaluate(graph: Graph, node: Node, values: list[np.ndarray]) -> np.ndarray:
+    """The output of one node for the values of its inputs, as int8 integers (n, h, w, c)."""
+    op, out = node.op, graph.tensors[node.output]
+    tensors = [graph.tensors[name] for name in node.inputs]
+    if isinstance(op, MaxPool):
+        fill = 0 if op.zero_padding else INT8_MIN
+        return np.maximum.reduce([view for _, view in _window_views(values[0], op.window, fill)])
+    bounds = activation_bounds(op.activation, out.position)
+    if isinstance(op, Conv):
+        total = conv(values[0], values[1], op.window)
+        total += values[2].astype(np.int64) << shift_bias(graph, node)
+        return requantize(total, shift_cut(graph, node), bounds)
+    if isinstance(op, Add):
+        finest = max(tensor.position for tensor in tensors)
+        total = sum(value.astype(np.int64) << (finest - tensor.position) for value, tensor in zip(values, tensors))
+        return requantize(total, finest - out.position, bounds)
+    if isinstance(op, Requantize):
+        return requantize(values[0], tensors[0].position - out.position, bounds)
+    if isinstance(op, AveragePool):
+        total = sum(view.astype(np.int64) for _, view in _window_views(values[0], op.window, fill=0))
+        total *= values[1].astype(np.int64)[..., None]
+        return requantize(total, op.shift + tensors[0].position - out.position, bounds)
+    raise ValueError(f"layer '{node.name}': operation '{op.kind}' has no integer semantics")
+
+
+def trace(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output.
+
+    Args:
+        graph: a fixed-point graph, as `bstf_compiler.load` returns it.
+        x: float images (n, h, w, c); quantised by the input's position.
+
+    Returns:
+        int8 integers (n, h, w, c) by tensor name, the input among them; for a host operation float32 values.
+
+    Raises:
+        ValueError: if the graph is not fixed-point or the images have another shape.
+    """
+    require_fixed_point(graph)
+    source = graph.tensors[graph.input]
+    images = require_images(graph, x).reshape(-1, *source.shape[1:])
+    values = {source.name: quantize(images, source.position)}
+    for node in graph:
+        values[node.output] = _value(graph, node, values)
+    return values
+
+
+def run(graph: Graph, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    """The network's outputs as float32 values, in the shapes of the SavedModel; arguments as for `trace`."""
+    return outputs(graph, trace(graph, x))
+
+
+def outputs(graph: Graph, values: dict[str, np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """The network's outputs as float32 from its integer tensors (`trace`); one array if it has one output."""
+    results = []
+    for name, shape in zip(graph.outputs, graph.output_shapes):
+        tensor = graph.tensors[name]
+        value = values[name] if name in values else _value(graph, graph.producer(name), values)
+        if tensor.position is not None:
+            value = dequantize(value, tensor.position)
+        results.append(value.reshape(-1, *shape))
+    return results[0] if len(results) == 1 else results
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, float32."""
+    shifted = np.exp(x - x.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def require_fixed_point(graph: Graph) -> None:
+    """Raises ValueError unless every tensor has a grid."""
+    if (name := graph.ungridded) is not None:
+        raise ValueError(
+            f"tensor '{name}' of '{graph.name}' has no fixed-point grid; quantise the network with "
+            "bstf.quantize before bstf.export, or end it before that layer"
+        )
+
+
+def require_images(graph: Graph, x: np.ndarray) -> np.ndarray:
+    """The images as an array, or ValueError if their shape is not the network's or they hold NaN."""
+    x = np.asarray(x)
+    if x.shape[1:] != graph.input_shape:
+        wanted = ", ".join(map(str, graph.input_shape))
+        raise ValueError(f"input '{graph.input}' takes images of shape (n, {wanted}); got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"input '{graph.input}' holds NaN or infinite values; clean the images first")
+    return x
+
+
+def _value(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> np.ndarray:
+    if isinstance(node.op, Softmax):
+        source = graph.tensors[node.inputs[0]]
+        return softmax(dequantize(values[source.name], source.position))
+    arguments = []
+    for name in node.inputs:
+        tensor = graph.tensors[name]
+        arguments.append(tensor.data if tensor.is_constant else values[name])
+    return evaluate(graph, node, arguments)
+
+
+def _window_views(x: np.ndarray, window: Window, fill: int) -> list[tuple[tuple[int, int], np.ndarray]]:
+    """For each kernel position, the pixels that it meets: (n, oh, ow, c) strided views of the padded images."""
+    top, bottom, left, right = window.padding
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    oh, ow = window.output_size(*x.shape[1:3])
+    sh, sw = window.strides
+    return [
+        ((i, j), padded[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw])
+        for i in range(window.kernel[0])
+        for j in range(window.kernel[1])
+    ]

@@ -1,0 +1,65 @@
+"""Graph rewriting: each pass is a class with `match` and `rewrite`; `LOWERING` is their order."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bstf_compiler.graph import Graph, Node
+from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
+from bstf_compiler.passes.affine import FoldBias, FoldScale
+from bstf_compiler.passes.averages import FormAveragePool
+from bstf_compiler.passes.dead import remove_dead
+from bstf_compiler.passes.dense import DenseToConv
+from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid, ReluOnGrid
+from bstf_compiler.passes.padding import FoldPadding, PadToPool
+from bstf_compiler.passes.reshapes import RemoveReshape
+
+
+class Pass(Protocol):
+    """A local rewriting rule."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """Whether the rule applies at `node`."""
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Applies it: changes `graph` in place."""
+
+
+LOWERING: tuple[Pass, ...] = (
+    RemoveReshape(),
+    FoldScale(),
+    FoldBias(),
+    DenseToConv(),
+    MergeRelu6(),
+    FoldPadding(),
+    PadToPool(),
+    FormAveragePool(),
+    FoldActivation(),
+    AbsorbGrid(),
+    ReluOnGrid(),
+    KeepGrid(),
+    IntegerConstants(),
+)
+
+
+def apply(rule: Pass, graph: Graph) -> int:
+    """Runs one pass over all nodes, in topological order; returns how often it applied."""
+    count = 0
+    for node in list(graph.nodes):
+        while node in graph.nodes and rule.match(graph, node):
+            rule.rewrite(graph, node)
+            count += 1
+    return count
+
+
+def lower(graph: Graph) -> Graph:
+    """A graph as the front end reads it to one of the operations that the back ends run; changes it in place.
+
+    Raises:
+        ValueError: if an operation is left that no back end runs, or a constant isn't on its grid.
+    """
+    for rule in LOWERING:
+        remove_dead(graph)
+        apply(rule, graph)
+    remove_dead(graph)
+    return graph

@@ -1,0 +1,72 @@
+"""Scales and shifts by constants, such as a batch norm leaves behind, into the layer before them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bstf_compiler.graph import BiasAdd, Conv, Graph, MatMul, Multiply, Node
+
+_LINEAR = (Conv, MatMul)
+
+
+def _is_per_channel(graph: Graph, node: Node) -> bool:
+    constant, channels = graph.constants(node)[0], graph.tensors[node.output].shape[-1]
+    return constant.data.size in (1, channels) and constant.data.shape[-1:] in ((), (1,), (channels,))
+
+
+class FoldScale:
+    """(x * K) * c -> x * (K c), for float constants; a bias in between is scaled too."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A product by one constant a channel, right after a linear layer that nobody else reads."""
+        if not isinstance(node.op, Multiply) or not _is_per_channel(graph, node):
+            return False
+        chain = self._chain(graph, node)
+        return chain is not None and all(c.position is None for link in chain for c in graph.constants(link))
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Scales the last axis of every constant of the linear layer."""
+        scale = graph.constants(node)[0].data.reshape(-1)
+        for link in self._chain(graph, node):
+            for constant in graph.constants(link):
+                name = graph.add_constant(constant.name + " scaled", constant.data * scale)
+                link.inputs = [name if old == constant.name else old for old in link.inputs]
+        graph.bypass(node)
+
+    def _chain(self, graph: Graph, node: Node) -> list[Node] | None:
+        """The linear layer and the bias between it and `node`."""
+        chain, tensor = [], node.inputs[0]
+        while graph.only_consumer(tensor) is not None:
+            link = graph.producer(tensor)
+            if link is None:
+                return None
+            chain.append(link)
+            if isinstance(link.op, _LINEAR):
+                return chain
+            if not (isinstance(link.op, BiasAdd) and _is_per_channel(graph, link)):
+                return None
+            tensor = link.inputs[0]
+        return None
+
+
+class FoldBias:
+    """A constant added after a linear layer becomes its bias, or joins the bias that it has."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A sum with one constant a channel, right after a linear layer that nobody else reads."""
+        if not isinstance(node.op, BiasAdd) or not _is_per_channel(graph, node):
+            return False
+        layer = graph.producer(node.inputs[0])
+        if layer is None or not isinstance(layer.op, _LINEAR) or graph.only_consumer(layer.output) is None:
+            return False
+        return len(layer.inputs) == 2 or all(c.position is None for c in graph.constants(layer))
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Moves the constant into the layer's inputs."""
+        layer, shift = graph.producer(node.inputs[0]), graph.constants(node)[0]
+        channels = graph.tensors[node.output].shape[-1]
+        data = np.broadcast_to(shift.data.reshape(-1), (channels,))
+        if len(layer.inputs) == 3:
+            data = data + graph.tensors[layer.inputs.pop()].data
+        layer.inputs.append(graph.add_constant(f"{layer.name} bias", np.array(data), shift.position))
+        graph.bypass(node)

