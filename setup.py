@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bstf", "bstf.*", "bstf_compiler", "bstf_compiler.*"]),
-    package_data={"bstf_compiler.aie": ["devices/*.toml"]},
+    package_data={"bstf_compiler.aie": ["devices/*.toml", "timeline.html"]},
     install_requires=[
         "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
         "keras>=3.8",  # models, layers, training

@@ -42,8 +42,7 @@ class BlockShape(NamedTuple):
             or not all(_is_int(size) and size >= 1 for size in pair)
         ):
             raise ValueError(
-                "block must be a positive integer or a pair of them (input channels, output channels); "
-                f"got {block!r}."
+                f"block must be a positive integer or a pair of them (input channels, output channels); got {block!r}."
             )
         return cls(int(pair[0]), int(pair[1]))
 

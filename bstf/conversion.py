@@ -209,17 +209,15 @@ def unfit(layer: keras.Layer, block: BlockShape) -> str | None:
         return f"quantised by Keras ({layer.quantization_mode})"
     cin, cout = layer.kernel.shape[-2:]
     if cin < block.bi:
-        return f"{cin} input channels, fewer than the {block.bi} of a block"
+        return f"{cin} input channel{'s' * (cin > 1)}, fewer than the {block.bi} of a block"
     if cout < block.bo:
-        return f"{cout} output channels, fewer than the {block.bo} of a block"
+        return f"{cout} output channel{'s' * (cout > 1)}, fewer than the {block.bo} of a block"
     return None
 
 
 def _owners(layer: keras.Layer) -> list[keras.Layer]:
     """The layer and the layers inside it, as far as they have variables of their own."""
-    return [
-        one for one in layer._flatten_layers() if one._trainable_variables or one._non_trainable_variables
-    ]
+    return [one for one in layer._flatten_layers() if one._trainable_variables or one._non_trainable_variables]
 
 
 def _check_model(model: keras.Model, action: str) -> None:
@@ -262,11 +260,7 @@ def _selected(model: keras.Model, layers: Selection) -> set[int]:
             pattern = re.compile(layers)
         except re.error as error:
             raise ValueError(f"layers={layers!r} is not a regular expression: {error}.") from error
-        chosen = {
-            id(layer)
-            for path, layer in everything
-            if pattern.fullmatch(path) or pattern.fullmatch(layer.name)
-        }
+        chosen = {id(layer) for path, layer in everything if pattern.fullmatch(path) or pattern.fullmatch(layer.name)}
         if not chosen:
             raise ValueError(f"layers={layers!r} matches the whole name of no layer of '{model.name}'.")
         return chosen
@@ -305,7 +299,10 @@ def _clone(
             new.trainable = False
         return new
 
-    return graph(model), [pair for pair in copies.values() if not is_graph(pair[0])]
+    copy = graph(model)
+    # Operations such as keras.ops.relu stand in a graph too, and have no weights.
+    layers = [pair for pair in copies.values() if isinstance(pair[0], keras.Layer) and not is_graph(pair[0])]
+    return copy, layers
 
 
 def _same_input(tensor: keras.KerasTensor) -> keras.KerasTensor:

@@ -106,9 +106,7 @@ def _mnist5k(batch_size: int, image_size: tuple[int, int] | None, seed: int) -> 
 
     shape = (*(image_size or (28, 28)), 1)
     shuffled_train = pipeline(train).shuffle(len(train), seed=seed)
-    return Dataset(
-        MNIST5K, _batches(shuffled_train, batch_size), _batches(pipeline(test), batch_size), shape, 10
-    )
+    return Dataset(MNIST5K, _batches(shuffled_train, batch_size), _batches(pipeline(test), batch_size), shape, 10)
 
 
 def _folder(folder: Path, batch_size: int, image_size: tuple[int, int] | None, seed: int) -> Dataset:
@@ -171,7 +169,8 @@ def _tfds(
             f"There is no data set '{name}': not '{MNIST5K}', no such folder, no name of TensorFlow Datasets."
         ) from error
     features = builder.info.features
-    if not builder.info.supervised_keys or not isinstance(features.get("image"), tfds.features.Image):
+    labelled = builder.info.supervised_keys == ("image", "label")
+    if not labelled or not isinstance(features["image"], tfds.features.Image):
         raise ValueError(f"The data set '{name}' has no labelled images.")
     height, width, channels = features["image"].shape
     if image_size is None and None in (height, width):

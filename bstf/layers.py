@@ -70,9 +70,7 @@ class MaskedKernel:
             >>> layer.set_gamma(np.eye(2), model.optimizer)
         """
         if not self.built:
-            raise ValueError(
-                f"Layer '{self.name}' has no Γ yet: build it (call it on data) before set_gamma."
-            )
+            raise ValueError(f"Layer '{self.name}' has no Γ yet: build it (call it on data) before set_gamma.")
         gamma = np.asarray(gamma)
         shape = tuple(self.gamma.shape)
         if gamma.shape != shape:

@@ -174,7 +174,7 @@ def report(model: keras.Model, block: int | Sequence[int] = 8) -> SparsityReport
                 inside = layer is not outer
                 name = f"{path}/{layer.name}" if inside else path
                 row = _row(name, layer, default, positions.get(id(layer)))
-                if inside and not row.skipped:
+                if inside and row.gamma and not is_masked(layer):
                     row = replace(row, skipped=f"inside a {type(outer).__name__}")
                 rows.append(row)
     return SparsityReport(model.name, tuple(rows))

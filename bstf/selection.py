@@ -30,9 +30,7 @@ def check_ratio(ratio: float) -> float:
 def check_scope(scope: str) -> str:
     """Returns `scope`, over which blocks compete with each other, or raises a ValueError if it is unknown."""
     if scope not in SCOPES:
-        raise ValueError(
-            f"scope must be one of {', '.join(SCOPES)} (each layer meets the ratio); got {scope!r}."
-        )
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)} (each layer meets the ratio); got {scope!r}.")
     return scope
 
 

@@ -36,8 +36,8 @@ def train(
 ) -> keras.callbacks.History:
     """Trains a classifier with Adam, its learning rate falling to zero along a cosine.
 
-    The model is compiled anew, so its optimizer has nothing in its slots: what is zero in a masked model stays
-    zero, slots included.
+    The model is compiled anew, so its optimizer has nothing in its slots: what is zero in a masked model
+    stays zero, slots included.
 
     Args:
         model: images to classes, probabilities or (without a softmax at the end) logits.
@@ -64,7 +64,8 @@ def train(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(model)),
         metrics=["accuracy"],
     )
-    return model.fit(dataset.train, validation_data=dataset.test, epochs=epochs, verbose=verbose)
+    # The data set shuffles itself; Keras warns when it is asked to.
+    return model.fit(dataset.train, validation_data=dataset.test, epochs=epochs, verbose=verbose, shuffle=False)
 
 
 def accuracy(model: keras.Model, dataset: Dataset) -> float:
@@ -88,8 +89,8 @@ def network(name: str, dataset: Dataset) -> keras.Model:
     """Builds or loads a network for a data set.
 
     Args:
-        name: "small_resnet", a name of `keras.applications` such as "ResNet50" (built with random weights), or
-            the path of a `.keras` file.
+        name: "small_resnet", a name of `keras.applications` such as "ResNet50" (built with random weights),
+            or the path of a `.keras` file.
         dataset: gives the image shape and the number of classes.
 
     Returns:
@@ -121,7 +122,7 @@ def network(name: str, dataset: Dataset) -> keras.Model:
 
 
 def check_fit(model: keras.Model, dataset: Dataset) -> None:
-    """Raises a ValueError if a model doesn't take the images of a data set or has another number of outputs."""
+    """Raises a ValueError if a model takes other images than a data set's or has another number of outputs."""
     shapes = model.input_shape, model.output_shape
     if not all(isinstance(shape, tuple) for shape in shapes):
         raise ValueError(f"'{model.name}' must have one input and one output to be trained as a classifier.")
@@ -144,9 +145,7 @@ def _ends_in_softmax(model: keras.Model) -> bool:
 
 def define_flags() -> None:
     """Defines the program's flags; not at import, so that other programs can use this module's functions."""
-    flags.DEFINE_string(
-        "network", SMALL_RESNET, f"'{SMALL_RESNET}', a name of keras.applications, or a .keras file."
-    )
+    flags.DEFINE_string("network", SMALL_RESNET, f"'{SMALL_RESNET}', a name of keras.applications, or a .keras file.")
     flags.DEFINE_string(
         "dataset",
         datasets.MNIST5K,
@@ -156,17 +155,11 @@ def define_flags() -> None:
     flags.DEFINE_float("ratio", 0.5, "Fraction of blocks that become zero, in [0, 1).")
     flags.DEFINE_list("block", ["8"], "Block: one size, or input channels,output channels.")
     flags.DEFINE_string("importance", "l2", f"How blocks are compared: {', '.join(importance.CRITERIA)}.")
-    flags.DEFINE_integer(
-        "epochs", 5, "Epochs of dense training; 0 takes the network as it is.", lower_bound=0
-    )
-    flags.DEFINE_integer(
-        "retrain_epochs", None, "Epochs after sparsifying; as --epochs by default.", lower_bound=0
-    )
+    flags.DEFINE_integer("epochs", 5, "Epochs of dense training; 0 takes the network as it is.", lower_bound=0)
+    flags.DEFINE_integer("retrain_epochs", None, "Epochs after sparsifying; as --epochs by default.", lower_bound=0)
     flags.DEFINE_float("learning_rate", 1e-3, "Of the first step of both trainings.", lower_bound=0.0)
     flags.DEFINE_integer("batch_size", 64, "Images in a batch.", lower_bound=1)
-    flags.DEFINE_integer(
-        "calibration", 64, "Training images to calibrate the quantisation with.", lower_bound=1
-    )
+    flags.DEFINE_integer("calibration", 64, "Training images to calibrate the quantisation with.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of weights and of the images' order.", lower_bound=0)
     flags.DEFINE_string("output", None, "New or empty folder for the results.", required=True)
 
@@ -205,34 +198,39 @@ def _road() -> None:
 
     quantize(sparsified(), images[:1])  # what can't be quantised is refused before hours of training
     output.mkdir(parents=True, exist_ok=True)
+    _train_and_save(dense, "dense", FLAGS.epochs, data, output)
+    sparse = sparsified()
     retrain_epochs = FLAGS.epochs if FLAGS.retrain_epochs is None else FLAGS.retrain_epochs
-    for name, build, epochs in (
-        ("dense", lambda: dense, FLAGS.epochs),
-        ("sparse", sparsified, retrain_epochs),
-    ):
-        model = build()
-        if epochs:
-            print(f"Training the {name} network.")
-            train(model, data, epochs=epochs, learning_rate=FLAGS.learning_rate)
-        _save(model, output / f"{name}.keras")
+    _train_and_save(sparse, "sparse", retrain_epochs, data, output)
 
-    export(model, output / "float")
+    export(sparse, output / "float")
     print("Quantising.")
-    quantised = quantize(model, images)
+    quantised = quantize(sparse, images)
     export(quantised, output / "int8")
-    sparsity = report(model)
+    sparsity = report(sparse)
     sparsity.to_csv(output / "sparsity.csv")
     print(sparsity)
     table = Table("network", "test accuracy", "written to")
     for name, one, path in (
         ("dense", dense, "dense.keras"),
-        ("sparse", model, "sparse.keras, float"),
+        ("sparse", sparse, "sparse.keras, float"),
         ("sparse INT8", quantised, "int8"),
     ):
-        table.add_row(
-            name, f"{accuracy(one, data):.4f}", ", ".join(str(output / p) for p in path.split(", "))
-        )
+        table.add_row(name, f"{accuracy(one, data):.4f}", ", ".join(str(output / p) for p in path.split(", ")))
     Console().print(table)
+
+
+def _train_and_save(model: keras.Model, name: str, epochs: int, data: Dataset, output: Path) -> None:
+    """Trains a model and saves it; the file appears when it is complete."""
+    if epochs:
+        print(f"Training the {name} network.")
+        train(model, data, epochs=epochs, learning_rate=FLAGS.learning_rate)
+    partial = output / f".partial-{name}.keras"
+    try:
+        model.save(partial)
+        os.replace(partial, output / f"{name}.keras")
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _block(words: Sequence[str]) -> BlockShape:
@@ -243,16 +241,6 @@ def _block(words: Sequence[str]) -> BlockShape:
     if len(sizes) not in (1, 2):
         raise ValueError(f"--block must be one number or two, like 8 or 8,4; got {','.join(words)}.")
     return BlockShape.of(sizes[0] if len(sizes) == 1 else sizes)
-
-
-def _save(model: keras.Model, path: Path) -> None:
-    """Saves a model; the file appears when it is complete."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        model.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def run() -> None:

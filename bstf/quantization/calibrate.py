@@ -57,8 +57,9 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
     fused = network.fused()
     measured = {fused.get(owner, owner): owner for owner in network.grids().values()}
     chosen: dict[str, list[int]] = defaultdict(list)
+    batches = _raw_batches(calibration)
     progress = _Progress(len(network.operations), _number_of_batches(calibration))
-    for batch in _batches(calibration, network.input):
+    for batch in _checked(batches, network.input):
         for name, values in _run(network, batch):
             progress.step()
             if name in measured:
@@ -89,9 +90,9 @@ class _Progress:
             self.bar.update(self.done, finalize=True)
 
 
-def _batches(calibration: Any, entry: Input) -> Iterator[np.ndarray]:
+def _checked(batches: Iterable[Any], entry: Input) -> Iterator[np.ndarray]:
     """Checked float32 batches (n, *shape of the input)."""
-    for batch in _raw_batches(calibration):
+    for batch in batches:
         images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
         if isinstance(images, dict):
             raise TypeError("calibration batches are dictionaries; give the images alone or (images, labels).")
@@ -113,11 +114,12 @@ def _batches(calibration: Any, entry: Input) -> Iterator[np.ndarray]:
 def _raw_batches(calibration: Any) -> Iterable[Any]:
     if isinstance(calibration, keras.utils.PyDataset):
         return (calibration[i] for i in range(calibration.num_batches))
-    if hasattr(calibration, "shape"):  # one array: of NumPy or of a framework
-        return (calibration[i : i + _BATCH] for i in range(0, _length(calibration), _BATCH))
+    if _is_array(calibration):
+        return (calibration[i : i + _BATCH] for i in range(0, len(calibration), _BATCH))
     if hasattr(calibration, "cardinality") and int(calibration.cardinality()) == -1:
         raise ValueError("calibration is an endless dataset; limit it, for instance with .take(8).")
-    if isinstance(calibration, (str, bytes, dict)) or not isinstance(calibration, Iterable):
+    no_batches = isinstance(calibration, (str, bytes, dict)) or hasattr(calibration, "shape")
+    if no_batches or not isinstance(calibration, Iterable):
         raise TypeError(
             f"calibration is a {type(calibration).__name__}; give an array (n, height, width, channels), a "
             "tf.data.Dataset or an iterable of batches."
@@ -125,16 +127,17 @@ def _raw_batches(calibration: Any) -> Iterable[Any]:
     return calibration
 
 
-def _length(array: Any) -> int:
-    return int(array.shape[0]) if len(array.shape) else 1
+def _is_array(calibration: Any) -> bool:
+    """Whether it is one array, of NumPy or of a framework, and not a number."""
+    return len(getattr(calibration, "shape", ())) > 0
 
 
 def _number_of_batches(calibration: Any) -> int | None:
     """How many batches there will be, where that is known."""
     if isinstance(calibration, keras.utils.PyDataset):
         return calibration.num_batches
-    if hasattr(calibration, "shape"):
-        return -(-_length(calibration) // _BATCH)
+    if _is_array(calibration):
+        return -(-len(calibration) // _BATCH)
     if hasattr(calibration, "cardinality"):
         return max(int(calibration.cardinality()), 0) or None
     return len(calibration) if isinstance(calibration, Sized) else None

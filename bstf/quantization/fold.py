@@ -239,9 +239,8 @@ def _dense(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
 
 def _batch_norm(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     shape = tracer.shape(inputs[0])
-    axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
-    if axis % (len(shape) + 1) != len(shape):
-        _refuse(layer, f"it normalises axis {axis}; only the last axis, the channels, is supported.")
+    if layer.axis % (len(shape) + 1) != len(shape):
+        _refuse(layer, f"it normalises axis {layer.axis}; only the last axis, the channels, is supported.")
     variance = _array(layer, layer.moving_variance, "moving variance").astype(np.float64) + layer.epsilon
     if not (variance > 0).all():
         _refuse(layer, "its moving variance is negative, or zero without an epsilon.")

@@ -24,7 +24,7 @@ def compile(graph: Graph, device: str | Path | DeviceSpec = "aie2_4x4") -> Progr
         The program: `program.simulate(x)`, `program.estimate()`, `program.write(folder)`.
 
     Raises:
-        ValueError: unknown device, a network that isn't fixed-point, or a layer that doesn't fit; the sentence names it.
+        ValueError: unknown device, network that isn't fixed-point, layer that doesn't fit; the sentence names it.
 
     Example:
         >>> program = bstf_compiler.compile(bstf_compiler.load("resnet"), device="aie2_4x4")

@@ -1,4 +1,4 @@
-"""What a compiled network consists of: instructions, memory map, data image. Nothing else is needed to run or time it."""
+"""What a compiled network consists of: instructions, memory map, data image. Enough to run it and to time it."""
 
 from __future__ import annotations
 

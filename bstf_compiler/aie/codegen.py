@@ -14,7 +14,7 @@ from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import BLOCK, Layer, share
-from bstf_compiler.aie.memory import Allocation, Place, Stage
+from bstf_compiler.aie.memory import Place, Stage
 from bstf_compiler.aie.schedule import Schedule
 from bstf_compiler.aie.tiling import Piece, Ring, Tiling
 from bstf_compiler.aie.weights import Packer
@@ -44,9 +44,6 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
         name: (place, graph.tensors[name].shape[-1], graph.tensors[name].position)
         for name, place in placement.places.items()
     }
-    chunk_slots = Allocation(
-        "weight chunks", schedule.weight_address, 2 * schedule.weight_slot, 0, len(placement.stages) - 1
-    )
     ports = []
     for name, array_name, shape in zip(graph.outputs, schedule.outputs, graph.output_shapes):
         node = graph.producer(name)
@@ -54,7 +51,7 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
         ports.append(_port(graph, array_name, shape, host))
     return Code(
         graph.name, device, _port(graph, graph.input, graph.input_shape), ports, tensors,
-        [*placement.allocations, chunk_slots], steps, data_address, bytes(data),
+        placement.allocations, steps, data_address, bytes(data),
     )  # fmt: skip
 
 
@@ -158,7 +155,7 @@ class _StepWriter:
                 locks |= {f"{core}:out_free": tiles.output.slots, f"{core}:out_full": 0}
                 locks |= {f"{core}:w_free": tiles.weights.slots, f"{core}:w_full": 0}
         for row in self._rows:
-            locks |= {f"m{row}:w_free": 2, f"m{row}:w_full": 0}
+            locks |= {f"m{row}:w_free": tiles.weights.slots, f"m{row}:w_full": 0}
         for tile in range(self._device.columns):
             locks |= {f"m{tile}:ready": 0, f"m{tile}:done": 0}
 
@@ -213,13 +210,11 @@ class _StepWriter:
 
     def _weights(self) -> None:
         """LOADW and LOADWM: the chunks of each row of cores, in the order in which they are used."""
-        slot_bytes, base = self._schedule.weight_slot, self._schedule.weight_address
         ring = self._tiles.weights
+        memtile_ring = replace(ring, address=self._stage.chunks)
         for row in self._rows:
             for use, chunk in enumerate(self._chunk_order(row)):
-                slot = Access(
-                    (f"m{row}",), base, (1, 1, chunk.bytes), advance=slot_bytes, ring=2, first=use % 2
-                )  # fmt: skip
+                slot = _slot((f"m{row}",), memtile_ring, chunk.bytes, use)
                 ddr = Access(("ddr",), chunk.address, (1, 1, chunk.bytes))
                 self._emit(
                     Transfer(
@@ -474,7 +469,7 @@ def _slot(tiles: tuple[str, ...], ring: Ring, size: int, use: int, moves_on: boo
 
 def _box(tiles: tuple[str, ...], ring: Ring, shape: tuple[int, int, int], use: int) -> Access:
     """A ring's slots from the `use`-th on, each holding a tile of `shape`."""
-    rows, columns, length = shape
+    _, columns, length = shape
     return Access(
         tiles, ring.address, shape, (columns * length, length), ring.bytes, ring.slots, use % ring.slots
     )  # fmt: skip

@@ -92,13 +92,14 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
     for step in code.steps:
         groups.setdefault(step.stage, []).append(step)
     for steps in groups.values():
-        start, own = clock, []
+        start, own, duration = clock, [], 0.0
         for step in steps:
             made = models[cost_model](code, step)
-            own += [_shifted(span, clock) for span in made]
-            clock += max((span.end for span in made), default=0.0)
-        layers.append(_layer(steps[0], start, clock - start, own))
+            own += [_shifted(span, start + duration) for span in made]
+            duration += max((span.end for span in made), default=0.0)
+        layers.append(_layer(steps[0], start, duration, own))
         spans += own
+        clock += duration
     return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -110,4 +111,4 @@ def share(total: int, parts: int) -> list[tuple[int, int]]:
     """`total` things cut into `parts` runs whose sizes differ by one at most, larger first: [(start, stop), ...]."""
     size, larger = divmod(total, parts)
     bounds = [part * size + min(part, larger) for part in range(parts + 1)]
-    return list(zip(bounds[:-1], bounds[1:]))
+    return list(pairwise(bounds))

@@ -7,12 +7,14 @@ through staging buffers, in bands of rows if even those don't fit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import BLOCK, Layer, share
 
 _ALIGN = 64
+_CHUNKS = "weight chunks"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ class Allocation:
 
 @dataclass
 class Stage:
-    """A layer with its memory: output rows of each band, and addresses of staging buffers by tensor."""
+    """A layer with its memory: output rows of each band, address of the weight chunks in every memory tile, and
+    addresses of staging buffers by tensor.
+    """
 
     layer: Layer
     bands: list[tuple[int, int]]
+    chunks: int
     staging: dict[str, int] = field(default_factory=dict)
 
 
@@ -76,7 +81,11 @@ def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
 
 
 def place(
-    layers: list[Layer], network_input: str, outputs: list[str], device: DeviceSpec, room: int, ddr_start: int
+    layers: list[Layer],
+    network_input: str,
+    outputs: list[str],
+    device: DeviceSpec,
+    chunk_bytes: Callable[[Layer, int], int],
 ) -> Placement:
     """Gives every tensor a place.
 
@@ -85,8 +94,7 @@ def place(
         network_input: tensor that arrives in DDR.
         outputs: tensors that must end in DDR.
         device: the array.
-        room: bytes of each memory tile for activations.
-        ddr_start: first free byte of DDR.
+        chunk_bytes: bytes that a layer's weight chunks take in each memory tile when it computes so many rows at once.
 
     Raises:
         ValueError: if a layer doesn't fit even row by row.
@@ -94,13 +102,13 @@ def place(
     in_ddr = {network_input, *outputs}
     while True:
         try:
-            return _Attempt(layers, in_ddr, device, room, ddr_start).run()
+            return _Attempt(layers, in_ddr, device, chunk_bytes).run()
         except _NoRoom as full:
             candidates = {name: size for name, size in full.live.items() if name not in in_ddr}
             if not candidates:
                 raise ValueError(
                     f"layer '{full.layer.name}': one output row needs {full.wanted} bytes of a memory tile, of which "
-                    f"{device.name} has {room} for activations; use smaller images or a larger device"
+                    f"{device.name} has {device.memtile.memory_bytes}; use smaller images or a larger device"
                 ) from None
             idle = {name: size for name, size in candidates.items() if name not in full.layer.inputs}
             pool = idle or candidates
@@ -110,13 +118,19 @@ def place(
 class _Attempt:
     """One pass over the layers with a given set of tensors in DDR."""
 
-    def __init__(self, layers: list[Layer], in_ddr: set[str], device: DeviceSpec, room: int, ddr_start: int) -> None:
-        self._layers, self._in_ddr, self._device, self._room = layers, in_ddr, device, room
+    def __init__(
+        self,
+        layers: list[Layer],
+        in_ddr: set[str],
+        device: DeviceSpec,
+        chunk_bytes: Callable[[Layer, int], int],
+    ) -> None:
+        self._layers, self._in_ddr, self._device, self._chunk_bytes = layers, in_ddr, device, chunk_bytes
         self._shapes = {layer.output: layer.output_shape for layer in layers}
         self._shapes.update({layer.inputs[0]: layer.input_shape for layer in reversed(layers)})
         self._last_use = {name: i for i, layer in enumerate(layers) for name in (layer.output, *layer.inputs)}
         self._live: dict[str, tuple[int, int]] = {}  # tensor -> (address, bytes)
-        self._placement = Placement({}, [], [], ddr_start)
+        self._placement = Placement({}, [], [], ddr_bytes=0)
         self._born: dict[str, int] = {}
 
     def run(self) -> Placement:
@@ -134,32 +148,32 @@ class _Attempt:
         self._placement.ddr_bytes += -(-made.bytes // _ALIGN) * _ALIGN
 
     def _stage(self, index: int, layer: Layer) -> None:
-        if (host := self._dying_input(index, layer)) is not None:
+        rows, host = layer.output_shape[0], self._dying_input(index, layer)
+        if host is not None:  # the output takes the place of an input
             address, size = self._live[host]
             self._free(host, index - 1)
             self._take(layer.output, address, size, index)
-            self._placement.stages.append(Stage(layer, [(0, layer.output_shape[0])]))
-            return
-        rows = layer.output_shape[0]
         staged = [name for name in dict.fromkeys((*layer.inputs, layer.output)) if name in self._in_ddr]
         wanted = 0
         for height in sorted({-(-rows // n) for n in range(1, rows + 1)}, reverse=True) if staged else [rows]:
             bands = [(start, min(start + height, rows)) for start in range(0, rows, height)]
             sizes = {name: self._staging_bytes(layer, name, bands) for name in staged}
-            if layer.output not in self._in_ddr:
+            if layer.output not in self._in_ddr and host is None:
                 sizes[layer.output] = self._piece(layer.output)
+            sizes[_CHUNKS] = self._chunk_bytes(layer, height)
             wanted = sum(sizes.values())
             if (addresses := self._first_fit(sizes)) is not None:
                 break
         else:
-            sizes_live = {name: size for name, (_, size) in self._live.items()}
-            raise _NoRoom({**sizes_live, layer.output: self._piece(layer.output)}, layer, wanted)
-        if layer.output not in self._in_ddr:
+            live = {name: size for name, (_, size) in self._live.items()}
+            raise _NoRoom({**live, layer.output: self._piece(layer.output)}, layer, wanted)
+        if layer.output in addresses and layer.output not in self._in_ddr:
             self._take(layer.output, addresses.pop(layer.output), sizes[layer.output], index)
         self._placement.allocations += [
-            Allocation(f"staging {name}", addresses[name], sizes[name], index, index) for name in addresses
+            Allocation(name if name == _CHUNKS else f"staging {name}", addresses[name], sizes[name], index, index)
+            for name in addresses
         ]
-        self._placement.stages.append(Stage(layer, bands, addresses))
+        self._placement.stages.append(Stage(layer, bands, addresses.pop(_CHUNKS), addresses))
 
     def _dying_input(self, index: int, layer: Layer) -> str | None:
         """An input that an element-wise layer may overwrite: read for the last time, tile by tile, at the places that
@@ -192,7 +206,7 @@ class _Attempt:
                 if address + size <= start:
                     break
                 address = max(address, start + length)
-            if address + size > self._room:
+            if address + size > self._device.memtile.memory_bytes:
                 return None
             found[name] = address
             taken = sorted([*taken, (address, size)])

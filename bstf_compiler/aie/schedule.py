@@ -10,23 +10,18 @@ from bstf_compiler.aie.layer import Layer, layers_of
 from bstf_compiler.aie.tiling import Tiling
 from bstf_compiler.graph import Graph, Softmax
 
-_ALIGN = 64
-
 
 @dataclass(frozen=True)
 class Schedule:
     """Everything that code generation needs.
 
-    `tilings`: one a stage; `parameters`: chunk of each layer without weights, by layer name; `weight_slot`: bytes of
-    each of the two chunk buffers at `weight_address` in every memory tile; `outputs`: the tensors that the array
-    returns, in the order of the network's outputs.
+    `tilings`: one a stage; `parameters`: chunk of each layer without weights, by layer name; `outputs`: the tensors
+    that the array returns, in the order of the network's outputs.
     """
 
     placement: memory.Placement
     tilings: list[Tiling]
     parameters: dict[str, bytes]
-    weight_address: int
-    weight_slot: int
     outputs: list[str]
 
 
@@ -59,14 +54,7 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
             chosen[layer.name, rows] = tiling.choose(layer, device, size, rows)
         return chosen[layer.name, rows]
 
-    tilings = [tile(layer, layer.output_shape[0]) for layer in layers]
     outputs = array_outputs(graph)
-    slot = 0
-    while True:
-        needed = -(-max(t.weights.bytes for t in tilings) // _ALIGN) * _ALIGN
-        slot = max(slot, needed)
-        room = device.memtile.memory_bytes - 2 * slot
-        placement = memory.place(layers, graph.input, outputs, device, room, ddr_start=0)
-        tilings = [tile(stage.layer, max(b - a for a, b in stage.bands)) for stage in placement.stages]
-        if max(t.weights.bytes for t in tilings) <= slot:
-            return Schedule(placement, tilings, parameters, room, slot, outputs)
+    placement = memory.place(layers, graph.input, outputs, device, lambda layer, rows: tile(layer, rows).weights.total)
+    tilings = [tile(stage.layer, max(b - a for a, b in stage.bands)) for stage in placement.stages]
+    return Schedule(placement, tilings, parameters, outputs)

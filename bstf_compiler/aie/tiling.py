@@ -29,9 +29,14 @@ class Ring:
     bytes: int
 
     @property
+    def total(self) -> int:
+        """Bytes of all slots."""
+        return self.slots * self.bytes
+
+    @property
     def stop(self) -> int:
         """First byte after the buffer."""
-        return self.address + self.slots * self.bytes
+        return self.address + self.total
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, ou
     rounds, tiles, inputs = load.shape
     stream = inputs > 1  # a chunk a computation; else a chunk a round
     chunk_in = np.zeros(2)  # when the memory tile's slots are free again
-    weight_free = np.zeros(2)
+    weight_free = np.zeros(2)  # when the core's are
     input_free = np.zeros(2)
     output_free = np.zeros(2)
     t_loadw = t_loadwm = t_load = t_comp = t_write = 0.0
@@ -242,7 +247,7 @@ def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, ou
         for t in range(tiles):
             for j in range(inputs):
                 if loadw[k, j] > 0 and (stream or t == 0):
-                    slot = chunk % 2
+                    slot = chunk % weight_slots
                     t_loadw = max(t_loadw, chunk_in[slot]) + loadw[k, j]
                     t_loadwm = max(t_loadwm, t_loadw, weight_free[chunk % weight_slots]) + loadwm[k, j]
                     chunk_in[slot] = t_loadwm

@@ -14,19 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, NamedTuple
 
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate, Span
 from bstf_compiler.aie.isa import KINDS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 COLORS = dict(zip(KINDS, ("#0072B2", "#CC79A7", "#56B4E9", "#9467BD", "#D55E00", "#009E73", "#C99A00")))
 """Colour of each lane: after Okabe and Ito, so that colour-blind readers tell them apart."""
 
+_PAGE = Path(__file__).with_name("timeline.html")
 _TOUCH = 1e-12  # seconds; spans closer than this are one bar
 
 
@@ -112,7 +111,8 @@ def chrome_trace(estimate: Estimate) -> dict:
 def write_chrome_trace(estimate: Estimate, path: str | Path) -> None:
     """Writes `chrome_trace` as JSON. Replaces `path` only when complete."""
     with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(chrome_trace(estimate), stream, allow_nan=False, separators=(",", ":"))
+        # Not json.dump: it encodes piece by piece, several times slower.
+        stream.write(json.dumps(chrome_trace(estimate), allow_nan=False, separators=(",", ":")))
 
 
 def layers_csv(estimate: Estimate, path: str | Path) -> None:
@@ -143,9 +143,10 @@ def timeline_png(
         ValueError: no estimate, or not as many titles as estimates.
         FileNotFoundError: the folder of `path` does not exist.
     """
+    from matplotlib.figure import Figure  # takes long to import, and only pictures need it
+
     panels = _panels(estimates, titles)
     figure = Figure(figsize=(15, 0.7 + 3.3 * len(panels)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     horizon = _horizon(panels)
     for axes, (title, estimate) in zip(all_axes, panels):
@@ -183,9 +184,10 @@ def timeline_html(
     # A "<" inside a string could end the script element; its JSON escape is the same string.
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     sections = "".join(_section(index, *panel) for index, panel in enumerate(panels))
-    page = _PAGE.replace("@SECTIONS@", sections).replace("@SCRIPT@", _SCRIPT).replace("@DATA@", embedded)
+    head, rest = _PAGE.read_text(encoding="utf-8").split("@SECTIONS@")
+    middle, tail = rest.split("@DATA@")
     with _replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(head + sections + middle + embedded + tail, encoding="utf-8")
 
 
 def _bar(run: Sequence[Span]) -> Bar:
@@ -213,11 +215,14 @@ def _tracks(estimate: Estimate) -> dict[tuple[str, str], list[_Event]]:
         for layer in estimate.layers
     ]
     tracks = {("layers", "layers"): layers}
-    for span in sorted(estimate.spans, key=lambda span: (KINDS.index(span.kind), _natural(span.unit))):
-        args = {"layer": span.layer, "unit": span.unit, "busy_us": span.busy * 1e6}
+    for kind, units in _units(estimate).items():
+        tracks |= {(kind, unit): [] for unit in units}
+    for span in estimate.spans:
+        # Work to the picosecond: more digits only make the file longer.
+        args = {"layer": span.layer, "unit": span.unit, "busy_us": round(span.busy * 1e6, 6)}
         args |= {"bytes": span.bytes, "macs": span.macs}
         event = _Event(span.start, span.end, f"{span.kind} {span.layer}", args)
-        tracks.setdefault((span.kind, span.unit), []).append(event)
+        tracks[span.kind, span.unit].append(event)
     return tracks
 
 
@@ -307,8 +312,8 @@ def _draw_lanes(axes: Axes, estimate: Estimate, horizon: float) -> None:
         heights = [0.84 * _fraction(bar, len(units[kind])) for bar in bars]
         pale = [_box(bar.start, end, bottom, bottom - 0.84) for bar, end in zip(bars, ends)]
         solid = [_box(b.start, end, bottom, bottom - height) for b, end, height in zip(bars, ends, heights)]
-        for boxes, alpha in ((pale, 0.25), (solid, 1.0)):
-            axes.add_collection(PolyCollection(boxes, facecolor=COLORS[kind], alpha=alpha, linewidth=0))
+        _draw_boxes(axes, pale, COLORS[kind], 0.25)
+        _draw_boxes(axes, solid, COLORS[kind], 1.0)
         text = f" {busiest[kind] * 1e3:.3f}"
         axes.text(1.0, rows[kind], text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     _draw_layers(axes, estimate.layers, horizon)
@@ -328,15 +333,19 @@ def _draw_lanes(axes: Axes, estimate: Estimate, horizon: float) -> None:
 def _draw_layers(axes: Axes, layers: Sequence[LayerEstimate], horizon: float) -> None:
     """A row of alternating greys, with the names that have room."""
     for index, layer in enumerate(layers):
-        box = _box(layer.start, layer.start + layer.seconds, 0.38, -0.38)
-        color = ("0.62", "0.82")[index % 2]
-        axes.add_collection(PolyCollection([box], facecolor=color, linewidth=0))
+        _draw_boxes(axes, [_box(layer.start, layer.start + layer.seconds, 0.38, -0.38)], ("0.62", "0.82")[index % 2])
         letters = int(layer.seconds / horizon * 190)  # about 190 letters of this size fit the width
         if letters >= 7 or letters >= len(layer.name):
             text = layer.name if len(layer.name) <= letters else layer.name[: letters - 1] + "…"
             middle = (layer.start + layer.seconds / 2) * 1e3
             options = {"ha": "center", "va": "center", "fontsize": 7, "clip_on": True, "parse_math": False}
             axes.text(middle, 0, text, **options)
+
+
+def _draw_boxes(axes: Axes, boxes: list[list[tuple[float, float]]], color: str, alpha: float = 1.0) -> None:
+    from matplotlib.collections import PolyCollection
+
+    axes.add_collection(PolyCollection(boxes, facecolor=color, alpha=alpha, linewidth=0))
 
 
 def _box(start: float, end: float, bottom: float, top: float) -> list[tuple[float, float]]:
@@ -390,221 +399,4 @@ def _section(index: int, title: str, estimate: Estimate) -> str:
 <th scope="col">op</th><th scope="col">total µs</th>{kinds}<th scope="col">bound</th>
 <th scope="col">multiply-adds</th><th scope="col">bytes</th></tr></thead><tbody>
 {rows}</tbody></table></div></details></section>
-"""
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Timeline</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root { color-scheme: light dark; --ink: #1d1d1f; --faint: #8884; --paper: #fff }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8ea; --paper: #17181a } }
-body { margin: 1rem; font: 14px system-ui, sans-serif; color: var(--ink); background: var(--paper) }
-h2 { font-size: 1rem; margin: 1rem 0 .3rem }
-canvas { width: 100%; display: block; cursor: grab; touch-action: none }
-canvas:focus-visible, button:focus-visible { outline: 2px solid #0072b2; outline-offset: 1px }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .1rem .5rem; text-align: right; white-space: nowrap } th { font-weight: 500 }
-th:first-child, td:nth-child(2) { text-align: left } tbody tr:nth-child(odd) { background: var(--faint) }
-tbody button { all: unset; cursor: pointer; text-decoration: underline dotted }
-#tip { position: fixed; display: none; pointer-events: none; white-space: pre; padding: .4rem .6rem;
- background: var(--paper); border: 1px solid var(--ink); border-radius: 4px; font-size: 12px }
-#keys { opacity: .75 }
-</style></head><body>
-<p><button type="button" id="fit">Whole program</button>
-<button type="button" id="units" aria-pressed="false">One row per unit</button> <span id="range"></span></p>
-<p id="keys">Wheel: zoom. Drag: move. Shift and drag: zoom into the selection. Keys: + and - zoom,
-arrows move, N and P next and previous layer, U units, 0 whole program. Pale: inside an instruction.
-Solid: fraction of the lane's units at work.</p>
-<div id="status" role="status" aria-live="polite"></div>
-@SECTIONS@<div id="tip"></div>
-<script type="application/json" id="data">@DATA@</script>
-<script>
-@SCRIPT@</script></body></html>
-"""
-
-_SCRIPT = r"""
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const [LAYER, KIND, UNIT, START, END, BUSY, BYTES, MACS] = [0, 1, 2, 3, 4, 5, 6, 7];
-const LEFT = 80, BAND = 20, LANE = 26, ROW = 10, GAP = 5, AXIS = 24;
-const by = id => document.getElementById(id);
-const panels = [...document.querySelectorAll("canvas")].map(
-  (canvas, i) => ({canvas, ...data.panels[i], chosen: -1}));
-let view = [0, data.horizon], perUnit = false, queued = false, drag = null;
-
-function layout(panel) {  // rows: {y, h, label, color, items, units}
-  let y = BAND + GAP;
-  panel.rows = [];
-  data.kinds.forEach((kind, k) => {
-    const units = panel.units[k], color = data.colors[k];
-    const lanes = perUnit && units.length ? units.map((_, u) => u) : [-1];
-    const list = (perUnit ? panel.spans : panel.bars).filter(s => s[KIND] === k);
-    lanes.forEach(u => {
-      const h = u < 0 ? LANE - GAP : ROW - 1, items = u < 0 ? list : list.filter(s => s[UNIT] === u);
-      panel.rows.push({y, h, items, color, units: u < 0 ? units.length : 1, label: u > 0 ? "" : kind});
-      y += u < 0 ? LANE : ROW;
-    });
-    if (lanes[0] >= 0) y += GAP;
-  });
-  panel.bottom = y;
-  panel.canvas.style.height = y + AXIS + "px";
-}
-const ms = s => (s * 1e3).toFixed(s < 1e-4 ? 6 : 4) + " ms";
-const x = (panel, t) => LEFT + (t - view[0]) / (view[1] - view[0]) * (panel.canvas.clientWidth - LEFT);
-const time = (panel, px) => view[0] + (px - LEFT) / (panel.canvas.clientWidth - LEFT) * (view[1] - view[0]);
-
-function draw(panel) {
-  const {canvas} = panel, ratio = window.devicePixelRatio || 1;
-  const width = canvas.clientWidth, height = panel.bottom + AXIS;
-  if (width <= LEFT) return;
-  canvas.width = width * ratio; canvas.height = height * ratio;
-  const g = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
-  const ink = style.getPropertyValue("--ink").trim() || "#000";
-  g.scale(ratio, ratio); g.font = "12px system-ui, sans-serif"; g.textBaseline = "middle";
-  g.fillStyle = ink; g.fillText("layers", 4, BAND / 2);
-  for (const row of panel.rows) { g.fillStyle = row.color; g.fillText(row.label, 4, row.y + row.h / 2); }
-  g.save(); g.beginPath(); g.rect(LEFT, 0, width - LEFT, height); g.clip();
-  drawAxis(panel, g, width, ink); drawBand(panel, g, width, ink);
-  for (const row of panel.rows) drawRow(panel, g, width, row);
-  if (drag && drag.select && drag.panel === panel) {
-    g.globalAlpha = .2; g.fillStyle = ink; g.fillRect(drag.from, 0, drag.to - drag.from, panel.bottom);
-  }
-  g.restore();
-}
-function drawAxis(panel, g, width, ink) {
-  const about = (view[1] - view[0]) * 90 / (width - LEFT), ten = 10 ** Math.floor(Math.log10(about));
-  const step = ten * ([1, 2, 5].find(m => ten * m >= about) || 10);
-  const digits = Math.max(0, -Math.floor(Math.log10(step * 1.01e3)));
-  g.textAlign = "center";
-  for (let i = Math.ceil(view[0] / step); i * step <= view[1]; i++) {
-    const at = x(panel, i * step);
-    g.fillStyle = ink; g.globalAlpha = .15; g.fillRect(at, 0, 1, panel.bottom);
-    g.globalAlpha = 1; g.fillText((i * step * 1e3).toFixed(digits), at, panel.bottom + 10);
-  }
-  g.textAlign = "right"; g.fillText("ms", width - 2, panel.bottom + 10); g.textAlign = "left";
-}
-function drawBand(panel, g, width, ink) {
-  panel.layers.forEach(([name, start, seconds], i) => {
-    const a = Math.max(x(panel, start), LEFT), b = Math.min(x(panel, start + seconds), width);
-    if (b < LEFT || a > width) return;
-    g.fillStyle = i % 2 ? "#9996" : "#bbb6"; g.fillRect(a, 0, b - a, BAND);
-    if (i === panel.chosen) { g.strokeStyle = ink; g.strokeRect(a + .5, .5, b - a - 1, panel.bottom - 1); }
-    const letters = Math.floor((b - a - 6) / 6.5);
-    if (letters < Math.min(7, name.length)) return;
-    g.fillStyle = ink;
-    g.fillText(name.length > letters ? name.slice(0, letters - 1) + "…" : name, a + 3, BAND / 2);
-  });
-}
-const share = (row, s) => s[END] > s[START] ? Math.min(1, s[BUSY] / ((s[END] - s[START]) * row.units)) : 0;
-function drawRow(panel, g, width, row) {
-  g.fillStyle = row.color;
-  let last = -1;  // pixel column of the last span thinner than a pixel: one is enough there
-  for (const s of row.items) {
-    if (s[END] < view[0] || s[START] > view[1]) continue;
-    const a = Math.max(x(panel, s[START]), LEFT - 1), b = Math.min(x(panel, s[END]), width + 1);
-    if (b - a < 1) { if (Math.floor(a) === last) continue; last = Math.floor(a); }
-    const w = Math.max(b - a, .6), solid = row.h * share(row, s);
-    g.globalAlpha = .25; g.fillRect(a, row.y, w, row.h);
-    g.globalAlpha = 1; g.fillRect(a, row.y + row.h - solid, w, solid);
-  }
-}
-function redraw() {
-  if (queued) return;
-  queued = true;
-  requestAnimationFrame(() => {
-    queued = false;
-    by("range").textContent = ms(view[0]) + " to " + ms(view[1]);
-    panels.forEach(draw);
-  });
-}
-function show(start, end) {
-  const span = Math.min(Math.max(end - start, 1e-9), data.horizon);
-  start = Math.min(Math.max(start, 0), data.horizon - span);
-  view = [start, start + span]; hide(); redraw();
-}
-function zoom(factor, at) { show(at - (at - view[0]) * factor, at + (view[1] - at) * factor); }
-function pan(part) { const d = part * (view[1] - view[0]); show(view[0] + d, view[1] + d); }
-function choose(panel, i) {
-  if (!panel.layers.length) return;
-  panel.chosen = i = (i + panel.layers.length) % panel.layers.length;
-  const [name, start, seconds, bound] = panel.layers[i];
-  show(start - seconds * .05, start + seconds * 1.05);
-  by("status").textContent =
-    name + ": from " + ms(start) + ", takes " + ms(seconds) + ", bound by " + bound;
-}
-function setUnits(on) {
-  perUnit = on; by("units").setAttribute("aria-pressed", on); panels.forEach(layout); hide(); redraw();
-}
-function hide() { by("tip").style.display = "none"; }
-function hover(panel, e) {
-  const t = time(panel, e.offsetX), slack = 2 * (view[1] - view[0]) / panel.canvas.clientWidth;
-  const inside = s => s[START] - slack <= t && t <= s[END] + slack, length = s => s[END] - s[START];
-  let lines = null;
-  const row = panel.rows.find(r => e.offsetY >= r.y && e.offsetY < r.y + r.h);
-  if (e.offsetX < LEFT) return hide();
-  if (row) {
-    const hit = row.items.filter(inside).reduce((a, s) => a && length(a) <= length(s) ? a : s, null);
-    if (hit) lines = describe(panel, row, hit);
-  } else if (e.offsetY < BAND) {
-    const layer = panel.layers.find(([, start, seconds]) => start <= t && t < start + seconds);
-    if (layer) lines = [layer[0], ms(layer[2]), "bound by " + layer[3]];
-  }
-  if (!lines) return hide();
-  const tip = by("tip");
-  tip.textContent = lines.join("\n"); tip.style.display = "block";
-  tip.style.left = Math.min(e.clientX + 14, window.innerWidth - tip.offsetWidth - 6) + "px";
-  tip.style.top = Math.min(e.clientY + 14, window.innerHeight - tip.offsetHeight - 6) + "px";
-}
-function describe(panel, row, s) {
-  const all = panel.units[s[KIND]], units = perUnit ? all[s[UNIT]] : s[UNIT] + " of " + all.length + " units";
-  return [data.kinds[s[KIND]] + " " + panel.names[s[LAYER]], units, ms(s[START]) + " to " + ms(s[END]),
-    ms(s[END] - s[START]) + ", " + (100 * share(row, s)).toFixed(1) + " % at work",
-    s[BYTES].toLocaleString() + " bytes, " + s[MACS].toLocaleString() + " multiply-adds"];
-}
-panels.forEach(panel => {
-  const c = panel.canvas;
-  c.addEventListener("wheel", e => {
-    e.preventDefault();
-    if (Math.abs(e.deltaX) > Math.abs(e.deltaY)) pan(e.deltaX / 1000);
-    else zoom(Math.exp(Math.max(-1, Math.min(1, e.deltaY / 400))), time(panel, Math.max(e.offsetX, LEFT)));
-  }, {passive: false});
-  c.addEventListener("pointerdown", e => {
-    c.setPointerCapture(e.pointerId);
-    drag = {panel, select: e.shiftKey, from: e.offsetX, to: e.offsetX, view: [...view]};
-  });
-  c.addEventListener("pointermove", e => {
-    if (!drag) return hover(panel, e);
-    if (drag.panel !== panel) return;
-    drag.to = e.offsetX;
-    const moved = (drag.from - drag.to) / (c.clientWidth - LEFT) * (drag.view[1] - drag.view[0]);
-    if (drag.select) redraw(); else show(drag.view[0] + moved, drag.view[1] + moved);
-  });
-  c.addEventListener("pointerup", () => {
-    const d = drag;
-    drag = null;
-    if (!d || !d.select) return;
-    const [a, b] = [d.from, d.to].sort((p, q) => p - q);
-    if (b - a > 3) show(time(panel, a), time(panel, b)); else redraw();
-  });
-  c.addEventListener("pointercancel", () => { drag = null; });
-  c.addEventListener("pointerleave", hide);
-  c.addEventListener("keydown", e => {
-    const middle = (view[0] + view[1]) / 2, {chosen} = panel, keys = {
-      "+": () => zoom(.6, middle), "=": () => zoom(.6, middle), "-": () => zoom(1 / .6, middle),
-      ArrowLeft: () => pan(-.2), ArrowRight: () => pan(.2),
-      Home: () => show(0, data.horizon), 0: () => show(0, data.horizon),
-      n: () => choose(panel, chosen + 1), p: () => choose(panel, Math.max(chosen, 0) - 1),
-      u: () => setUnits(!perUnit),
-    };
-    const act = keys[e.key] || keys[e.key.toLowerCase()];
-    if (act && !e.ctrlKey && !e.metaKey && !e.altKey) { e.preventDefault(); act(); }
-  });
-});
-document.querySelectorAll("button[data-layer]").forEach(b => b.addEventListener("click", () =>
-  choose(panels[+b.dataset.panel], +b.dataset.layer)));
-by("fit").addEventListener("click", () => show(0, data.horizon));
-by("units").addEventListener("click", () => setUnits(!perUnit));
-window.addEventListener("resize", redraw);
-setUnits(false);
 """

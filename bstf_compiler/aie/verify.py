@@ -55,7 +55,8 @@ def _addresses(code: Code, step: Step) -> Iterator[str]:
             low, high = _range(access, instruction.iterations)
             for tile in access.tiles:
                 if low < 0 or high > limits[tile[0]]:
-                    yield f"{_place(instruction)} reaches [{low:#x}, {high:#x}) of {tile}, which ends at {limits[tile[0]]:#x}"
+                    end = limits[tile[0]]
+                    yield f"{_place(instruction)} reaches [{low:#x}, {high:#x}) of {tile}, which ends at {end:#x}"
 
 
 def _regions(code: Code, step: Step) -> Iterator[str]:

@@ -43,12 +43,12 @@ def handles(*types: str) -> Callable:
     return register
 
 
-def grid_position(op: tf.Operation, value: Callable[[tf.Tensor], np.ndarray]) -> int | None:
+def grid_position(op: tf.Operation, value: Callable[[int], np.ndarray]) -> int | None:
     """Position of a FakeQuant operation's grid; None for any other operation.
 
     Args:
         op: the operation.
-        value: gives the values of a known tensor (the `Vars` form has its range in tensors).
+        value: gives the values of the operation's input of an index (the `Vars` form has its range in inputs).
 
     Raises:
         ValueError: if the range is not [-128, 127] * 2**-p for an integer p.
@@ -56,7 +56,7 @@ def grid_position(op: tf.Operation, value: Callable[[tf.Tensor], np.ndarray]) ->
     if op.type == "FakeQuantWithMinMaxArgs":
         low, high = op.get_attr("min"), op.get_attr("max")
     elif op.type == "FakeQuantWithMinMaxVars":
-        low, high = (float(value(tensor)) for tensor in op.inputs[1:3])
+        low, high = (float(value(index)) for index in (1, 2))
     else:
         return None
     position = 7 - math.log2(-low) if low < 0 else math.nan
@@ -75,7 +75,7 @@ def grid_position(op: tf.Operation, value: Callable[[tf.Tensor], np.ndarray]) ->
 
 @handles("FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars")
 def _fake_quant(reader: _Reader, op: tf.Operation) -> None:
-    position = grid_position(op, lambda tensor: reader.constant(op, list(op.inputs).index(tensor)))
+    position = grid_position(op, lambda index: reader.constant(op, index))
     reader.add(op, FakeQuant(position), [reader.input(op)])
 
 

@@ -13,12 +13,14 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from bstf_compiler import bsr
 from bstf_compiler.frontend.handlers import HANDLERS, grid_position
-from bstf_compiler.graph import Graph, Node, Op, Tensor
+from bstf_compiler.graph import FakeQuant, Graph, Node, Op, Tensor
 
 # Operations that keep every value of a constant, hence its grid.
 _KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
 # Operations whose output is their first input, as far as a network's values go.
 _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
+# Name scopes that TensorFlow adds around a function's own.
+_WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
 _SIDECAR = Path("assets.extra") / "bstf.json"
 
 
@@ -49,16 +51,15 @@ def read(path: str | Path) -> Graph:
 def _frozen(path: Path) -> tf.types.experimental.ConcreteFunction:
     try:
         loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
-        signatures = loaded.signatures
-        if "serving_default" not in signatures:
-            raise ValueError(
-                f"SavedModel '{path}' has no signature 'serving_default' (it has: {', '.join(signatures) or 'none'}); "
-                "export it with bstf.export or keras.Model.export"
-            )
-        return convert_variables_to_constants_v2(signatures["serving_default"], lower_control_flow=False)
-    except (OSError, DecodeError, tf.errors.OpError, KeyError, IndexError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, DecodeError, tf.errors.OpError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"SavedModel '{path}' is damaged or incomplete ({reason}); export it again") from error
+    if "serving_default" not in loaded.signatures:
+        raise ValueError(
+            f"SavedModel '{path}' has no signature 'serving_default' (it has: {', '.join(loaded.signatures) or 'none'}); "
+            "export it with bstf.export or keras.Model.export"
+        )
+    return convert_variables_to_constants_v2(loaded.signatures["serving_default"], lower_control_flow=False)
 
 
 class _Reader:
@@ -97,7 +98,7 @@ class _Reader:
         """Values of an operation's input, which must be known."""
         if not self.is_constant(op, index):
             raise ValueError(
-                f"layer '{self.layer(op)}': operand {index} of {op.type} is computed; only constants are supported there"
+                f"layer '{self.layer(op)}': operand {index} of {op.type} is computed; it must be a constant"
             )
         return self._graph.tensors[self.input(op, index)].data
 
@@ -113,7 +114,7 @@ class _Reader:
 
     def layer(self, op: tf.Operation) -> str:
         """Name of the layer that an operation belongs to."""
-        scopes = [part for part in op.name.split("/") if part not in ("StatefulPartitionedCall", "Func")]
+        scopes = [part for part in op.name.split("/") if part not in _WRAPPERS]
         scopes = scopes[1:-1] if len(scopes) > 2 else scopes[:1]
         # Keras opens each layer's name scope a second time when it traces for serving.
         return re.sub(r"_1$", "", scopes[0]) if scopes else op.name
@@ -121,10 +122,12 @@ class _Reader:
     def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
         """Adds the node for a TensorFlow operation."""
         name = base = self.layer(op)
+        if isinstance(node_op, FakeQuant):  # the layer's name is for what computes it
+            name = base = f"{base}:grid"
         count = 1
         while name in self._graph.tensors:
             count += 1
-            name = f"{base}:{op.type.lower()}" if count == 2 else f"{base}:{op.type.lower()}{count}"
+            name = f"{base}:{op.type.lower()}{count if count > 2 else ''}"
         self._graph.nodes.append(Node(name, node_op, inputs))
         self._graph.tensors[name] = Tensor(name, self.shape(op.outputs[0]))
         self._names[op.outputs[0].name] = name
@@ -137,7 +140,8 @@ class _Reader:
                 continue
             if all(tensor.name in self._constants for tensor in op.inputs):
                 self._constants.update(tensor.name for tensor in op.outputs)
-                if (position := grid_position(op, self._value_of_known)) is not None:
+                position = grid_position(op, lambda index, op=op: self._values([op.inputs[index].name])[0])
+                if position is not None:
                     self._grids[op.outputs[0].name] = position
                 elif op.type in _KEEP_GRID and op.inputs and op.inputs[0].name in self._grids:
                     self._grids[op.outputs[0].name] = self._grids[op.inputs[0].name]
@@ -154,9 +158,7 @@ class _Reader:
         for name, value in zip(sorted(needed), self._values(sorted(needed))):
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
                 reader = next(op for op in operations if name in [tensor.name for tensor in op.inputs])
-                raise ValueError(
-                    f"layer '{self.layer(reader)}' has NaN or infinite weights; train again or repair them before export"
-                )
+                raise ValueError(f"layer '{self.layer(reader)}' has NaN or infinite weights; repair them before export")
             ours = self._graph.add_constant(name.removesuffix(":0"), value, self._grids.get(name))
             self._names[name] = ours
 
@@ -166,9 +168,6 @@ class _Reader:
         definition = self._function.graph.as_graph_def()
         imported = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
         return [value.numpy() for value in imported.prune([], names)()]
-
-    def _value_of_known(self, tensor: tf.Tensor) -> np.ndarray:
-        return self._values([tensor.name])[0]
 
     def _visit(self, op: tf.Operation) -> None:
         output = op.outputs[0]
@@ -196,7 +195,7 @@ class _Reader:
 
 
 def _check_against_sidecar(graph: Graph, path: Path) -> None:
-    """Γ and positions repeated in `bstf.json` must be those found in the graph; layers unknown to either are skipped."""
+    """Γ and positions repeated in `bstf.json` must be those found in the graph; unknown layers are skipped."""
     if not path.is_file():
         return
     try:
@@ -214,7 +213,7 @@ def _check_against_sidecar(graph: Graph, path: Path) -> None:
         told = np.array([[entry == "1" for entry in row] for row in recorded["gamma"]])
         if found.shape != told.shape or (found & ~told).any():
             raise ValueError(
-                f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export the network again"
+                f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again"
             )
         position = recorded.get("kernel_position")
         if position is not None and kernel.position is not None and position != kernel.position:

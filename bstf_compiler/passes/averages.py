@@ -6,7 +6,7 @@ import numpy as np
 
 from bstf_compiler.graph import AveragePool, Graph, Multiply, Node, SumPool
 
-_MOST_SHIFT = 30
+_MOST_SHIFT = 20  # any float32 is n / 2**m for a large enough m
 
 
 class FormAveragePool:

@@ -145,7 +145,7 @@ def test_largest_exact_average():
 
 
 def test_averages_of_too_many_elements_are_refused():
-    with pytest.raises(ValueError, match="'wide'.*3600 elements.*two poolings"):
+    with pytest.raises(ValueError, match=r"'wide'.*3600 elements.*two poolings"):
         FixedPointGlobalAveragePooling2D(name="wide")(np.zeros((1, 60, 60, 1), np.float32))
     FixedPointGlobalAveragePooling2D()(np.zeros((1, 64, 64, 1), np.float32))
 

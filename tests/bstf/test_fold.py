@@ -133,8 +133,12 @@ def test_identities_vanish():
 
 def test_nested_models_are_flattened_with_unique_names():
     def block(name):
-        return keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, padding="same", name="conv"),
-                                 layers.BatchNormalization(name="norm"), layers.ReLU(name="relu")], name=name)  # fmt: skip
+        stack = [
+            layers.Conv2D(4, 3, padding="same", name="conv"),
+            layers.BatchNormalization(),
+            layers.ReLU(name="relu"),
+        ]
+        return keras.Sequential([keras.Input((8, 8, 4)), *stack], name=name)
 
     entry = keras.Input((8, 8, 4), name="image")
     inner_in = keras.Input((None, None, 4))
@@ -188,8 +192,8 @@ def test_grids_pass_through_pools_pads_and_reshapes():
     model = sequential(
         layers.Conv2D(4, 3, name="conv"), layers.ReLU(name="relu"), layers.MaxPooling2D(name="max"),
         layers.ZeroPadding2D(((1, 0), (0, 1)), name="pad"), layers.AveragePooling2D(2, name="avg"),
-        layers.Activation("relu6", name="relu6"), layers.GlobalMaxPooling2D(keepdims=True, name="gmp"), layers.Flatten(name="flat"),
-        layers.Dense(3, name="dense"), layers.Softmax(name="softmax"),
+        layers.Activation("relu6", name="relu6"), layers.GlobalMaxPooling2D(keepdims=True, name="gmp"),
+        layers.Flatten(name="flat"), layers.Dense(3, name="dense"), layers.Softmax(name="softmax"),
     )  # fmt: skip
     net = fold.flatten(model)
     owners = net.grids()

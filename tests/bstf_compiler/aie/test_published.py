@@ -70,9 +70,7 @@ def test_loadw_of_every_layer_to_the_last_digit(paper_tables, table):
     memtiles = TABLES[table][0]
     for row, layer in read(paper_tables, table):
         pieces = max(1, sum(segment.parallel for segment in layer.segments))
-        candidates = {
-            published.printed(published.loadw_seconds(layer, memtiles, loads)) for loads in (1, pieces)
-        }
+        candidates = {published.printed(published.loadw_seconds(layer, memtiles, loads)) for loads in (1, pieces)}
         assert row["LOADW_s"] in candidates, row["layer"]
 
 
@@ -192,10 +190,7 @@ def test_pieces_load_a_chunk_each():
 
 
 def test_sequential_segments_add_up_and_parallel_ones_overlap():
-    both = [
-        conv((8, 3, 3, 8), (1, 4, 8, 8), (1, 2, 8, 8), (Segment(2, parallel),), 1)
-        for parallel in (False, True)
-    ]
+    both = [conv((8, 3, 3, 8), (1, 4, 8, 8), (1, 2, 8, 8), (Segment(2, parallel),), 1) for parallel in (False, True)]
     times = [sum(kind(both[0])) for kind in (published.loadfm_seconds, published.writefm_seconds)]
     times.append(sum(published.comp_seconds(both[0])))
     rest = max(3e-6, 1e-6) + sum(published.loadwm_seconds(both[0])) + 2e-6
@@ -209,12 +204,8 @@ def test_link_rate_and_clock_are_arguments():
     double = 2 * published.LINK_RATE
     for kind in (published.loadfm_seconds, published.writefm_seconds, published.loadwm_seconds):
         assert math.isclose(2 * sum(kind(layer, double)), sum(kind(layer)))
-    assert math.isclose(
-        2 * published.loadw_seconds(layer, 4, link_rate=double), published.loadw_seconds(layer, 4)
-    )
-    assert math.isclose(
-        2 * sum(published.comp_seconds(layer, 2 * published.CLOCK)), sum(published.comp_seconds(layer))
-    )
+    assert math.isclose(2 * published.loadw_seconds(layer, 4, link_rate=double), published.loadw_seconds(layer, 4))
+    assert math.isclose(2 * sum(published.comp_seconds(layer, 2 * published.CLOCK)), sum(published.comp_seconds(layer)))
     assert math.isclose(
         2 * published.layer_seconds(layer, 0, 0, 0, double, 2 * published.CLOCK),
         published.layer_seconds(layer, 0, 0, 0),
@@ -229,9 +220,7 @@ def test_free_operations_take_no_time(op):
 
 
 def test_abbreviated_segments_repeat():
-    segments = published.parse_segments(
-        "1 26 1 1 26 1 1 26 ...(48)", "seq par seq seq par seq seq par ...(48)", 48
-    )
+    segments = published.parse_segments("1 26 1 1 26 1 1 26 ...(48)", "seq par seq seq par seq seq par ...(48)", 48)
     assert segments == (Segment(1, False), Segment(26, True), Segment(1, False)) * 16
     assert published.parse_segments("", "", 0) == ()
 

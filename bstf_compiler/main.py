@@ -1,0 +1,217 @@
+"""bstf-compile: compiles a SavedModel for an AIE2 array, tells how long it takes and can prove it in simulation."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+import bstf_compiler
+from bstf_compiler import DeviceSpec, Graph, Program, integer
+from bstf_compiler.aie.estimate import Estimate
+
+FLAGS = flags.FLAGS
+_SEED = 0  # of the simulated images
+
+
+def summary(program: Program, estimate: Estimate) -> Table:
+    """The times of a program's layers as a table, with their sums below.
+
+    Args:
+        program: gives name and device.
+        estimate: times of that program.
+
+    Returns:
+        One row a layer: name, operation, microseconds, instruction kind that bounds it, effective multiply-adds.
+
+    Example:
+        >>> rich.print(summary(program, program.estimate()))
+    """
+    macs = sum(layer.macs for layer in estimate.layers)
+    table = Table(title=f"{program.name} on {estimate.device}", show_footer=True)
+    table.add_column("layer", "total", overflow="fold")
+    table.add_column("op")
+    table.add_column("time us", f"{estimate.total_seconds * 1e6:,.1f}", justify="right")
+    table.add_column("bound")
+    table.add_column("MACs", f"{macs:,}", justify="right")
+    for layer in estimate.layers:
+        table.add_row(layer.name, layer.op, f"{layer.seconds * 1e6:,.1f}", layer.bound, f"{layer.macs:,}")
+    return table
+
+
+def random_images(program: Program, count: int) -> Iterator[np.ndarray]:
+    """Images whose values are spread evenly over the grid of a program's input; the same ones at each call.
+
+    Args:
+        program: gives shape and grid.
+        count: number of images.
+
+    Yields:
+        Batches of one image, float32 (1, h, w, c).
+
+    Example:
+        >>> program.simulate(next(random_images(program, 1)))
+    """
+    rng = np.random.default_rng(_SEED)
+    step = 2.0**-program.input.position
+    for _ in range(count):
+        yield rng.uniform(integer.INT8_MIN * step, integer.INT8_MAX * step, (1, *program.input.user_shape)).astype(
+            np.float32
+        )
+
+
+def first_difference(program: Program, graph: Graph, images: np.ndarray) -> str | None:
+    """Simulates a program and compares every layer's output with the integer reference, bit for bit.
+
+    Args:
+        program: what was compiled from the graph.
+        graph: the reference.
+        images: float images (n, h, w, c).
+
+    Returns:
+        A phrase that names the first layer with another value, or None if all are equal.
+
+    Example:
+        >>> assert first_difference(program, graph, images) is None
+    """
+    reference = integer.trace(graph, images)
+    for name, values in program.trace(images).items():
+        different = int(np.count_nonzero(values != reference[name]))
+        if different:
+            return f"layer '{name}' has {different:,} of {values.size:,} values that differ from the integer reference"
+    return None
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+    """Defines the program's flags; not at import, so that other programs can use this module's functions."""
+    flags.DEFINE_string("model", None, "SavedModel folder of a quantised network.", flag_values=values, required=True)
+    flags.DEFINE_string("device", "aie2_4x4", "Name of a device, or path of a device's .toml file.", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "Folder for the program: new, empty, or of an earlier program.", flag_values=values,
+        required=True,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "simulate", 0, "Random images to simulate and compare with the integer reference.", lower_bound=0,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "cost_model", "exact", ["exact", "published"], "Model of the printed times; written ones are exact.",
+        flag_values=values,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit code. What the input gets wrong is one sentence on stderr."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"{argv[1]!r} isn't a flag; all arguments are --name=value, see --help")
+        return _road()
+    except (ValueError, OSError) as error:
+        print(f"bstf-compile: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"bstf-compile: interrupted; '{FLAGS.output}' holds a whole program or none", file=sys.stderr)
+        return 130
+
+
+def _road() -> int:
+    """Loads, compiles, estimates, writes, simulates; returns the exit code."""
+    output = _checked_output(Path(FLAGS.output))
+    device = DeviceSpec.load(FLAGS.device)
+    console = Console(markup=False, highlight=False, emoji=False)
+    with _progress() as status:
+        status.update(f"loading {FLAGS.model}")
+        with _without_stderr():
+            graph = bstf_compiler.load(FLAGS.model)
+        status.update(f"compiling for {device.name}")
+        program = bstf_compiler.compile(graph, device)
+        status.update("estimating times")
+        estimate = program.estimate(FLAGS.cost_model)
+        status.update(f"writing {output}")
+        program.write(output)
+    console.print(summary(program, estimate))
+    print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
+    print(f"weights: {program.weight_bytes:,} bytes")
+    print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")
+    print(f"written to: {output}")
+    return _simulate(program, graph, FLAGS.simulate) if FLAGS.simulate else 0
+
+
+def _simulate(program: Program, graph: Graph, count: int) -> int:
+    equal = 0
+    for number, image in enumerate(random_images(program, count), start=1):
+        with _progress() as status:
+            status.update(f"simulating image {number} of {count}")
+            difference = first_difference(program, graph, image)
+        if difference is None:
+            equal += 1
+        else:
+            print(f"bstf-compile: image {number}: {difference}; please report it", file=sys.stderr)
+    print(f"simulation equals integer reference on {equal} of {count} images")
+    return 0 if equal == count else 1
+
+
+def _checked_output(folder: Path) -> Path:
+    """The folder's absolute path; ValueError if no program can be written there, before any work is done."""
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output={folder} is a file; give a folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "program.asm").is_file():
+        raise ValueError(f"--output={folder} exists and holds no program; give an empty or a new folder")
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"--output={folder} can't be made: {above} is a file; give another folder")
+    return folder
+
+
+def _progress() -> Status:
+    """A line on stderr that says what goes on; nothing if stderr isn't a terminal."""
+    # A copy of the descriptor, so that the line goes on while `_without_stderr` holds the original.
+    stream = open(os.dup(sys.__stderr__.fileno()), "w", encoding="utf-8")
+    return Console(file=stream, markup=False, highlight=False).status("")
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drops what the body writes to the standard error descriptor.
+
+    TensorFlow's C++ libraries write there while they are imported, before any log level of theirs applies. What they
+    wrote is shown if the body ends in an error that isn't about the input.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (ValueError, OSError):
+            raise
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def run() -> None:
+    """Entry point of the console program."""
+    define_flags()
+    for flag in FLAGS.get_flags_for_module(__name__):  # --help shows the flags of the script, which defines none
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

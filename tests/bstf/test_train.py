@@ -1,0 +1,182 @@
+"""bstf-train end to end on a few images, and its refusals."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+
+import bstf
+from bstf import train
+from bstf.datasets import Dataset
+
+if "output" not in train.FLAGS:
+    train.define_flags()
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+    """The program's flags at their defaults."""
+    train.FLAGS(["bstf-train", "--output=unused"])
+    with flagsaver.flagsaver():
+        yield
+
+
+def stripes(count=64, size=12):
+    """Two classes that a small network learns at once: horizontal and vertical stripes."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    lines = np.broadcast_to(np.arange(size) % 2, (size, size)).astype("float32")
+    images = np.stack([lines.T if label else lines for label in labels])[..., None]
+    images = (images + rng.normal(0, 0.1, images.shape)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
+    return Dataset("stripes", data, data, (size, size, 1), 2)
+
+
+def write_stripes(folder):
+    for images, labels in stripes(40).train.unbatch().batch(40):
+        for i, (image, label) in enumerate(zip(images.numpy(), labels.numpy())):
+            (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
+            keras.utils.save_img(folder / f"class{label}" / f"{i:03}.png", np.repeat(image, 3, axis=-1))
+
+
+def small(data, classes=2):
+    return bstf.applications.small_resnet(data.input_shape, classes, widths=(8, 16), depth=1)
+
+
+def run_main(capsys, *argv, **values):
+    """Exit code, standard output and standard error of the program."""
+    with flagsaver.flagsaver(**values):
+        code = train.main(["bstf-train", *argv])
+    return code, *capsys.readouterr()
+
+
+def test_train_dense_and_sparse():
+    data = stripes()
+    keras.utils.set_random_seed(0)
+    model = small(data)
+    history = train.train(model, data, epochs=6, learning_rate=0.01, verbose=0)
+    assert len(history.history["val_accuracy"]) == 6
+    assert train.accuracy(model, data) == pytest.approx(history.history["val_accuracy"][-1])
+    sparse = bstf.sparsify(model, ratio=0.5)
+    before = bstf.report(sparse).to_dict()
+    train.train(sparse, data, epochs=2, verbose=0)
+    assert bstf.report(sparse).to_dict() == before and before["zeros"] > 0
+    assert train.accuracy(sparse, data) == 1.0
+    # A network without a softmax is trained on logits, and reaches the same.
+    logits = keras.Model(model.input, keras.layers.Dense(2)(model.get_layer("pool").output))
+    train.train(logits, data, epochs=6, learning_rate=0.01, verbose=0)
+    assert logits.loss.from_logits and not model.loss.from_logits
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        train.train(model, data, epochs=0)
+
+
+def test_the_whole_program(tmp_path, capsys):
+    write_stripes(tmp_path / "images")
+    output = tmp_path / "deep" / "out"
+    keras.utils.set_random_seed(0)
+    small(Dataset("", None, None, (12, 12, 3), 2)).save(tmp_path / "net.keras")
+    code, out, err = run_main(
+        capsys,
+        network=str(tmp_path / "net.keras"),
+        dataset=str(tmp_path / "images"),
+        image_size=12,
+        ratio=0.5,
+        block=["8", "4"],
+        importance="l1",
+        epochs=1,
+        retrain_epochs=2,
+        batch_size=8,
+        calibration=8,
+        output=str(output),
+    )
+    assert (code, err) == (0, "")
+    assert {path.name for path in output.iterdir()} == {"dense.keras", "sparse.keras", "float", "int8", "sparsity.csv"}
+    assert "Epoch 2/2" in out and "test accuracy" in out and "Block sparsity of small_resnet" in out
+    dense = keras.models.load_model(output / "dense.keras")
+    sparse = keras.models.load_model(output / "sparse.keras")
+    assert bstf.report(dense).zeros == 0 and sparse.get_layer("predictions").__class__ is keras.layers.Dense
+    gamma = np.asarray(sparse.get_layer("stage2_block1_2_conv").gamma)
+    assert gamma.shape == (2, 4) and (gamma == 0).sum() == 4
+    x = np.random.default_rng(0).random((3, 12, 12, 3)).astype("float32")
+    served = tf.saved_model.load(output / "float")
+    (outputs,) = served.signatures["serving_default"](tf.constant(x)).values()
+    np.testing.assert_allclose(outputs, sparse(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"ratio": 1.0}, "ratio is the fraction of zero blocks"),
+        ({"block": ["a"]}, "--block must be one number or two, like 8 or 8,4; got a."),
+        ({"block": ["8", "8", "8"]}, "--block must be one number or two"),
+        ({"block": ["0"]}, "block must be a positive integer"),
+        ({"importance": "size"}, "importance must be one of l1, l2, variance"),
+        ({"dataset": "nonono"}, "There is no data set 'nonono'"),
+        ({"network": "NoNet"}, "There is no network 'NoNet'"),
+        ({"network": "small_resnet2"}, "There is no network 'small_resnet2'"),
+        ({"network": "/no/net.keras"}, "There is no file '/no/net.keras'"),
+        ({"network": "ResNet50"}, "at least 32x32"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, capsys, values, sentence):
+    code, _, err = run_main(capsys, output=str(tmp_path / "out"), **values)
+    assert code == 1 and sentence in err and err.startswith("bstf-train: ") and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("x")
+    for output in (tmp_path, tmp_path / "mine.txt"):
+        code, _, err = run_main(capsys, output=str(output))
+        assert code == 1 and "exists and isn't an empty folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_network_of_another_shape_is_refused(tmp_path):
+    data = stripes()
+    small(data, classes=3).save(tmp_path / "three.keras")
+    with pytest.raises(ValueError, match=r"has outputs \(3,\), but 'stripes' has 2 classes"):
+        train.network(str(tmp_path / "three.keras"), data)
+    with pytest.raises(ValueError, match=r"takes images \(9, 9, 1\), but those of 'stripes' are \(12, 12, 1\)"):
+        train.check_fit(bstf.applications.small_resnet((9, 9, 1), 2), data)
+    inputs = [keras.Input((12, 12, 1)), keras.Input((12, 12, 1))]
+    two = keras.Model(inputs, keras.layers.Add()(inputs))
+    with pytest.raises(ValueError, match="one input and one output"):
+        train.check_fit(two, data)
+
+
+def test_a_network_that_cannot_be_quantised_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.datasets, "load", lambda *_, **__: stripes())
+    inputs = keras.Input((12, 12, 1))
+    x = keras.layers.Conv2D(8, 3, activation="gelu", name="odd")(inputs)
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(inputs, outputs).save(tmp_path / "net.keras")
+    code, out, err = run_main(capsys, network=str(tmp_path / "net.keras"), output=str(tmp_path / "out"))
+    assert code == 1 and "gelu" in err and "Epoch" not in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupting_leaves_complete_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.datasets, "load", lambda *_, **__: stripes())
+    monkeypatch.setattr(train, "network", lambda name, data: small(data))
+
+    def interrupted(model, *_, **__):
+        if any(hasattr(layer, "block") for layer in model.layers):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    code, _, err = run_main(capsys, output=str(tmp_path / "out"))
+    assert code == 130 and "interrupted" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dense.keras"]
+    keras.models.load_model(tmp_path / "out" / "dense.keras")
+
+
+def test_console_program(tmp_path):
+    command = [sys.executable, "-m", "bstf.train", f"--output={tmp_path / 'out'}", "--ratio=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "bstf-train: ratio is the fraction of zero blocks" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bstf_compiler
+from bstf_compiler import integer
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.graph import Window
+from tests.bstf_compiler.networks import Builder, random_images, random_network
+
+COUNT = 60
+
+
+def small_device(columns, rows, core_bytes, memtile_bytes):
+    entries = {
+        "name": f"test_{columns}x{rows}",
+        "columns": columns,
+        "rows": rows,
+        "clock_hz": 10**9,
+        "core": {
+            "memory_bytes": core_bytes,
+            "reserved_bytes": 128,
+            "macs_per_cycle": 256,
+            "elementwise_per_cycle": 64,
+        },
+        "memtile": {"memory_bytes": memtile_bytes},
+        "ddr": {"memory_bytes": 2**30},
+        "links": dict.fromkeys(("load", "loadw", "loadfm", "loadwm", "writefm", "write"), 2**32),
+    }
+    return DeviceSpec.from_dict(entries, "test device")
+
+
+def assert_equal_to_reference(graph, device, images):
+    program = bstf_compiler.compile(graph, device)
+    simulated, expected = program.trace(images), integer.trace(graph, images)
+    assert set(simulated) == {node.output for node in graph if node.op.kind != "softmax"}
+    for name, value in simulated.items():
+        assert np.array_equal(value, expected[name]), name
+    assert np.array_equal(program.simulate(images), integer.run(graph, images))
+    return program
+
+
+@settings(max_examples=COUNT, deadline=None)
+@given(seed=st.integers(0, 2**32), mesh=st.integers(1, 8))
+def test_random_networks_on_every_mesh(seed, mesh):
+    graph = random_network(seed)
+    assert_equal_to_reference(graph, f"aie2_{mesh}x{mesh}", random_images(seed, graph))
+
+
+@settings(max_examples=COUNT, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    columns=st.integers(1, 5),
+    rows=st.integers(1, 5),
+    core=st.sampled_from([4096, 8192, 16384]),
+    memtile=st.sampled_from([2048, 4096, 16384]),
+)
+def test_random_networks_on_tiny_devices(seed, columns, rows, core, memtile):
+    """Tiny memories: input channels summed in pieces, tensors spilled, layers in bands; or a refusal in a sentence."""
+    graph = random_network(seed)
+    device = small_device(columns, rows, core, memtile)
+    try:
+        assert_equal_to_reference(graph, device, random_images(seed, graph))
+    except ValueError as refusal:
+        assert "layer '" in str(refusal) and "use" in str(refusal)
+
+
+def test_sums_over_pieces_of_input_channels():
+    build = Builder(np.random.default_rng(0))
+    x = build.conv(build.input(6, 5, 72), 40, Window((3, 3), padding=(1, 1, 1, 1)))
+    graph = build.finish(x)
+    program = assert_equal_to_reference(graph, small_device(2, 2, 4096, 65536), random_images(1, graph, 2))
+    computed = [i for step in program.steps for i in step.instructions if i.kind == "COMP"]
+    assert any(not i.begin for i in computed) and any(not i.finish for i in computed)
+
+
+def test_spilled_tensors_and_bands():
+    build = Builder(np.random.default_rng(0))
+    x = build.input(24, 16, 16)
+    a = build.conv(x, 32, Window((3, 3), padding=(1, 1, 1, 1)))
+    b = build.conv(a, 32, Window((3, 3), padding=(1, 1, 1, 1)), activation="linear")
+    graph = build.finish(build.add(a, b, "relu"))
+    program = assert_equal_to_reference(graph, small_device(2, 2, 65536, 12288), random_images(2, graph, 1))
+    assert any(place.memory == "ddr" for name, (place, _, _) in program.tensors.items() if name.startswith("conv"))
+    assert len(program.steps) > len(graph.nodes)
+
+
+def test_zero_layers_and_dense_layers():
+    """A convolution without any kept block is its bias; a dense layer is a 1x1 convolution of one pixel."""
+    build = Builder(np.random.default_rng(3))
+    x = build.conv(build.input(5, 5, 12), 20, Window((3, 3)), ratio=1.0)
+    x = build.average_pool(x, Window((3, 3), (3, 3)))
+    graph = build.finish(build.conv(x, 10, Window((1, 1)), activation="linear"), softmax=True)
+    assert_equal_to_reference(graph, "aie2_4x4", random_images(3, graph, 3))
+
+
+def test_several_outputs_and_an_output_that_is_read_again():
+    build = Builder(np.random.default_rng(4))
+    first = build.conv(build.input(9, 9, 8), 16, Window((3, 3)))
+    second = build.conv(first, 8, Window((3, 3)))
+    graph = build.finish(first, second)
+    program = bstf_compiler.compile(graph, "aie2_2x2")
+    images = random_images(4, graph, 2)
+    for simulated, expected in zip(program.simulate(images), integer.run(graph, images), strict=True):
+        assert np.array_equal(simulated, expected)
+
+
+def test_refuses_images_of_another_shape_or_with_nan():
+    graph = random_network(0)
+    program = bstf_compiler.compile(graph, "aie2_1x1")
+    with pytest.raises(ValueError, match="takes images of shape"):
+        program.simulate(np.zeros((1, 3, 3, 99), np.float32))
+    images = random_images(0, graph)
+    images.flat[0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        program.simulate(images)

@@ -1,0 +1,140 @@
+"""Random fixed-point graphs, built without TensorFlow, for tests of the compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bstf_compiler.graph import (
+    Add,
+    AveragePool,
+    Conv,
+    Graph,
+    MaxPool,
+    Node,
+    Op,
+    Requantize,
+    Softmax,
+    Tensor,
+    Window,
+)
+
+ACTIVATIONS = ("linear", "relu", "relu6")
+
+
+@dataclass
+class Builder:
+    """Adds layers to a graph; every layer's output has a random position."""
+
+    rng: np.random.Generator
+    graph: Graph = field(default_factory=lambda: Graph("random"))
+
+    def input(self, height: int, width: int, channels: int, position: int = 4) -> str:
+        self.graph.tensors["image"] = Tensor("image", (1, height, width, channels), position=position)
+        self.graph.input, self.graph.input_shape = "image", (height, width, channels)
+        return "image"
+
+    def conv(self, x: str, channels: int, window: Window, ratio: float = 0.5, activation: str = "relu") -> str:
+        source = self.graph.tensors[x]
+        kernel = self.rng.integers(-128, 128, (*window.kernel, source.shape[-1], channels)).astype(np.int8)
+        rows, columns = -(-source.shape[-1] // 8), -(-channels // 8)
+        keep = self.rng.random((rows, columns)) >= ratio
+        kernel *= np.kron(keep, np.ones((8, 8), np.int8))[: source.shape[-1], :channels]
+        bias = self.rng.integers(-128, 128, channels).astype(np.int8)
+        kernel_position, shift_bias = int(self.rng.integers(4, 10)), int(self.rng.integers(0, 9))
+        products = kernel_position + source.position
+        spread = np.log2(max(1.0, 60.0 * 60.0 * np.sqrt(kernel[..., 0].size)) / 60.0)
+        name = f"conv{len(self.graph.nodes)}"
+        self.graph.add_constant(f"{name} kernel", kernel, kernel_position)
+        self.graph.add_constant(f"{name} bias", bias, products - shift_bias)
+        inputs = [x, f"{name} kernel", f"{name} bias"]
+        shape = (*window.output_size(*source.shape[1:3]), channels)
+        return self._add(name, Conv(window, activation), inputs, shape, products - int(np.clip(spread, 0, 16)))
+
+    def add(self, a: str, b: str, activation: str = "linear") -> str:
+        positions = [self.graph.tensors[name].position for name in (a, b)]
+        position = min(positions) - int(self.rng.integers(-1, 3))
+        return self._add("add", Add(activation), [a, b], self.graph.tensors[a].shape[1:], position)
+
+    def requantize(self, x: str, activation: str = "relu") -> str:
+        source = self.graph.tensors[x]
+        shift = int(self.rng.integers(-2, 4))
+        return self._add("grid", Requantize(activation), [x], source.shape[1:], source.position - shift)
+
+    def max_pool(self, x: str, window: Window, zero_padding: bool = False) -> str:
+        source = self.graph.tensors[x]
+        shape = (*window.output_size(*source.shape[1:3]), source.shape[-1])
+        return self._add("max", MaxPool(window, zero_padding), [x], shape, source.position)
+
+    def average_pool(self, x: str, window: Window) -> str:
+        """Averages by valid pixels, factors n / 2**12."""
+        source = self.graph.tensors[x]
+        height, width = window.output_size(*source.shape[1:3])
+        counts = np.ones((height, width))
+        for axis, (size, out) in enumerate(zip(source.shape[1:3], (height, width))):
+            starts = np.arange(out) * window.strides[axis] - window.padding[2 * axis]
+            valid = np.minimum(starts + window.kernel[axis], size) - np.maximum(starts, 0)
+            counts *= valid[:, None] if axis == 0 else valid[None, :]
+        name = f"avg{len(self.graph.nodes)}"
+        self.graph.add_constant(f"{name} numerators", np.rint(4096 / counts).astype(np.int32))
+        inputs, shape = [x, f"{name} numerators"], (height, width, source.shape[-1])
+        return self._add(name, AveragePool(window, 12), inputs, shape, source.position)
+
+    def finish(self, *outputs: str, softmax: bool = False) -> Graph:
+        if softmax:
+            shape = self.graph.tensors[outputs[0]].shape[1:]
+            self.graph.nodes.append(Node("softmax", Softmax(), [outputs[0]]))
+            self.graph.tensors["softmax"] = Tensor("softmax", (1, *shape))
+            outputs = ("softmax",)
+        self.graph.outputs = list(outputs)
+        self.graph.output_shapes = [self.graph.tensors[name].shape[1:] for name in outputs]
+        return self.graph
+
+    def _add(self, name: str, op: Op, inputs: list[str], shape: tuple[int, ...], position: int) -> str:
+        name = f"{name}{len(self.graph.nodes)}" if name in ("add", "grid", "max") else name
+        self.graph.nodes.append(Node(name, op, inputs))
+        self.graph.tensors[name] = Tensor(name, (1, *shape), position=position)
+        return name
+
+
+def random_window(rng: np.random.Generator, height: int, width: int, most: int = 7) -> Window:
+    """A window that fits an image, padded by less than its size."""
+    kernel = tuple(int(rng.integers(1, min(most, size) + 1)) for size in (height, width))
+    strides = tuple(int(rng.integers(1, 4)) for _ in range(2))
+    pads = [int(rng.integers(0, kernel[axis])) for axis in (0, 0, 1, 1)]
+    return Window(kernel, strides, tuple(pads))
+
+
+def random_network(seed: int, layers: int = 5, most_channels: int = 40, most_size: int = 14) -> Graph:
+    """A random network of every operation, residual sums among them."""
+    rng = np.random.default_rng(seed)
+    build = Builder(rng)
+    height, width = (int(rng.integers(1, most_size + 1)) for _ in range(2))
+    x = build.input(height, width, int(rng.integers(1, most_channels + 1)))
+    for _ in range(layers):
+        _, height, width, channels = build.graph.tensors[x].shape
+        activation = ACTIVATIONS[rng.integers(3)]
+        kind = rng.choice(["conv", "residual", "max", "average", "grid"], p=[0.4, 0.3, 0.1, 0.1, 0.1])
+        window = random_window(rng, height, width)
+        if kind == "conv":
+            x = build.conv(x, int(rng.integers(1, most_channels + 1)), window, rng.random() * 0.9, activation)
+        elif kind == "residual":
+            kh, kw = (min(3, size) for size in (height, width))
+            same = Window((kh, kw), padding=((kh - 1) // 2, kh // 2, (kw - 1) // 2, kw // 2))
+            y = build.conv(x, channels, same, rng.random() * 0.9, "linear")
+            x = build.add(*((x, y) if rng.random() < 0.5 else (y, x)), activation)
+        elif kind == "max":
+            x = build.max_pool(x, window, bool(rng.integers(2)))
+        elif kind == "average":
+            x = build.average_pool(x, window)
+        else:
+            x = build.requantize(x, activation)
+    return build.finish(x)
+
+
+def random_images(seed: int, graph: Graph, count: int = 1) -> np.ndarray:
+    """Images that reach both ends of the input's grid."""
+    rng = np.random.default_rng(seed)
+    reach = 2.0 ** (8 - graph.tensors[graph.input].position)
+    return rng.uniform(-reach, reach, (count, *graph.input_shape)).astype(np.float32)

@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bstf_compiler
+from bstf_compiler import integer
+
+
+def grid(x, position):
+    return tf.quantization.fake_quant_with_min_max_args(x, -128 * 2.0**-position, 127 * 2.0**-position)
+
+
+def save(path, function, shape=(None, 8, 8, 8)):
+    module = tf.Module()
+    module.serve = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+    return path
+
+
+KERNEL = np.round(np.random.default_rng(0).normal(size=(3, 3, 8, 16)) * 20).astype(np.float32) / 128
+BIAS = np.arange(16, dtype=np.float32) / 64
+
+
+def small_network(x):
+    x = grid(x, 5)
+    y = tf.nn.conv2d(x, grid(KERNEL, 7), 1, "SAME") + grid(BIAS, 6)
+    return {"logits": grid(tf.nn.relu(y), 3)}
+
+
+def test_any_savedmodel_of_fake_quant_graphs_compiles(tmp_path):
+    graph = bstf_compiler.load(save(tmp_path / "model", small_network))
+    (node,) = graph.nodes
+    assert node.op.activation == "relu" and graph.tensors[node.output].position == 3
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 8)).astype(np.float32)
+    assert np.array_equal(integer.run(graph, x), small_network(x)["logits"])
+    assert np.array_equal(bstf_compiler.compile(graph, "aie2_2x2").simulate(x), small_network(x)["logits"])
+
+
+def test_ranges_in_tensors_are_read_too(tmp_path):
+    def network(x):
+        low, high = tf.constant(-4.0), tf.constant(127 / 32)
+        return tf.quantization.fake_quant_with_min_max_vars(tf.nn.max_pool2d(grid(x, 5), 2, 2, "VALID"), low, high)
+
+    graph = bstf_compiler.load(save(tmp_path / "model", network))
+    assert [node.op.kind for node in graph] == ["maxpool"]
+
+
+def test_float_networks_load_with_batch_norm_folded(tmp_path):
+    gamma, beta, mean, variance = (np.random.default_rng(i).uniform(0.5, 2, 16).astype(np.float32) for i in range(4))
+
+    def network(x):
+        y = tf.nn.conv2d(x, KERNEL, 2, "SAME") + BIAS
+        return tf.nn.relu(tf.nn.batch_normalization(y, mean, variance, beta, gamma, 1e-3))
+
+    graph = bstf_compiler.load(save(tmp_path / "model", network))
+    (node,) = graph.nodes
+    scale = gamma / np.sqrt(variance + 1e-3)
+    kernel, bias = (graph.tensors[name].data for name in node.inputs[1:])
+    np.testing.assert_allclose(kernel, KERNEL * scale, rtol=1e-5)
+    np.testing.assert_allclose(bias, (BIAS - mean) * scale + beta, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no fixed-point grid; quantise"):
+        bstf_compiler.compile(graph)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (tf.math.erf, ["operation 'Erf' is not supported", "replace the layer"]),
+        (lambda x: tf.nn.conv2d(x, KERNEL[:, :, :4], 1, "SAME"), ["grouped convolution"]),
+        (lambda x: tf.nn.conv2d(x, KERNEL, 1, "SAME", dilations=2), ["dilated convolution"]),
+        (lambda x: tf.nn.depthwise_conv2d(x, KERNEL[..., :1], [1, 1, 1, 1], "SAME"), ["depthwise convolution"]),
+        (lambda x: x * x, ["product of two activations"]),
+        (lambda x: tf.quantization.fake_quant_with_min_max_args(x, -1, 1), ["not an 8-bit power-of-two grid"]),
+        (lambda x: tf.nn.conv2d(x, KERNEL * np.nan, 1, "SAME"), ["NaN"]),
+    ],
+)
+def test_what_is_not_supported_is_refused_in_a_sentence(tmp_path, function, words):
+    with tf.name_scope("outer"):
+        path = save(tmp_path / "model", lambda x: function(x))
+    with pytest.raises(ValueError) as refusal:
+        bstf_compiler.load(path)
+    for word in words:
+        assert word in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_unknown_operation_names_its_layer(tmp_path):
+    def network(x):
+        with tf.name_scope("model"), tf.name_scope("gelu7"):
+            return tf.math.erf(x)
+
+    with pytest.raises(ValueError, match="layer 'gelu7': operation 'Erf'"):
+        bstf_compiler.load(save(tmp_path / "model", network))
+
+
+def test_missing_and_damaged_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no saved_model.pb"):
+        bstf_compiler.load(tmp_path / "nothing")
+    path = save(tmp_path / "model", small_network)
+    whole = (path / "saved_model.pb").read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 7):
+        (path / "saved_model.pb").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="damaged or incomplete|no signature"):
+            bstf_compiler.load(path)
+
+
+def test_several_inputs_and_open_sizes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not fixed"):
+        bstf_compiler.load(save(tmp_path / "open", lambda x: tf.nn.relu(x), shape=(None, None, None, 8)))
+    module = tf.Module()
+    spec = tf.TensorSpec((None, 4, 4, 8), tf.float32)
+    module.serve = tf.function(lambda a, b: a + b, input_signature=[spec, spec])
+    tf.saved_model.save(module, str(tmp_path / "two"), signatures={"serving_default": module.serve})
+    with pytest.raises(ValueError, match="several inputs"):
+        bstf_compiler.load(tmp_path / "two")
+
+
+def test_sidecar_is_checked_and_not_needed(tmp_path):
+    def network(x):
+        with tf.name_scope("model"), tf.name_scope("conv7"):
+            y = tf.nn.conv2d(grid(x, 5), grid(KERNEL, 7), 1, "SAME")
+        return grid(y, 3)
+
+    path = save(tmp_path / "model", network)
+    (path / "assets.extra").mkdir()
+    sidecar = path / "assets.extra" / "bstf.json"
+    record = {"block": [8, 8], "gamma": ["11"], "kernel_position": 7}
+    sidecar.write_text(json.dumps({"layers": {"conv7": record}}))
+    bstf_compiler.load(path)
+    for wrong, words in (({"gamma": ["10"]}, "other zero blocks"), ({"kernel_position": 6}, "position 6")):
+        sidecar.write_text(json.dumps({"layers": {"conv7": record | wrong}}))
+        with pytest.raises(ValueError, match=words):
+            bstf_compiler.load(path)
+    sidecar.write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        bstf_compiler.load(path)

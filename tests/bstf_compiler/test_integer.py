@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bstf_compiler import integer
+from bstf_compiler.graph import Window
+from tests.bstf_compiler.networks import Builder, random_images, random_network
+
+
+@pytest.mark.parametrize("position", [-3, 0, 4, 7, 12])
+def test_quantize_is_fake_quant_of_tensorflow(position):
+    rng = np.random.default_rng(position % 100)
+    x = rng.normal(scale=2.0 ** (6 - position), size=100_000).astype(np.float32)
+    x = np.concatenate([x, np.ldexp(np.arange(-300, 300, 0.5, np.float32), -position)])
+    low, high = -128 * 2.0**-position, 127 * 2.0**-position
+    expected = tf.quantization.fake_quant_with_min_max_args(x, low, high)
+    assert np.array_equal(integer.dequantize(integer.quantize(x, position), position), expected)
+
+
+def test_requantize_rounds_half_up():
+    values = np.array([-6, -5, -3, -2, -1, 1, 2, 3, 5, 6, 1023, -1025])
+    expected = np.clip(np.floor(values / 4 + 0.5), -128, 127)
+    assert np.array_equal(integer.requantize(values, 2, (-128, 127)), expected)
+    assert np.array_equal(integer.requantize(np.array([-3, 3]), -2, (-128, 127)), [-12, 12])
+    assert np.array_equal(integer.requantize(np.array([-3, 900]), 0, (0, 96)), [0, 96])
+
+
+@pytest.mark.parametrize(("position", "top"), [(4, 96), (5, 127), (0, 6), (-1, 3), (-2, 2), (-3, 1)])
+def test_relu6_ends_at_six_rounded_half_up(position, top):
+    assert integer.activation_bounds("relu6", position) == (0, top)
+    ceiling = tf.quantization.fake_quant_with_min_max_args(6.0, -128 * 2.0**-position, 127 * 2.0**-position)
+    assert float(ceiling) == top * 2.0**-position
+
+
+windows = st.builds(
+    lambda kernel, strides, pads: Window(
+        kernel, strides, tuple(min(p, k - 1) for p, k in zip(pads, np.repeat(kernel, 2)))
+    ),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(*[st.integers(0, 4)] * 4),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows, st.integers(5, 12), st.integers(5, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_conv_is_convolution_of_tensorflow(window, height, width, cin, cout, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-128, 128, (2, height, width, cin)).astype(np.int8)
+    kernel = rng.integers(-128, 128, (*window.kernel, cin, cout)).astype(np.int8)
+    top, bottom, left, right = window.padding
+    expected = tf.nn.conv2d(
+        tf.cast(x, tf.float64),
+        tf.cast(kernel, tf.float64),
+        window.strides,
+        [[0, 0], [top, bottom], [left, right], [0, 0]],
+    )
+    assert np.array_equal(integer.conv(x, kernel, window), expected.numpy().astype(np.int64))
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_max_pool_is_that_of_tensorflow(padding):
+    rng = np.random.default_rng(0)
+    build = Builder(rng)
+    pads = (0, 1, 1, 1) if padding == "SAME" else (0, 0, 0, 0)
+    graph = build.finish(build.max_pool(build.input(7, 6, 3, position=0), Window((2, 3), (2, 1), pads)))
+    x = rng.integers(-128, 128, (2, 7, 6, 3)).astype(np.float32)
+    assert np.array_equal(integer.run(graph, x), tf.nn.max_pool2d(x, (2, 3), (2, 1), padding))
+
+
+def test_add_aligns_to_the_finer_grid():
+    build = Builder(np.random.default_rng(0))
+    x = build.input(2, 2, 1, position=3)
+    y = build.requantize(x, "linear")
+    graph = build.finish(build.add(x, y, "relu"))
+    p, q, out = (graph.tensors[name].position for name in (x, y, graph.outputs[0]))
+    images = random_images(0, graph, 5)
+    first = integer.quantize(images, p)
+    second = np.clip(np.floor(first * 2.0 ** (q - p) + 0.5), -128, 127)
+    total = np.floor((first * 2.0**-p + second * 2.0**-q) * 2.0**out + 0.5)
+    assert np.array_equal(integer.run(graph, images), np.clip(total, 0, 127) * 2.0**-out)
+
+
+def test_softmax_ends_on_the_host():
+    build = Builder(np.random.default_rng(0))
+    graph = build.finish(build.conv(build.input(1, 1, 8), 10, Window((1, 1)), activation="linear"), softmax=True)
+    x = random_images(0, graph, 4)
+    values = integer.trace(graph, x)
+    logits = integer.dequantize(values[graph.nodes[0].output], graph.tensors[graph.nodes[0].output].position)
+    np.testing.assert_allclose(integer.run(graph, x), tf.nn.softmax(logits), rtol=1e-6)
+
+
+def test_refuses_float_graphs_and_wrong_images():
+    graph = random_network(1)
+    with pytest.raises(ValueError, match="takes images of shape"):
+        integer.run(graph, np.zeros((1, 99, 1, 1)))
+    with pytest.raises(ValueError, match="NaN"):
+        integer.run(graph, np.full((1, *graph.input_shape), np.nan))
+    graph.tensors[graph.outputs[0]].position = None
+    with pytest.raises(ValueError, match="no fixed-point grid"):
+        integer.run(graph, random_images(0, graph))

@@ -1,0 +1,259 @@
+"""One focused test a pass: graph in, graph out."""
+
+import numpy as np
+import pytest
+
+from bstf_compiler import passes
+from bstf_compiler.graph import (
+    Add,
+    AveragePool,
+    BiasAdd,
+    Conv,
+    FakeQuant,
+    Graph,
+    MatMul,
+    MaxPool,
+    Multiply,
+    Node,
+    Pad,
+    Relu,
+    Requantize,
+    Reshape,
+    SumPool,
+    Tensor,
+    Window,
+)
+from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
+from bstf_compiler.passes.affine import FoldBias, FoldScale
+from bstf_compiler.passes.averages import FormAveragePool
+from bstf_compiler.passes.dead import remove_dead
+from bstf_compiler.passes.dense import DenseToConv
+from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid, ReluOnGrid
+from bstf_compiler.passes.padding import FoldPadding, PadToPool
+from bstf_compiler.passes.reshapes import RemoveReshape
+
+RNG = np.random.default_rng(0)
+
+
+class Chain:
+    """A graph of nodes in a row."""
+
+    def __init__(self, *shape):
+        self.graph = Graph("test", input="image", input_shape=shape[1:])
+        self.graph.tensors["image"] = Tensor("image", shape)
+        self.last = "image"
+
+    def then(self, name, op, shape, *constants, positions=()):
+        inputs = [self.last]
+        for index, data in enumerate(constants):
+            position = positions[index] if positions else None
+            inputs.append(self.graph.add_constant(f"{name} constant{index}", np.asarray(data, np.float32), position))
+        self.graph.nodes.append(Node(name, op, inputs))
+        self.graph.tensors[name] = Tensor(name, shape)
+        self.last = name
+        return self
+
+    def done(self):
+        self.graph.outputs = [self.last]
+        self.graph.output_shapes = [self.graph.tensors[self.last].shape[1:]]
+        return self.graph
+
+
+def names(graph):
+    return [node.name for node in graph]
+
+
+def test_fold_scale_and_bias():
+    kernel, scale, shift = RNG.normal(size=(1, 1, 3, 4)), RNG.normal(size=4), RNG.normal(size=4)
+    bias = RNG.normal(size=4)
+    graph = (
+        Chain(1, 5, 5, 3)
+        .then("conv", Conv(Window((1, 1))), (1, 5, 5, 4), kernel)
+        .then("bias", BiasAdd(), (1, 5, 5, 4), bias)
+        .then("scale", Multiply(), (1, 5, 5, 4), scale)
+        .then("shift", BiasAdd(), (1, 5, 5, 4), shift)
+        .done()
+    )
+    assert passes.apply(FoldScale(), graph) == 1
+    assert passes.apply(FoldBias(), graph) == 2
+    (conv,) = graph.nodes
+    folded_kernel, folded_bias = (graph.tensors[name].data for name in conv.inputs[1:])
+    np.testing.assert_allclose(folded_kernel, kernel * scale, rtol=1e-6)
+    np.testing.assert_allclose(folded_bias, bias * scale + shift, rtol=1e-5, atol=1e-6)
+    assert graph.outputs == ["conv"]
+
+
+def test_fold_scale_leaves_gridded_constants_alone():
+    graph = (
+        Chain(1, 5, 5, 3)
+        .then("conv", Conv(Window((1, 1))), (1, 5, 5, 4), RNG.normal(size=(1, 1, 3, 4)), positions=[7])
+        .then("scale", Multiply(), (1, 5, 5, 4), RNG.normal(size=4))
+        .done()
+    )
+    assert passes.apply(FoldScale(), graph) == 0
+
+
+def test_fold_bias_leaves_a_layer_with_another_reader_alone():
+    graph = (
+        Chain(1, 5, 5, 3)
+        .then("conv", Conv(Window((1, 1))), (1, 5, 5, 4), RNG.normal(size=(1, 1, 3, 4)))
+        .then("bias", BiasAdd(), (1, 5, 5, 4), RNG.normal(size=4))
+        .done()
+    )
+    graph.nodes.append(Node("sum", Add(), ["conv", "bias"]))
+    graph.tensors["sum"] = Tensor("sum", (1, 5, 5, 4))
+    graph.outputs = ["sum"]
+    assert passes.apply(FoldBias(), graph) == 0
+
+
+def test_dense_to_conv():
+    matrix = RNG.normal(size=(6, 4))
+    graph = Chain(1, 1, 1, 6).then("dense", MatMul(), (1, 1, 1, 4), matrix).done()
+    passes.apply(DenseToConv(), graph)
+    (node,) = graph.nodes
+    assert node.op == Conv(Window((1, 1)))
+    np.testing.assert_array_equal(graph.tensors[node.inputs[1]].data[0, 0], matrix.astype(np.float32))
+
+
+def test_flatten_before_dense_becomes_a_convolution_of_the_image():
+    matrix = RNG.normal(size=(2 * 3 * 4, 5))
+    graph = Chain(1, 2, 3, 4).then("flatten", Reshape(), (1, 24)).then("dense", MatMul(), (1, 5), matrix).done()
+    passes.apply(RemoveReshape(), graph)
+    (node,) = graph.nodes
+    assert node.op == Conv(Window((2, 3)))
+    x = RNG.normal(size=(2, 3, 4))
+    kernel = graph.tensors[node.inputs[1]].data
+    np.testing.assert_allclose(np.einsum("hwc,hwco->o", x, kernel), x.ravel() @ matrix, rtol=1e-5)
+    assert graph.tensors["dense"].shape == (1, 1, 1, 5)
+    assert graph.output_shapes == [(5,)]
+
+
+def test_reshape_in_the_middle_is_refused():
+    graph = Chain(1, 4, 4, 8).then("fold", Reshape(), (1, 2, 8, 8)).then("relu", Relu("relu"), (1, 2, 8, 8)).done()
+    with pytest.raises(ValueError, match="layer 'fold'"):
+        passes.apply(RemoveReshape(), graph)
+
+
+def test_padding_joins_the_window():
+    graph = (
+        Chain(1, 8, 8, 3)
+        .then("pad", Pad((1, 2, 3, 4)), (1, 11, 15, 3))
+        .then("conv", Conv(Window((3, 3), padding=(1, 1, 1, 1))), (1, 11, 15, 4), RNG.normal(size=(3, 3, 3, 4)))
+        .done()
+    )
+    passes.apply(FoldPadding(), graph)
+    assert names(graph) == ["conv"]
+    assert graph.nodes[0].op.window.padding == (2, 3, 4, 5)
+
+
+def test_padding_before_a_maximum_counts_as_zeros():
+    graph = (
+        Chain(1, 8, 8, 3)
+        .then("pad", Pad((1, 1, 1, 1)), (1, 10, 10, 3))
+        .then("max", MaxPool(Window((3, 3), (2, 2))), (1, 4, 4, 3))
+        .done()
+    )
+    passes.apply(FoldPadding(), graph)
+    assert graph.nodes[0].op == MaxPool(Window((3, 3), (2, 2), (1, 1, 1, 1)), zero_padding=True)
+
+
+def test_padding_that_nothing_takes_is_a_maximum_over_one_pixel():
+    graph = Chain(1, 8, 8, 3).then("pad", Pad((1, 0, 0, 2)), (1, 9, 10, 3)).done()
+    assert passes.apply(FoldPadding(), graph) == 0
+    passes.apply(PadToPool(), graph)
+    assert graph.nodes[0].op == MaxPool(Window((1, 1), padding=(1, 0, 0, 2)), zero_padding=True)
+
+
+def test_relu6_from_relu_and_minimum():
+    graph = Chain(1, 2, 2, 3).then("relu", Relu("relu"), (1, 2, 2, 3)).then("min", Relu("min6"), (1, 2, 2, 3)).done()
+    passes.apply(MergeRelu6(), graph)
+    assert [node.op for node in graph] == [Relu("relu6")]
+
+
+def test_activation_joins_the_layer():
+    graph = (
+        Chain(1, 2, 2, 3)
+        .then("conv", Conv(Window((1, 1))), (1, 2, 2, 3), RNG.normal(size=(1, 1, 3, 3)))
+        .then("relu", Relu("relu6"), (1, 2, 2, 3))
+        .done()
+    )
+    passes.apply(FoldActivation(), graph)
+    assert [node.op.activation for node in graph] == ["relu6"]
+
+
+def test_average_from_sum_and_factors():
+    factors = np.full((1, 2, 2, 1), 7 / 64)
+    factors[0, 1, 1, 0] = 1 / 4
+    graph = (
+        Chain(1, 5, 5, 3)
+        .then("sum", SumPool(Window((3, 3), (2, 2))), (1, 2, 2, 3))
+        .then("factor", Multiply(), (1, 2, 2, 3), factors)
+        .done()
+    )
+    passes.apply(FormAveragePool(), graph)
+    (node,) = graph.nodes
+    assert node.op == AveragePool(Window((3, 3), (2, 2)), 6)
+    assert graph.tensors[node.inputs[1]].data.tolist() == [[7, 7], [7, 16]]
+
+
+def test_average_of_factors_that_are_no_fractions_of_two_is_refused():
+    graph = (
+        Chain(1, 3, 3, 3)
+        .then("sum", SumPool(Window((3, 3))), (1, 1, 1, 3))
+        .then("factor", Multiply(), (1, 1, 1, 3), 1 / 3)
+        .done()
+    )
+    with pytest.raises(ValueError, match="layer 'sum'"):
+        passes.apply(FormAveragePool(), graph)
+
+
+def gridded_chain():
+    return (
+        Chain(1, 4, 4, 3)
+        .then("image_grid", FakeQuant(5), (1, 4, 4, 3))
+        .then("conv", Conv(Window((1, 1))), (1, 4, 4, 8), np.full((1, 1, 3, 8), 0.5), positions=[7])
+        .then("conv_grid", FakeQuant(4), (1, 4, 4, 8))
+        .then("max", MaxPool(Window((2, 2), (2, 2))), (1, 2, 2, 8))
+        .then("relu", Relu("relu"), (1, 2, 2, 8))
+        .then("relu_grid", FakeQuant(4), (1, 2, 2, 8))
+    )
+
+
+def test_grids_become_positions():
+    graph = gridded_chain().done()
+    for rule in (AbsorbGrid(), ReluOnGrid(), KeepGrid(), IntegerConstants()):
+        passes.apply(rule, graph)
+    assert names(graph) == ["conv", "max", "relu"]
+    assert [graph.tensors[name].position for name in ("image", *names(graph))] == [5, 4, 4, 4]
+    assert graph.nodes[2].op == Requantize("relu")
+    kernel, bias = (graph.tensors[name] for name in graph.nodes[0].inputs[1:])
+    assert kernel.data.dtype == bias.data.dtype == np.int8
+    assert (kernel.data == 64).all() and not bias.data.any()
+    assert bias.position == 12
+    assert graph.ungridded is None
+
+
+def test_a_constant_off_its_grid_is_refused():
+    graph = (
+        Chain(1, 4, 4, 3)
+        .then("image_grid", FakeQuant(5), (1, 4, 4, 3))
+        .then("conv", Conv(Window((1, 1))), (1, 4, 4, 8), np.full((1, 1, 3, 8), 0.3), positions=[7])
+        .then("conv_grid", FakeQuant(4), (1, 4, 4, 8))
+        .done()
+    )
+    with pytest.raises(ValueError, match="not on its grid"):
+        passes.lower(graph)
+
+
+def test_dead_nodes_go():
+    graph = Chain(1, 2, 2, 3).then("a", Relu("relu"), (1, 2, 2, 3)).then("b", Relu("relu"), (1, 2, 2, 3)).done()
+    graph.outputs = ["a"]
+    remove_dead(graph)
+    assert names(graph) == ["a"] and set(graph.tensors) == {"image", "a"}
+
+
+def test_lowering_is_idempotent_and_prints():
+    graph = passes.lower(gridded_chain().done())
+    text = str(graph)
+    assert str(passes.lower(graph)) == text
+    assert "conv: 4x4x8 @4" in text
