@@ -62,11 +62,9 @@ def random_images(program: Program, count: int) -> Iterator[np.ndarray]:
         >>> program.simulate(next(random_images(program, 1)))
     """
     rng = np.random.default_rng(_SEED)
-    step = 2.0**-program.input.position
+    low, high = np.ldexp([integer.INT8_MIN, integer.INT8_MAX], -program.input.position)
     for _ in range(count):
-        yield rng.uniform(integer.INT8_MIN * step, integer.INT8_MAX * step, (1, *program.input.user_shape)).astype(
-            np.float32
-        )
+        yield rng.uniform(low, high, (1, *program.input.user_shape)).astype(np.float32)
 
 
 def first_difference(program: Program, graph: Graph, images: np.ndarray) -> str | None:
@@ -93,20 +91,14 @@ def first_difference(program: Program, graph: Graph, images: np.ndarray) -> str 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
     """Defines the program's flags; not at import, so that other programs can use this module's functions."""
-    flags.DEFINE_string("model", None, "SavedModel folder of a quantised network.", flag_values=values, required=True)
-    flags.DEFINE_string("device", "aie2_4x4", "Name of a device, or path of a device's .toml file.", flag_values=values)
-    flags.DEFINE_string(
-        "output", None, "Folder for the program: new, empty, or of an earlier program.", flag_values=values,
-        required=True,
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "simulate", 0, "Random images to simulate and compare with the integer reference.", lower_bound=0,
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "cost_model", "exact", ["exact", "published"], "Model of the printed times; written ones are exact.",
-        flag_values=values,
-    )  # fmt: skip
+    flags.DEFINE_string("model", None, "SavedModel folder of a quantised network.", values, required=True)
+    flags.DEFINE_string("device", "aie2_4x4", "Name of a device, or path of a device's .toml file.", values)
+    place = "Folder for the program: new, empty, or of an earlier program."
+    flags.DEFINE_string("output", None, place, values, required=True)
+    images = "Random images to simulate and compare with the integer reference."
+    flags.DEFINE_integer("simulate", 0, images, lower_bound=0, flag_values=values)
+    model = "Cost model of the printed times; the written ones are exact."
+    flags.DEFINE_enum("cost_model", "exact", ["exact", "published"], model, values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -127,7 +119,6 @@ def _road() -> int:
     """Loads, compiles, estimates, writes, simulates; returns the exit code."""
     output = _checked_output(Path(FLAGS.output))
     device = DeviceSpec.load(FLAGS.device)
-    console = Console(markup=False, highlight=False, emoji=False)
     with _progress() as status:
         status.update(f"loading {FLAGS.model}")
         with _without_stderr():
@@ -138,7 +129,7 @@ def _road() -> int:
         estimate = program.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
         program.write(output)
-    console.print(summary(program, estimate))
+    Console(markup=False, highlight=False, emoji=False).print(summary(program, estimate))
     print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
     print(f"weights: {program.weight_bytes:,} bytes")
     print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")
@@ -147,17 +138,17 @@ def _road() -> int:
 
 
 def _simulate(program: Program, graph: Graph, count: int) -> int:
-    equal = 0
-    for number, image in enumerate(random_images(program, count), start=1):
-        with _progress() as status:
+    """Compares random images; says how many are equal and where the others differ; returns the exit code."""
+    differences = {}
+    with _progress() as status:
+        for number, image in enumerate(random_images(program, count), start=1):
             status.update(f"simulating image {number} of {count}")
-            difference = first_difference(program, graph, image)
-        if difference is None:
-            equal += 1
-        else:
-            print(f"bstf-compile: image {number}: {difference}; please report it", file=sys.stderr)
-    print(f"simulation equals integer reference on {equal} of {count} images")
-    return 0 if equal == count else 1
+            if difference := first_difference(program, graph, image):
+                differences[number] = difference
+    print(f"simulation equals integer reference on {count - len(differences)} of {count} images")
+    for number, difference in differences.items():
+        print(f"bstf-compile: image {number}: {difference}; please report it", file=sys.stderr)
+    return 1 if differences else 0
 
 
 def _checked_output(folder: Path) -> Path:
@@ -173,11 +164,15 @@ def _checked_output(folder: Path) -> Path:
     return folder
 
 
-def _progress() -> Status:
+@contextmanager
+def _progress() -> Iterator[Status]:
     """A line on stderr that says what goes on; nothing if stderr isn't a terminal."""
     # A copy of the descriptor, so that the line goes on while `_without_stderr` holds the original.
-    stream = open(os.dup(sys.__stderr__.fileno()), "w", encoding="utf-8")
-    return Console(file=stream, markup=False, highlight=False).status("")
+    with (
+        open(os.dup(2), "w", encoding="utf-8") as stream,
+        Console(file=stream, markup=False, highlight=False).status("starting") as status,
+    ):
+        yield status
 
 
 @contextmanager
@@ -195,7 +190,7 @@ def _without_stderr() -> Iterator[None]:
             yield
         except (ValueError, OSError):
             raise
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(kept, held.read())
             raise

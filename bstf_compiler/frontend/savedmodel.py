@@ -55,8 +55,9 @@ def _frozen(path: Path) -> tf.types.experimental.ConcreteFunction:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"SavedModel '{path}' is damaged or incomplete ({reason}); export it again") from error
     if "serving_default" not in loaded.signatures:
+        found = ", ".join(loaded.signatures) or "none"
         raise ValueError(
-            f"SavedModel '{path}' has no signature 'serving_default' (it has: {', '.join(loaded.signatures) or 'none'}); "
+            f"SavedModel '{path}' has no signature 'serving_default' (it has: {found}); "
             "export it with bstf.export or keras.Model.export"
         )
     return convert_variables_to_constants_v2(loaded.signatures["serving_default"], lower_control_flow=False)

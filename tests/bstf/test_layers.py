@@ -44,9 +44,10 @@ def assert_zero(model):
         covered = dead(layer)
         assert covered.any() and not ops.convert_to_numpy(layer._kernel)[covered].any()
         assert np.count_nonzero(ops.convert_to_numpy(layer._kernel)[~covered]) == (~covered).sum()
-        for slot in model.optimizer.variables:
-            if tuple(slot.shape) == layer._kernel.shape:
-                assert not ops.convert_to_numpy(slot)[covered].any(), slot.path
+        slots = [v for v in model.optimizer.variables if tuple(v.shape) == layer._kernel.shape]
+        assert slots
+        for slot in slots:
+            assert not ops.convert_to_numpy(slot)[covered].any(), slot.path
 
 
 def data(n=32):

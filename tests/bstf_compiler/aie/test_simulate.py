@@ -5,30 +5,11 @@ from hypothesis import strategies as st
 
 import bstf_compiler
 from bstf_compiler import integer
-from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.graph import Window
+from tests.bstf_compiler.aie.devices import small_device
 from tests.bstf_compiler.networks import Builder, random_images, random_network
 
 COUNT = 60
-
-
-def small_device(columns, rows, core_bytes, memtile_bytes):
-    entries = {
-        "name": f"test_{columns}x{rows}",
-        "columns": columns,
-        "rows": rows,
-        "clock_hz": 10**9,
-        "core": {
-            "memory_bytes": core_bytes,
-            "reserved_bytes": 128,
-            "macs_per_cycle": 256,
-            "elementwise_per_cycle": 64,
-        },
-        "memtile": {"memory_bytes": memtile_bytes},
-        "ddr": {"memory_bytes": 2**30},
-        "links": dict.fromkeys(("load", "loadw", "loadfm", "loadwm", "writefm", "write"), 2**32),
-    }
-    return DeviceSpec.from_dict(entries, "test device")
 
 
 def assert_equal_to_reference(graph, device, images):

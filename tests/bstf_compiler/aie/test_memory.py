@@ -1,0 +1,76 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+import bstf_compiler
+from bstf_compiler.aie import memory
+from bstf_compiler.aie.layer import layers_of
+from bstf_compiler.graph import Window
+from tests.bstf_compiler.aie.devices import small_device
+from tests.bstf_compiler.networks import Builder
+
+SAME = Window((3, 3), padding=(1, 1, 1, 1))
+
+
+def residual_network(size=16):
+    build = Builder(np.random.default_rng(0))
+    x = build.conv(build.input(size, size, 8), 16, SAME)
+    for _ in range(3):
+        x = build.add(x, build.conv(build.conv(x, 16, SAME), 16, SAME, activation="linear"), "relu")
+    return build.finish(x)
+
+
+def placed(memtile, columns=2):
+    graph = residual_network()
+    device = small_device(columns, columns, 65536, memtile)
+    return memory.place(layers_of(graph), graph.input, graph.outputs, device, lambda layer, rows: 256), device
+
+
+def test_what_is_held_together_does_not_overlap():
+    for size in (2**20, 2**14, 9000):
+        placement, device = placed(size)
+        for one in placement.allocations:
+            assert one.address + one.bytes <= device.memtile.memory_bytes
+        for one, two in combinations(placement.allocations, 2):
+            if one.first <= two.last and two.first <= one.last:
+                assert one.address + one.bytes <= two.address or two.address + two.bytes <= one.address
+
+
+def test_network_ends_live_in_ddr_and_the_rest_in_memory_tiles():
+    placement, _ = placed(2**20)
+    spilled = {name for name, place in placement.places.items() if place.memory == "ddr"}
+    assert len(spilled) == 2 and "image" in spilled
+    assert all(len(stage.bands) == 1 for stage in placement.stages)
+
+
+def test_a_sum_takes_the_place_of_an_input():
+    placement, _ = placed(2**20)
+    stage = next(stage for stage in placement.stages if stage.layer.op == "add")
+    assert placement.places[stage.layer.output].address in {
+        placement.places[name].address for name in stage.layer.inputs
+    }
+
+
+def test_small_memories_spill_and_work_in_bands():
+    roomy, _ = placed(2**20)
+    tight, _ = placed(3500)
+    assert sum(p.memory == "ddr" for p in tight.places.values()) > sum(p.memory == "ddr" for p in roomy.places.values())
+    banded = [stage for stage in tight.stages if len(stage.bands) > 1]
+    assert banded
+    for stage in tight.stages:
+        rows = [row for band in stage.bands for row in range(*band)]
+        assert rows == list(range(stage.layer.output_shape[0]))
+
+
+def test_a_row_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"layer '\w+': one output row needs \d+ bytes of a memory tile"):
+        placed(600)
+
+
+def test_ddr_that_is_too_small_is_refused():
+    graph = residual_network()
+    device = small_device(1, 1, 65536, 2**20)
+    tiny = type(device)(**{**vars(device), "ddr": type(device.ddr)(1000)})
+    with pytest.raises(ValueError, match="bytes of DDR"):
+        bstf_compiler.compile(graph, tiny)

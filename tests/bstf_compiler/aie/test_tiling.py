@@ -1,0 +1,68 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bstf_compiler.aie import tiling
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.layer import Layer, layers_of, share
+from bstf_compiler.graph import Window
+from tests.bstf_compiler.aie.devices import small_device
+from tests.bstf_compiler.networks import Builder, random_network
+
+
+@given(st.integers(0, 300), st.integers(1, 64))
+def test_shares_are_even_and_complete(total, parts):
+    spans = share(total, parts)
+    sizes = [stop - start for start, stop in spans]
+    assert sum(sizes) == total and len(spans) == parts
+    assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([4096, 16384, 65536]))
+def test_buffers_fit_and_do_not_overlap(seed, core):
+    device = small_device(2, 3, core, 524288)
+    for layer in layers_of(random_network(seed)):
+        try:
+            chosen = tiling.choose(layer, device, 64, layer.output_shape[0])
+        except ValueError as refusal:
+            assert layer.name in str(refusal)
+            continue
+        rings = sorted((chosen.weights, *chosen.inputs, chosen.output, chosen.sums), key=lambda ring: ring.address)
+        assert all(one.stop <= two.address for one, two in pairwise(rings) if one.bytes and two.bytes)
+        assert rings[-1].stop <= core - device.core.reserved_bytes
+        dealt = tiling.pieces(layer, device, chosen.rounds)
+        covered = [block for row in dealt for piece in row for block in range(piece.start, piece.stop)]
+        assert covered == list(range(layer.output_shape[2]))
+
+
+def dense_layer(kept):
+    return Layer("conv", "conv", ("x",), "y", (28, 28, kept.shape[0]), (28, 28, kept.shape[1]),
+                 Window((3, 3), padding=(1, 1, 1, 1)), kept)  # fmt: skip
+
+
+def test_half_the_blocks_never_take_longer():
+    device = DeviceSpec.load("aie2_4x4")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        shape = tuple(rng.integers(1, 40, 2))
+        dense = tiling.choose(dense_layer(np.ones(shape, bool)), device, 0, 28)
+        sparse = tiling.choose(dense_layer(rng.random(shape) < 0.5), device, 0, 28)
+        assert sparse.seconds <= dense.seconds
+
+
+def test_work_is_effective_multiply_adds():
+    kept = np.zeros((4, 6), bool)
+    kept[0, :3] = True
+    assert dense_layer(kept).work(100, int(kept.sum())) == 100 * 9 * 3 * 64
+
+
+def test_what_fits_no_core_is_refused_with_its_numbers():
+    build = Builder(np.random.default_rng(0))
+    graph = build.finish(build.conv(build.input(60, 60, 8), 8, Window((60, 60))))
+    with pytest.raises(ValueError, match=r"layer 'conv0': its smallest sub-volume takes \d+ bytes .* 65408"):
+        tiling.choose(layers_of(graph)[0], small_device(1, 1, 65536, 524288), 0, 1)

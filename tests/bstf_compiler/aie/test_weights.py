@@ -1,0 +1,58 @@
+import numpy as np
+
+from bstf_compiler import integer
+from bstf_compiler.aie import weights
+from bstf_compiler.aie.layer import layers_of
+from bstf_compiler.graph import Window
+from tests.bstf_compiler.networks import Builder
+
+
+def decode(chunk, taps, inputs):
+    """A chunk by its documented layout, independently of the packer and the kernels."""
+    shift, low, high, blocks = np.frombuffer(chunk, "<i4", 4)
+    bias = np.frombuffer(chunk, "<i4", 8 * blocks, 16)
+    at = 16 + 32 * blocks
+    counts = np.frombuffer(chunk, "<u2", blocks, at)
+    rows = np.frombuffer(chunk, "<u2", counts.sum(), at + 2 * blocks)
+    at += -(-2 * (blocks + len(rows)) // 16) * 16
+    values = np.frombuffer(chunk, "i1", -1, at).reshape(len(rows), taps, 8, 8)
+    kernel = np.zeros((taps, 8 * inputs, 8 * blocks), np.int8)
+    for entry, (row, column) in enumerate(zip(rows, np.repeat(np.arange(blocks), counts))):
+        kernel[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = values[entry]
+    return (shift, low, high), bias, kernel, len(rows)
+
+
+def test_chunks_hold_the_kernel_and_nothing_of_its_zero_blocks():
+    build = Builder(np.random.default_rng(0))
+    name = build.conv(build.input(6, 6, 20), 36, Window((3, 2)), ratio=0.6, activation="relu6")
+    graph = build.finish(name)
+    (layer,) = layers_of(graph)
+    node = graph.nodes[0]
+    kernel, bias = (graph.tensors[tensor].data for tensor in node.inputs[1:])
+    full = np.zeros((6, 24, 40), np.int8)
+    full[:, :20, :36] = kernel.reshape(6, 20, 36)
+    packer = weights.Packer(graph, layer)
+    for outputs, inputs in (((0, 5), (0, 3)), ((1, 3), (0, 3)), ((4, 5), (1, 2))):
+        chunk = packer.chunk(outputs, inputs)
+        header, biases, values, kept = decode(chunk, 6, inputs[1] - inputs[0])
+        assert header == (
+            integer.shift_cut(graph, node),
+            *integer.activation_bounds("relu6", graph.tensors[name].position),
+        )
+        assert np.array_equal(values, full[:, 8 * inputs[0] : 8 * inputs[1], 8 * outputs[0] : 8 * outputs[1]])
+        shifted = np.zeros(40, np.int64)
+        shifted[:36] = bias.astype(np.int64) << integer.shift_bias(graph, node)
+        assert np.array_equal(biases, shifted[8 * outputs[0] : 8 * outputs[1]])
+        assert kept == layer.kept[slice(*inputs), slice(*outputs)].sum()
+        assert len(chunk) == weights.chunk_bytes(outputs[1] - outputs[0], kept, 6)
+
+
+def test_parameters_of_layers_without_weights():
+    build = Builder(np.random.default_rng(0))
+    x = build.input(7, 7, 8, position=4)
+    pool = build.average_pool(x, Window((3, 3), (2, 2), (1, 1, 1, 1)))
+    graph = build.finish(pool)
+    words = np.frombuffer(weights.parameters(graph, graph.nodes[0]), "<i4")
+    assert words[:5].tolist() == [12, -128, 127, 3, 3]
+    table = words[5:14].reshape(3, 3)
+    assert table[2, 2] == round(4096 / 9) and table[1, 1] == 1024 and table[1, 2] == round(4096 / 6)
