@@ -20,6 +20,7 @@ setup(
         "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
         "keras>=3.8",  # models, layers, training
         "tensorflow-datasets>=4.9.7",  # data sets by name
+        "importlib-resources>=6",  # tensorflow-datasets imports it without asking for it
         "numpy>=1.26",  # arrays everywhere
         "numba>=0.61",  # kernels of the simulator, the estimator and the CPU back end
         "absl-py>=2.1",  # command line flags

@@ -11,13 +11,13 @@ class FoldPadding:
     """Padding before a convolution, a sum or a maximum becomes the window's own."""
 
     def match(self, graph: Graph, node: Node) -> bool:
-        """A padded image that only windows read; a maximum must not have padding of its own, which it ignores."""
+        """A padded image that only windows read; one that doesn't count its own padding must have none."""
         if not isinstance(node.op, Pad) or node.output in graph.outputs:
             return False
         readers = graph.consumers(node.output)
         return bool(readers) and all(
-            isinstance(reader.op, (Conv, SumPool))
-            or (isinstance(reader.op, MaxPool) and not any(reader.op.window.padding))
+            isinstance(reader.op, Conv)
+            or (isinstance(reader.op, (MaxPool, SumPool)) and not any(reader.op.window.padding))
             for reader in readers
         )
 

@@ -157,6 +157,17 @@ def test_padding_before_a_maximum_counts_as_zeros():
     assert graph.nodes[0].op == MaxPool(Window((3, 3), (2, 2), (1, 1, 1, 1)), zero_padding=True)
 
 
+@pytest.mark.parametrize("op", [MaxPool, SumPool])
+def test_padding_before_a_window_that_does_not_count_its_own_stays(op):
+    graph = (
+        Chain(1, 8, 8, 3)
+        .then("pad", Pad((1, 1, 1, 1)), (1, 10, 10, 3))
+        .then("pool", op(Window((3, 3), (1, 1), (1, 1, 1, 1))), (1, 10, 10, 3))
+        .done()
+    )
+    assert passes.apply(FoldPadding(), graph) == 0
+
+
 def test_padding_that_nothing_takes_is_a_maximum_over_one_pixel():
     graph = Chain(1, 8, 8, 3).then("pad", Pad((1, 0, 0, 2)), (1, 9, 10, 3)).done()
     assert passes.apply(FoldPadding(), graph) == 0

@@ -1,0 +1,318 @@
+"""The whole road on real digits: train, make sparse, train back, quantise, export, compile, simulate, estimate."""
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import app, flags
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import bstf
+import bstf_compiler
+from benchmarks import demo_page
+from bstf import datasets
+from bstf.applications import small_resnet
+from bstf.train import accuracy, train
+from bstf_compiler.aie.estimate import Estimate, LayerEstimate
+from bstf_compiler.aie.timeline import timeline_html, timeline_png
+
+FLAGS = flags.FLAGS
+DEVICE = "aie2_4x4"
+_FILES = ("index.html", "results.json")  # of an earlier demo, which may be replaced
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the demo trains, and for how long.
+
+    Attributes:
+        widths: channels of each stage of the network.
+        depth: residual blocks of each stage.
+        epochs: of the dense training.
+        retrain_epochs: of the training after the blocks became zero.
+        learning_rate: of the first step of both trainings.
+        ratio: fraction of 8x8 blocks that become zero.
+        calibration: training images that the quantisation sees.
+        images: test images to simulate, spread evenly over the test images.
+        seed: of weights and of the order of the training images.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    depth: int = 2
+    epochs: int = 5
+    retrain_epochs: int = 5
+    learning_rate: float = 3e-3
+    ratio: float = 0.5
+    calibration: int = 128
+    images: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A network at the end of the road."""
+
+    quantised: keras.Model
+    graph: bstf_compiler.Graph
+    program: bstf_compiler.Program
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A program's execution beside the integer reference.
+
+    Attributes:
+        classes: what the program finds in each image.
+        compared: the layer outputs that are compared, and "returned": what the program returns.
+        differing: by number of an image those of them that differ; images without a difference aren't in it.
+    """
+
+    classes: np.ndarray
+    compared: list[str]
+    differing: dict[int, list[str]]
+
+
+def demonstrate(output: Path, recipe: Recipe, data: datasets.Dataset) -> bool:
+    """Goes the whole road, prints a table and writes a page about it.
+
+    Args:
+        output: folder to write; it appears when everything in it is complete. An earlier demo is replaced.
+        recipe: what to train.
+        data: images to train and test with.
+
+    Returns:
+        Whether the simulation equals the integer reference on every image.
+
+    Raises:
+        ValueError: `output` holds something else, or there are fewer test images than the recipe simulates.
+    """
+    console, say = _console()
+    images, labels = _spread(data, recipe.images)
+    with _whole_folder(output) as folder:
+        dense, sparse = _trained(recipe, data, say)
+        calibration = data.images(recipe.calibration)
+        compiled = {}
+        for name, model in (("dense", dense), ("sparse", sparse)):
+            say(f"Quantising, exporting and compiling the {name} network.")
+            compiled[name] = _compiled(model, calibration, folder / name)
+        say(f"Simulating {recipe.images} test images on the sparse program.")
+        simulation = _simulated(compiled["sparse"], images, console)
+        say("Measuring accuracies and writing the page.")
+        results = {
+            "dataset": data.name,
+            "device": DEVICE,
+            "recipe": asdict(recipe),
+            "networks": [
+                *(_float_row(name, model, data) for name, model in (("dense", dense), ("sparse", sparse))),
+                *(_int8_row(f"{name} INT8", one, data) for name, one in compiled.items()),
+                _simulated_row(compiled["sparse"], simulation.classes == labels),
+            ],
+            "layers": _layers(compiled["dense"].estimate, compiled["sparse"].estimate),
+            "simulation": {
+                "images": len(images),
+                "equal": len(images) - len(simulation.differing),
+                "compared": simulation.compared,
+                "differing": simulation.differing,
+            },
+        }
+        _write(folder, results, compiled, sparse)
+    console.print(_table(results))
+    print(f"Page: {Path(output) / 'index.html'}")
+    equal, count = results["simulation"]["equal"], len(images)
+    print(f"demo: simulation equals integer reference on {equal} of {count} images", flush=True)
+    return equal == count
+
+
+# --- the road ---
+
+
+def _trained(
+    recipe: Recipe, data: datasets.Dataset, say: Callable[[str], None]
+) -> tuple[keras.Model, keras.Model]:  # fmt: skip
+    """The dense network, and its block-sparse copy trained back."""
+    keras.utils.set_random_seed(recipe.seed)
+    verbose = 1 if sys.stdout.isatty() else 2  # a progress bar, or a line an epoch
+    say(f"Training the dense network, {recipe.epochs} epochs.")
+    dense = small_resnet(data.input_shape, data.classes, recipe.widths, recipe.depth)
+    train(dense, data, epochs=recipe.epochs, learning_rate=recipe.learning_rate, verbose=verbose)
+    say(f"Making {recipe.ratio:.0%} of the 8x8 blocks zero and training back, {recipe.retrain_epochs} epochs.")
+    sparse = bstf.sparsify(dense, block=8, ratio=recipe.ratio)
+    train(sparse, data, epochs=recipe.retrain_epochs, learning_rate=recipe.learning_rate, verbose=verbose)
+    print(bstf.report(sparse))
+    return dense, sparse
+
+
+def _compiled(model: keras.Model, calibration: np.ndarray, folder: Path) -> Compiled:
+    """Quantises a network, exports it, reads the export back and compiles that; writes export and program."""
+    quantised = bstf.quantize(model, calibration)
+    bstf.export(quantised, folder / "model")
+    graph = bstf_compiler.load(folder / "model")
+    program = bstf_compiler.compile(graph, device=DEVICE)
+    program.write(folder / "program")
+    return Compiled(quantised, graph, program, program.estimate())
+
+
+def _simulated(compiled: Compiled, images: np.ndarray, console: Console) -> Simulation:
+    """Executes the program and compares each layer output and what it returns with the integer reference."""
+    program, graph = compiled.program, compiled.graph
+    classes, compared, differing = [], [], {}
+    for number in track(range(len(images)), "simulating", console=console):
+        image = images[number : number + 1]
+        returned = program.simulate(image)
+        classes.append(int(np.argmax(returned)))
+        simulated = {**program.trace(image), "returned": returned}
+        integer = bstf_compiler.integer
+        reference = {**integer.trace(graph, image), "returned": integer.run(graph, image)}
+        compared = list(simulated)
+        if wrong := [name for name in compared if not np.array_equal(simulated[name], reference[name])]:
+            differing[number] = wrong
+    return Simulation(np.array(classes), compared, differing)
+
+
+# --- the numbers ---
+
+
+def _row(name: str, right: float, images: int, weight_bytes: int, macs: int, seconds: float | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "accuracy": right,
+        "images": images,
+        "weight_bytes": weight_bytes,
+        "macs": macs,
+        "seconds": seconds,
+    }
+
+
+def _float_row(name: str, model: keras.Model, data: datasets.Dataset) -> dict[str, Any]:
+    weights = bstf.densify(model).get_weights()  # without Γ, which isn't a weight
+    kept = sum(int(np.count_nonzero(weight)) * weight.itemsize for weight in weights)
+    return _row(name, accuracy(model, data), _count(data), kept, bstf.report(model).macs, None)
+
+
+def _int8_row(name: str, compiled: Compiled, data: datasets.Dataset) -> dict[str, Any]:
+    macs = bstf.report(compiled.quantised).macs
+    right, seconds = accuracy(compiled.quantised, data), compiled.estimate.total_seconds
+    return _row(name, right, _count(data), compiled.program.weight_bytes, macs, seconds)
+
+
+def _simulated_row(compiled: Compiled, right: np.ndarray) -> dict[str, Any]:
+    macs = sum(layer.macs for layer in compiled.estimate.layers)
+    seconds = compiled.estimate.total_seconds
+    return _row("simulated", float(right.mean()), len(right), compiled.program.weight_bytes, macs, seconds)
+
+
+def _layers(dense: Estimate, sparse: Estimate) -> list[dict[str, Any]]:
+    """Estimates of each layer in both programs, which have the same layers."""
+    other = {layer.name: layer for layer in sparse.layers}
+    return [
+        {"name": layer.name, "op": layer.op, "dense": _times(layer), "sparse": _times(other[layer.name])}
+        for layer in dense.layers
+    ]
+
+
+def _times(layer: LayerEstimate) -> dict[str, Any]:
+    return {"seconds": layer.seconds, "bound": layer.bound, "macs": layer.macs, "bytes": layer.bytes}
+
+
+def _count(data: datasets.Dataset) -> int:
+    return sum(len(labels) for _, labels in data.test)
+
+
+def _spread(data: datasets.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` test images and their labels, at even distances, as the test images may stand in order of classes."""
+    images, labels = (np.concatenate([part.numpy() for part in parts]) for parts in zip(*data.test))
+    if not 1 <= count <= len(images):
+        raise ValueError(f"'{data.name}' has {len(images)} test images; {count} of them can't be simulated.")
+    chosen = np.arange(count) * len(images) // count
+    return images[chosen], labels[chosen]
+
+
+# --- what is written and printed ---
+
+
+def _write(folder: Path, results: dict[str, Any], compiled: dict[str, Compiled], sparse: keras.Model) -> None:
+    estimates = [one.estimate for one in compiled.values()]
+    titles = [f"{name} INT8" for name in compiled]
+    timeline_html(estimates, folder / "timeline.html", titles)
+    timeline_png(estimates, folder / "timeline.png", titles)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    masked = [layer for layer in sparse.layers if isinstance(layer, (bstf.MaskedConv2D, bstf.MaskedDense))]
+    gammas = {layer.name: keras.ops.convert_to_numpy(layer.gamma) for layer in masked}
+    page = demo_page.page(results, gammas, (folder / "timeline.png").read_bytes())
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def _table(results: dict[str, Any]) -> Table:
+    table = Table(title=f"{results['dataset']} on {results['device']}", caption=demo_page.NOTE, caption_justify="left")
+    for index, heading in enumerate(demo_page.HEADINGS):
+        table.add_column(heading, justify="right" if index else "left")
+    for row in results["networks"]:
+        table.add_row(*demo_page.cells(row))
+    return table
+
+
+def _console() -> tuple[Console, Callable[[str], None]]:
+    """Where to print, and a function that prints what begins now after the seconds so far."""
+    console, start = Console(), time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - start:5.0f} s  {what}", flush=True)
+
+    return console, say
+
+
+@contextlib.contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder that becomes `target` if all goes well, and is gone if not."""
+    target = Path(target).absolute()
+    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not free and not all((target / name).is_file() for name in _FILES):
+        raise ValueError(f"--output={target} exists and isn't an earlier demo: name another folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        made = Path(scratch) / "new"
+        made.mkdir()
+        yield made
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        made.rename(target)
+
+
+# --- the program ---
+
+
+def define_flags() -> None:
+    """Defines the program's flags; not at import, so that tests can use this module's functions."""
+    flags.DEFINE_string("output", "build/demo", "Folder for the page; an earlier demo there is replaced.")
+    flags.DEFINE_integer("seed", 0, "Of weights and of the images' order.", lower_bound=0)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit code: 0 only if simulation and integer reference agree on all images."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"{argv[1]!r} isn't a flag; all arguments are --name=value, see --help.")
+        equal = demonstrate(Path(FLAGS.output), Recipe(seed=FLAGS.seed), datasets.load(seed=FLAGS.seed))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,247 @@
+"""bstf-compile end to end on a tiny network, its refusals, and what the compiler imports."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+import bstf
+import bstf_compiler
+from bstf_compiler import integer, main
+
+WRITTEN = {"program.asm", "data.bin", "layers.csv", "trace.json", "timeline.html", "timeline.png"}
+
+
+def tiny():
+    """A sparse residual network of 8x8 images with a softmax at its end."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3), name="image")
+    stem = layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(inputs)
+    x = layers.Conv2D(16, 3, padding="same", name="body")(stem)
+    x = layers.Add(name="sum")([x, stem])
+    outputs = layers.Dense(10, activation="softmax", name="head")(layers.GlobalAveragePooling2D(name="pool")(x))
+    return bstf.sparsify(keras.Model(inputs, outputs, name="tiny"), ratio=0.5)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A folder with the SavedModels "int8" and "float" of one network."""
+    folder = tmp_path_factory.mktemp("models")
+    model = tiny()
+    bstf.export(model, folder / "float")
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    bstf.export(bstf.quantize(model, images), folder / "int8")
+    return folder
+
+
+@pytest.fixture
+def compile_program(monkeypatch, capfd):
+    """Runs the program on flags of its own; returns exit code, standard output and standard error."""
+
+    def call(*words):
+        values = flags.FlagValues()
+        main.define_flags(values)
+        monkeypatch.setattr(main, "FLAGS", values)
+        return main.main(values(["bstf-compile", *map(str, words)])), *capfd.readouterr()
+
+    return call
+
+
+def python(*words):
+    """A Python of its own, without the settings of this one."""
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_compiles_and_simulates(models, tmp_path, compile_program):
+    output = tmp_path / "deep" / "out"
+    code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={output}", "--simulate=3")
+    assert (code, err) == (0, "")
+    assert out.endswith("simulation equals integer reference on 3 of 3 images\n")
+    assert {path.name for path in output.iterdir()} == WRITTEN and os.listdir(output.parent) == ["out"]
+
+    program = bstf_compiler.Program.load(output)
+    estimate = program.estimate()
+    rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in out.splitlines() if line.startswith("│")]
+    assert rows[:-1] == [[e.name, e.op, f"{e.seconds * 1e6:,.1f}", e.bound, f"{e.macs:,}"] for e in estimate.layers]
+    assert [row[0] for row in rows] == ["stem", "body", "sum", "pool", "head", "total"]
+    assert rows[-1][-1] == f"{sum(layer.macs for layer in estimate.layers):,}"
+    assert f"time: {estimate.total_seconds * 1e3:.3f} ms an image (exact cost model)" in out
+    assert f"weights: {program.weight_bytes:,} bytes" in out
+    assert "device: aie2_4x4, 4 x 4 cores at 1 GHz" in out and f"written to: {output}" in out
+    with open(output / "layers.csv", newline="", encoding="utf-8") as stream:
+        assert [row["name"] for row in csv.DictReader(stream)] == [layer.name for layer in estimate.layers]
+
+
+def test_replaces_an_earlier_program(models, tmp_path, compile_program):
+    model = f"--model={models / 'int8'}"
+    assert compile_program(model, f"--output={tmp_path}", "--device=aie2_1x1")[0] == 0
+    code, out, _ = compile_program(model, f"--output={tmp_path}", "--device=aie2_2x2", "--cost_model=published")
+    assert code == 0 and "device: aie2_2x2, 2 x 2 cores" in out and "(published cost model)" in out
+    assert "simulation" not in out
+    assert bstf_compiler.Program.load(tmp_path).device.name == "aie2_2x2"
+    assert {path.name for path in tmp_path.iterdir()} == WRITTEN
+
+
+def test_difference_is_reported(models, tmp_path, compile_program, monkeypatch):
+    right = integer.evaluate
+
+    def wrong(graph, node, values):
+        result = right(graph, node, values)
+        return result ^ 1 if node.name == "sum" else result
+
+    monkeypatch.setattr(integer, "evaluate", wrong)
+    code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={tmp_path}", "--simulate=2")
+    assert code == 1 and out.endswith("simulation equals integer reference on 0 of 2 images\n")
+    assert "bstf-compile: image 2: layer 'sum' has 1,024 of 1,024 values that differ" in err
+
+
+def test_random_images_fill_the_grid_and_are_the_same_again(models):
+    program = bstf_compiler.compile(bstf_compiler.load(models / "int8"))
+    images = np.concatenate(list(main.random_images(program, 8)))
+    assert images.shape == (8, 8, 8, 3) and images.dtype == np.float32
+    integers = integer.quantize(images, program.input.position)
+    assert integers.min() < -120 and integers.max() > 120
+    np.testing.assert_array_equal(images, np.concatenate(list(main.random_images(program, 8))))
+
+
+def damaged(folder, models):
+    shutil.copytree(models / "int8", folder / "damaged")
+    file = folder / "damaged" / "saved_model.pb"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return folder / "damaged"
+
+
+BAD_MODELS = {
+    "missing": (lambda folder, models: folder / "nowhere", "nowhere' holds no saved_model.pb"),
+    "float": (lambda folder, models: models / "float", "has no fixed-point grid; quantise the network"),
+    "truncated": (damaged, r"damaged' is damaged or incomplete \(.*\); export it again"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_model_is_one_sentence_and_leaves_nothing(case, models, tmp_path, compile_program):
+    make, sentence = BAD_MODELS[case]
+    code, out, err = compile_program(f"--model={make(tmp_path, models)}", f"--output={tmp_path / 'a' / 'out'}")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(f"bstf-compile: .*{sentence}.*\n", err)
+    assert not (tmp_path / "a").exists()
+
+
+def test_unknown_device_is_refused_at_once(models, tmp_path, compile_program):
+    arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}"
+    code, out, err = compile_program(*arguments, "--device=aie2_4x3")
+    assert (code, out) == (1, "") and not (tmp_path / "out").exists()
+    assert re.fullmatch(r"bstf-compile: unknown device 'aie2_4x3' \(did you mean 'aie2_4x4'\?\).*\n", err)
+    assert compile_program(*arguments, "word")[2] == (
+        "bstf-compile: 'word' isn't a flag; all arguments are --name=value, see --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "place, sentence",
+    [
+        (".", "exists and holds no program; give an empty or a new folder"),
+        ("mine.txt", "is a file; give a folder"),
+        ("mine.txt/deep/out", "can't be made: .*mine.txt is a file; give another folder"),
+    ],
+)
+def test_output_that_holds_something_else_is_kept(place, sentence, models, tmp_path, compile_program):
+    (tmp_path / "mine.txt").write_text("mine")
+    code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={tmp_path / place}")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(f"bstf-compile: --output=.* {sentence}\n", err)
+    assert os.listdir(tmp_path) == ["mine.txt"] and (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_failed_write_is_one_sentence_and_leaves_the_old_program(models, tmp_path, compile_program, monkeypatch):
+    arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}"
+    assert compile_program(*arguments)[0] == 0
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bstf_compiler.aie.timeline.timeline_html", full)
+    code, _, err = compile_program(*arguments, "--device=aie2_1x1")
+    assert code == 1 and err == "bstf-compile: [Errno 28] No space left on device\n"
+    assert os.listdir(tmp_path) == ["out"]
+    assert bstf_compiler.Program.load(tmp_path / "out").device.name == "aie2_4x4"
+
+
+def test_interrupt_ends_quietly(tmp_path, compile_program, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bstf_compiler, "load", interrupted)
+    code, _, err = compile_program("--model=any", f"--output={tmp_path / 'out'}")
+    assert code == 130 and "interrupted" in err and not (tmp_path / "out").exists()
+
+
+def test_messages_are_dropped_unless_something_breaks(capfd):
+    with main._without_stderr():
+        os.write(2, b"chatter")
+    with pytest.raises(ValueError), main._without_stderr():
+        os.write(2, b"chatter")
+        raise ValueError("about the input")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(RuntimeError), main._without_stderr():
+        os.write(2, b"why it broke\n")
+        raise RuntimeError
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "why it broke\nafter\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--model=m"], ["--output=o"]]
+    + [["--model=m", "--output=o", word] for word in ("--simulate=-1", "--cost_model=other", "--nonono")],
+)
+def test_bad_flags_are_refused(words):
+    values = flags.FlagValues()
+    main.define_flags(values)
+    with pytest.raises(flags.Error):
+        values(["bstf-compile", *words])
+
+
+def test_console_program(models, tmp_path):
+    helped = python("-m", "bstf_compiler.main", "--help")
+    assert "bstf-compile: compiles a SavedModel" in helped.stdout and "Traceback" not in helped.stderr
+    assert all(f"--{name}" in helped.stdout for name in ("model", "device", "output", "simulate", "cost_model"))
+    script = Path(sys.executable).with_name("bstf-compile")
+    if script.exists():
+        assert "--cost_model" in python(script, "--help").stdout
+    done = python("-m", "bstf_compiler.main", f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}")
+    assert (done.returncode, done.stderr) == (0, "")  # nothing from TensorFlow, no progress in a pipe
+    assert (tmp_path / "out" / "program.asm").is_file()
+
+
+RUN_A_PROGRAM = """
+import sys
+import numpy as np
+import bstf_compiler
+heavy = {"tensorflow", "keras", "bstf", "matplotlib"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+program = bstf_compiler.Program.load(sys.argv[1])
+program.simulate(np.zeros((1, *program.input.user_shape), np.float32))
+program.estimate()
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+program.write(sys.argv[2])
+heavy -= {"matplotlib"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+
+
+def test_only_reading_a_model_imports_tensorflow(models, tmp_path):
+    bstf_compiler.compile(bstf_compiler.load(models / "int8")).write(tmp_path / "program")
+    done = python("-c", RUN_A_PROGRAM, tmp_path / "program", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    for name in WRITTEN - {"timeline.png"}:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "program" / name).read_bytes(), name

@@ -1,0 +1,136 @@
+"""Contract: one set of numbers. Keras, the SavedModel, the integer reference and the simulated program agree bit for bit."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import bstf
+import bstf_compiler
+from bstf_compiler import integer
+
+layers = keras.layers
+
+
+def random_keras_network(seed):
+    """Channels 1 to 40, kernels 1 to 7, strides 1 to 3, both paddings, odd sizes; ends in dense layers."""
+    rng = np.random.default_rng(seed)
+
+    def channels():
+        return int(rng.integers(1, 41))
+
+    def window(x, most=7):
+        return [int(rng.integers(1, min(most, size) + 1)) for size in x.shape[1:3]]
+
+    def strides():
+        return [int(rng.integers(1, 4)) for _ in range(2)]
+
+    def padding():
+        return str(rng.choice(["same", "valid"]))
+
+    def activation(x):
+        return [lambda y: y, layers.ReLU(), layers.ReLU(max_value=6.0)][rng.integers(3)](x)
+
+    def conv(x):
+        bias = bool(rng.integers(2))
+        y = layers.Conv2D(channels(), window(x), strides(), padding(), use_bias=bias)(x)
+        return activation(layers.BatchNormalization()(y) if rng.integers(2) else y)
+
+    def residual(x):
+        y = layers.Conv2D(x.shape[-1], window(x, 3), padding="same", activation="relu")(x)
+        return activation(layers.Add()([x, layers.Conv2D(x.shape[-1], window(x, 5), padding="same")(y)]))
+
+    def pad(x):
+        amounts = [[int(n) for n in rng.integers(0, 3, 2)] for _ in range(2)]
+        return layers.ZeroPadding2D(amounts)(x)
+
+    def max_pool(x):
+        return layers.MaxPooling2D(window(x, 3), strides(), padding())(x)
+
+    def average_pool(x):
+        size = int(min(rng.integers(1, 4), *x.shape[1:3]))
+        return layers.AveragePooling2D(size, int(rng.integers(1, 3)), padding())(x)
+
+    x = image = keras.Input((*(int(n) for n in rng.integers(1, 16, 2)), channels()), name="image")
+    for _ in range(5):
+        x = rng.choice([conv, conv, residual, residual, pad, max_pool, average_pool])(x)
+    x = layers.Flatten()(x) if x.shape[1] * x.shape[2] * x.shape[3] < 700 else layers.GlobalAveragePooling2D()(x)
+    if rng.integers(2):
+        x = layers.Dense(channels(), activation="relu")(x)
+    return keras.Model(image, layers.Dense(channels(), name="logits")(x))
+
+
+def randomize_batch_norm(model, rng):
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, value.shape) for value in layer.get_weights()])
+
+
+def check_one_set_of_numbers(model, images, ratio, folder, device):
+    """The whole road; returns the program. Compares every layer that Keras has a grid for."""
+    sparse = bstf.sparsify(model, ratio=ratio) if ratio else model
+    fixed = bstf.quantize(sparse, images)
+    bstf.export(fixed, folder)
+    expected = fixed.predict(images, verbose=0)
+    reloaded = tf.saved_model.load(str(folder)).signatures["serving_default"](tf.constant(images))
+    assert np.array_equal(next(iter(reloaded.values())), expected)
+    graph = bstf_compiler.load(folder)
+    assert np.array_equal(integer.run(graph, images), expected)
+    program = bstf_compiler.compile(graph, device)
+    assert np.array_equal(program.simulate(images), expected)
+    traced = program.trace(images)
+    grids = {
+        layer.name.removesuffix("_grid"): layer.output
+        for layer in fixed.layers
+        if layer.name.endswith("_grid") and layer.name.removesuffix("_grid") in traced
+    }
+    assert grids
+    for (name, _), value in zip(
+        grids.items(), keras.Model(fixed.input, list(grids.values())).predict(images, verbose=0)
+    ):
+        simulated = integer.dequantize(traced[name], graph.tensors[name].position)
+        assert np.array_equal(simulated.reshape(value.shape), value), name
+    return program
+
+
+# An example takes seconds: a failing one is reported as found, without shrinking.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
+@settings(max_examples=12, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32), ratio=st.floats(0, 0.9), mesh=st.integers(1, 8))
+def test_one_set_of_numbers_on_random_networks(tmp_path_factory, seed, ratio, mesh):
+    model = random_keras_network(seed)
+    rng = np.random.default_rng(seed)
+    randomize_batch_norm(model, rng)
+    images = rng.normal(size=(2, *model.input_shape[1:])).astype(np.float32)
+    check_one_set_of_numbers(model, images, ratio, tmp_path_factory.mktemp("road") / "saved", f"aie2_{mesh}x{mesh}")
+
+
+@pytest.fixture(scope="module")
+def small_resnet():
+    keras.utils.set_random_seed(0)
+    return keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
+
+
+def test_resnet50_on_small_images(small_resnet, tmp_path):
+    """The network of the paper: dense and half its blocks, weights in DDR, times by layer, one image simulated."""
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    programs = {}
+    for ratio in (0.0, 0.5):
+        sparse = bstf.sparsify(small_resnet, ratio=ratio) if ratio else small_resnet
+        bstf.export(bstf.quantize(sparse, images), tmp_path / str(ratio))
+        graph = bstf_compiler.load(tmp_path / str(ratio))
+        programs[ratio] = bstf_compiler.compile(graph, "aie2_4x4")
+    dense, sparse = programs[0.0], programs[0.5]
+    assert sparse.weight_bytes <= 0.53 * dense.weight_bytes
+    for one, two in zip(dense.estimate().layers, sparse.estimate().layers):
+        assert two.seconds <= one.seconds, one.name
+        if two.macs < one.macs and one.bound in ("LOADW", "LOADWM", "COMP"):
+            assert two.seconds < one.seconds, one.name
+    simulated, expected = sparse.trace(images[:1]), integer.trace(graph, images[:1])
+    assert len(simulated) == 72
+    for name, value in simulated.items():
+        assert np.array_equal(value, expected[name]), name
