@@ -292,10 +292,11 @@ def _whole_folder(target: Path) -> Iterator[Path]:
 # --- the program ---
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
     """Defines the program's flags; not at import, so that tests can use this module's functions."""
-    flags.DEFINE_string("output", "build/demo", "Folder for the page; an earlier demo there is replaced.")
-    flags.DEFINE_integer("seed", 0, "Of weights and of the images' order.", lower_bound=0)
+    output, seed = "Folder for the page; an earlier demo there is replaced.", "Of weights and of the images' order."
+    flags.DEFINE_string("output", "build/demo", output, flag_values=values)
+    flags.DEFINE_integer("seed", 0, seed, lower_bound=0, flag_values=values)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ NOTE = (
 )
 _TEMPLATE = Path(__file__).with_name("demo_page.html")
 _ROW, _BAR, _LEFT, _WIDTH = 34, 11, 230, 900  # pixels of the plot of layers
-_CELL = 9  # pixels of a block in the pictures of Γ
+_CELL = 13  # pixels of a block in the pictures of Γ
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -93,7 +93,7 @@ def _plot(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _gamma(name: str, gamma: np.ndarray) -> str:
-    """A picture of Γ: a row an input block, a column an output block, dark where the block is kept."""
+    """A picture of Γ: a row an input block, a column an output block."""
     rows, columns = gamma.shape
     squares = "".join(
         f'<rect class="{"kept" if gamma[row, column] else "zero"}" x="{column * _CELL}" y="{row * _CELL}" '

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from bstf.quantization.fixed_point import FixedPoint, FixedPointConv2D, FixedPoi
 
 _DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse
 _KINDS = {"conv2d": keras.layers.Conv2D, "dense": keras.layers.Dense}
+_SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")  # of a TensorFlow name scope
 _SAVED_MODEL_ENTRIES = {
     "saved_model.pb",
     "fingerprint.pb",
@@ -50,6 +52,7 @@ def export(model: keras.Model, path: str | os.PathLike) -> None:
     """
     path = Path(os.path.abspath(path))
     _check_model(model)
+    _check_names(model)
     _check_target(path)
     plain = densify(model) if any(is_masked(layer) for _, layer in places(model)) else model
     description = json.dumps(describe(model), indent=1)
@@ -99,6 +102,14 @@ def _check_model(model: Any) -> None:
             f"model {model.name!r} is a subclassed {type(model).__name__}; write it as a functional "
             "or Sequential model to export it."
         )
+
+
+def _check_names(model: keras.Model) -> None:
+    for name, _ in places(model):
+        if not _SCOPE.fullmatch(name):
+            raise ValueError(
+                f"layer {name!r} has a name that TensorFlow can't write; use letters, digits and _ . - > only."
+            )
 
 
 def _check_target(path: Path) -> None:

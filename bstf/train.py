@@ -246,6 +246,8 @@ def _block(words: Sequence[str]) -> BlockShape:
 def run() -> None:
     """Entry point of the console program."""
     define_flags()
+    for flag in FLAGS.get_flags_for_module(__name__):
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # else --help of the installed script lists none
     app.run(main)
 
 

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from absl import app, flags
@@ -18,6 +17,7 @@ from rich.table import Table
 import bstf_compiler
 from bstf_compiler import DeviceSpec, Graph, Program, integer
 from bstf_compiler.aie.estimate import Estimate
+from bstf_compiler.aie.program import check_folder
 
 FLAGS = flags.FLAGS
 _SEED = 0  # of the simulated images
@@ -97,7 +97,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("output", None, place, values, required=True)
     images = "Random images to simulate and compare with the integer reference."
     flags.DEFINE_integer("simulate", 0, images, lower_bound=0, flag_values=values)
-    model = "Cost model of the printed times; the written ones are exact."
+    model = "Cost model of the times, printed and written."
     flags.DEFINE_enum("cost_model", "exact", ["exact", "published"], model, values)
 
 
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _road() -> int:
     """Loads, compiles, estimates, writes, simulates; returns the exit code."""
-    output = _checked_output(Path(FLAGS.output))
+    output = check_folder(FLAGS.output)
     device = DeviceSpec.load(FLAGS.device)
     with _progress() as status:
         status.update(f"loading {FLAGS.model}")
@@ -128,7 +128,7 @@ def _road() -> int:
         status.update("estimating times")
         estimate = program.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
-        program.write(output)
+        program.write(output, estimate)
     Console(markup=False, highlight=False, emoji=False).print(summary(program, estimate))
     print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
     print(f"weights: {program.weight_bytes:,} bytes")
@@ -149,19 +149,6 @@ def _simulate(program: Program, graph: Graph, count: int) -> int:
     for number, difference in differences.items():
         print(f"bstf-compile: image {number}: {difference}; please report it", file=sys.stderr)
     return 1 if differences else 0
-
-
-def _checked_output(folder: Path) -> Path:
-    """The folder's absolute path; ValueError if no program can be written there, before any work is done."""
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output={folder} is a file; give a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "program.asm").is_file():
-        raise ValueError(f"--output={folder} exists and holds no program; give an empty or a new folder")
-    above = next(parent for parent in folder.parents if parent.exists())
-    if not above.is_dir():
-        raise ValueError(f"--output={folder} can't be made: {above} is a file; give another folder")
-    return folder
 
 
 @contextmanager

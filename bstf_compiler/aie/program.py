@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,6 +13,23 @@ from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.verify import verify
 
 _TEXT, _DATA = "program.asm", "data.bin"
+_FILES = {_TEXT, _DATA, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder's full path, or a ValueError if a program can't be written there without losing something."""
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file; give a folder")
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"'{folder}' can't be made: '{above}' is a file; give another folder")
+    others = {path.name for path in folder.iterdir()} - _FILES if folder.exists() else set()
+    if others:
+        raise ValueError(
+            f"'{folder}' holds '{min(others)}', no part of a program; give an empty or new folder"
+        )
+    return folder
 
 
 class Program(Code):
@@ -58,21 +73,23 @@ class Program(Code):
         """The instructions as text (see text.py)."""
         return text.assembly(self)
 
-    def write(self, folder: str | Path) -> Path:
+    def write(self, folder: str | Path, times: Estimate | None = None) -> Path:
         """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png.
 
         The folder appears whole or not at all; a folder of an earlier program is replaced.
 
+        Args:
+            folder: where to; missing parents are made.
+            times: what the last four files show; default: `self.estimate()`.
+
         Raises:
-            ValueError: if the folder exists and holds something else.
+            ValueError: if something else than a program is there.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder / _TEXT).is_file() and any(folder.iterdir()):
-            raise ValueError(f"'{folder}' exists and holds no {_TEXT}; give an empty or a new folder")
+        folder = check_folder(folder)
+        times = times or self.estimate()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        times = self.estimate()
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            made = Path(scratch) / folder.name
+            made = Path(scratch) / "new"
             made.mkdir()
             (made / _TEXT).write_text(self.assembly, encoding="utf-8")
             (made / _DATA).write_bytes(self.data)
@@ -81,8 +98,8 @@ class Program(Code):
             timeline.timeline_html(times, made / "timeline.html")
             timeline.timeline_png(times, made / "timeline.png")
             if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(made, folder)
+                folder.rename(Path(scratch) / "old")
+            made.rename(folder)
         return folder
 
     @classmethod

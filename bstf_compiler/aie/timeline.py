@@ -99,9 +99,9 @@ def chrome_trace(estimate: Estimate) -> dict:
         for copy, row in enumerate(_without_overlap(track)):
             tid = threads[process] = threads.get(process, 0) + 1
             events += _named("thread", unit if copy == 0 else f"{unit} ({copy + 1})", pid, tid, tid)
+            place = {"ph": "X", "cat": process, "pid": pid, "tid": tid}
             events += [
-                {"ph": "X", "cat": process, "name": name, "pid": pid, "tid": tid}
-                | {"ts": start / 1000, "dur": (end - start) / 1000, "args": args}
+                {**place, "name": name, "ts": start / 1000, "dur": (end - start) / 1000, "args": args}
                 for start, end, name, args in row
             ]
     other = {"device": estimate.device, "cost_model": estimate.cost_model, "seconds": estimate.total_seconds}
@@ -220,7 +220,7 @@ def _tracks(estimate: Estimate) -> dict[tuple[str, str], list[_Event]]:
     for span in estimate.spans:
         # Work to the picosecond: more digits only make the file longer.
         args = {"layer": span.layer, "unit": span.unit, "busy_us": round(span.busy * 1e6, 6)}
-        args |= {"bytes": span.bytes, "macs": span.macs}
+        args["bytes"], args["macs"] = span.bytes, span.macs
         event = _Event(span.start, span.end, f"{span.kind} {span.layer}", args)
         tracks[span.kind, span.unit].append(event)
     return tracks
@@ -238,8 +238,8 @@ def _named(what: str, name: str, pid: int, tid: int, order: int) -> list[dict]:
 def _without_overlap(track: list[_Event]) -> list[list[_Event]]:
     """Spreads events over as few rows as needed so that none overlap; times become whole nanoseconds."""
     rows: list[list[_Event]] = []
-    for event in sorted(track, key=lambda event: (event.start, event.end)):
-        event = event._replace(start=round(event.start * 1e9), end=round(event.end * 1e9))
+    for start, end, *rest in sorted(track, key=lambda event: (event.start, event.end)):
+        event = _Event(round(start * 1e9), round(end * 1e9), *rest)
         row = next((row for row in rows if row[-1].end <= event.start), None)
         if row is None:
             rows.append([event])
@@ -343,7 +343,7 @@ def _draw_layers(axes: Axes, layers: Sequence[LayerEstimate], horizon: float) ->
 
 
 def _draw_boxes(axes: Axes, boxes: list[list[tuple[float, float]]], color: str, alpha: float = 1.0) -> None:
-    from matplotlib.collections import PolyCollection
+    from matplotlib.collections import PolyCollection  # like Figure: only pictures need it
 
     axes.add_collection(PolyCollection(boxes, facecolor=color, alpha=alpha, linewidth=0))
 

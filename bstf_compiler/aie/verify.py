@@ -14,7 +14,7 @@ def verify(code: Code) -> list[str]:
     """All violations of the rules, as sentences that name the layer and the place; empty for a sound program."""
     found = list(_allocations(code))
     for step in code.steps:
-        for rule in (_buffers, _moves, _addresses, _regions, _locks):
+        for rule in (_buffers, _moves, _accesses, _locks):
             found += [f"layer '{step.layer}': {violation}" for violation in rule(code, step)]
     return found
 
@@ -46,30 +46,26 @@ def _moves(code: Code, step: Step) -> Iterator[str]:
                     yield f"{_place(instruction)} moves {move.source.sizes} into {move.target.sizes}"
 
 
-def _addresses(code: Code, step: Step) -> Iterator[str]:
-    """Every access stays inside the memory of its tiles in every iteration."""
-    limits = {"d": code.data_address + len(code.data), "m": code.device.memtile.memory_bytes}
-    limits["c"] = code.device.core.memory_bytes - code.device.core.reserved_bytes
+def _accesses(code: Code, step: Step) -> Iterator[str]:
+    """In every iteration an access stays inside the memory of its tiles, and there inside one buffer or allocation that
+    is held at that time.
+    """
+    device = code.device
+    limits = {"d": code.data_address + len(code.data), "m": device.memtile.memory_bytes}
+    limits["c"] = device.core.memory_bytes - device.core.reserved_bytes
+    held = {
+        "d": [(0, limits["d"])],
+        "m": [(a.address, a.address + a.bytes) for a in code.allocations if a.first <= step.stage <= a.last],
+        "c": [(address, address + size) for _, address, size in step.buffers],
+    }
     for instruction in step.instructions:
-        for access in _accesses(instruction):
+        for access in _accesses_of(instruction):
             low, high = _range(access, instruction.iterations)
-            for tile in access.tiles:
-                if low < 0 or high > limits[tile[0]]:
-                    end = limits[tile[0]]
-                    yield f"{_place(instruction)} reaches [{low:#x}, {high:#x}) of {tile}, which ends at {end:#x}"
-
-
-def _regions(code: Code, step: Step) -> Iterator[str]:
-    """Every access of a core or memory tile lies inside one buffer or allocation that is held at that time."""
-    cores = [(address, address + size) for _, address, size in step.buffers]
-    held = [
-        (a.address, a.address + a.bytes) for a in code.allocations if a.first <= step.stage <= a.last
-    ]  # fmt: skip
-    for instruction in step.instructions:
-        for access in _accesses(instruction):
-            low, high = _range(access, instruction.iterations)
-            regions = {"c": cores, "m": held}.get(access.tiles[0][0])
-            if regions is not None and high > low and not any(a <= low and high <= b for a, b in regions):
+            kind = access.tiles[0][0]
+            if low < 0 or high > limits[kind]:
+                place = f"[{low:#x}, {high:#x}) of {access.tiles[0]}"
+                yield f"{_place(instruction)} reaches {place}, which ends at {limits[kind]:#x}"
+            elif high > low and not any(start <= low and high <= stop for start, stop in held[kind]):
                 yield f"{_place(instruction)} reaches [{low:#x}, {high:#x}) of {access.tiles[0]}, held by no buffer"
 
 
@@ -93,7 +89,7 @@ def _place(instruction: Instruction) -> str:
     return f"{instruction.kind} on {instruction.unit}"
 
 
-def _accesses(instruction: Instruction) -> list[Access]:
+def _accesses_of(instruction: Instruction) -> list[Access]:
     if isinstance(instruction, Compute):
         return [*instruction.inputs, instruction.parameters, instruction.output]
     return [access for move in instruction.moves for access in (move.source, move.target)]
@@ -101,8 +97,11 @@ def _accesses(instruction: Instruction) -> list[Access]:
 
 def _range(access: Access, iterations: int) -> tuple[int, int]:
     """First byte and byte after the last, over all iterations."""
-    slots = access.ring or iterations
-    starts = [access.start(0), access.start(iterations - 1)]
-    if access.ring:
-        starts += [access.start(i) for i in range(min(slots, iterations))]
-    return min(starts), max(starts) + access.extent
+    if access.ring and iterations >= access.ring:
+        low, high = access.address, access.address + (access.ring - 1) * access.advance
+    elif access.ring:
+        starts = [access.start(iteration) for iteration in range(iterations)]
+        low, high = min(starts), max(starts)
+    else:
+        low, high = access.address, access.address + (iterations - 1) * access.advance
+    return low, high + access.extent

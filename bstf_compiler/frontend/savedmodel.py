@@ -200,25 +200,35 @@ def _check_against_sidecar(graph: Graph, path: Path) -> None:
     if not path.is_file():
         return
     try:
-        layers = json.loads(path.read_text())["layers"]
-    except (ValueError, KeyError, TypeError) as error:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        for node in graph:
+            _check_layer(graph, node, recorded)
+    except (LookupError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"'{path}' is damaged ({error}); export the network again") from error
-    for node in graph:
-        recorded = layers.get(node.name)
-        kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
-        if recorded is None or not kernels:
-            continue
-        kernel = kernels[0]
-        values = kernel.data if kernel.data.ndim == 4 else kernel.data[None, None]
-        found = bsr.nonzero_blocks(values, tuple(recorded["block"]))
-        told = np.array([[entry == "1" for entry in row] for row in recorded["gamma"]])
-        if found.shape != told.shape or (found & ~told).any():
-            raise ValueError(
-                f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again"
-            )
-        position = recorded.get("kernel_position")
-        if position is not None and kernel.position is not None and position != kernel.position:
-            raise ValueError(
-                f"layer '{node.name}': bstf.json says position {position} for the kernel, the graph {kernel.position}; "
-                "export the network again"
-            )
+
+
+def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
+    """Compares one node with what is recorded of its layer; raises ValueError where they differ."""
+    grid = recorded.get("positions", {}).get(node.name.removesuffix(":grid"))
+    if isinstance(node.op, FakeQuant) and grid not in (None, node.op.position):
+        raise ValueError(
+            f"layer '{node.name}': bstf.json says position {grid}, the graph {node.op.position}; export it again"
+        )
+    layer = recorded["layers"].get(node.name)
+    kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
+    if layer is None or not kernels:
+        return
+    kernel = kernels[0]
+    values = kernel.data if kernel.data.ndim == 4 else kernel.data[None, None]
+    found = bsr.nonzero_blocks(values, tuple(layer["block"]))
+    told = np.array([[entry == "1" for entry in row] for row in layer["gamma"]])
+    if found.shape != told.shape or (found & ~told).any():
+        raise ValueError(
+            f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again"
+        )
+    position = layer.get("kernel_position")
+    if kernel.position is not None and position not in (None, kernel.position):
+        raise ValueError(
+            f"layer '{node.name}': bstf.json says position {position} for the kernel, the graph {kernel.position}; "
+            "export it again"
+        )

@@ -256,6 +256,11 @@ class Subclassed(keras.Model):
         (lambda: "model", TypeError, "needs a Keras model; got str"),
         (lambda: layers.Dense(3), TypeError, "needs a Keras model; got Dense"),
         (lambda: keras.Sequential([layers.Dense(3)], name="net"), ValueError, "'net' isn't built.*keras.Input"),
+        (
+            lambda: keras.Sequential([keras.Input((3,)), layers.Dense(3, name="a[b]")], name="net"),
+            ValueError,
+            r"layer 'a\[b\]' has a name",
+        ),
         (lambda: Subclassed(name="net"), ValueError, "'net' is a subclassed Subclassed.*functional"),
     ],
 )

@@ -133,6 +133,7 @@ def test_sidecar_is_checked_and_not_needed(tmp_path):
         sidecar.write_text(json.dumps({"layers": {"conv7": record | wrong}}))
         with pytest.raises(ValueError, match=words):
             bstf_compiler.load(path)
-    sidecar.write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        bstf_compiler.load(path)
+    for damaged in ("{", "[]", "{}", '{"layers": {"conv7": {"block": [8, 8]}}}', '{"layers": {"conv7": 3}}'):
+        sidecar.write_text(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            bstf_compiler.load(path)

@@ -149,16 +149,16 @@ def test_unknown_device_is_refused_at_once(models, tmp_path, compile_program):
 @pytest.mark.parametrize(
     "place, sentence",
     [
-        (".", "exists and holds no program; give an empty or a new folder"),
+        (".", "holds 'mine.txt', no part of a program; give an empty or new folder"),
         ("mine.txt", "is a file; give a folder"),
-        ("mine.txt/deep/out", "can't be made: .*mine.txt is a file; give another folder"),
+        ("mine.txt/deep/out", "can't be made: '.*mine.txt' is a file; give another folder"),
     ],
 )
 def test_output_that_holds_something_else_is_kept(place, sentence, models, tmp_path, compile_program):
     (tmp_path / "mine.txt").write_text("mine")
     code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={tmp_path / place}")
     assert (code, out) == (1, "")
-    assert re.fullmatch(f"bstf-compile: --output=.* {sentence}\n", err)
+    assert re.fullmatch(f"bstf-compile: '.*' {sentence}\n", err)
     assert os.listdir(tmp_path) == ["mine.txt"] and (tmp_path / "mine.txt").read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""Contract: one set of numbers. Keras, the SavedModel, the integer reference and the simulated program agree bit for bit."""
+"""One set of numbers: Keras, the SavedModel, the integer reference and the simulated program agree bit for bit."""
 
 import keras
 import numpy as np
