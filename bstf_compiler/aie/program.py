@@ -26,9 +26,7 @@ def check_folder(folder: str | Path) -> Path:
         raise ValueError(f"'{folder}' can't be made: '{above}' is a file; give another folder")
     others = {path.name for path in folder.iterdir()} - _FILES if folder.exists() else set()
     if others:
-        raise ValueError(
-            f"'{folder}' holds '{min(others)}', no part of a program; give an empty or new folder"
-        )
+        raise ValueError(f"'{folder}' holds '{min(others)}', no part of a program; give an empty or new folder")
     return folder
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bstf_compiler.graph import Conv, Graph, MatMul, Node, Reshape, Window
+from bstf_compiler.graph import Conv, FakeQuant, Graph, MatMul, Node, Relu, Reshape, Window
+
+_ELEMENTWISE = (FakeQuant, Relu)
 
 
 class RemoveReshape:
@@ -30,6 +32,9 @@ class RemoveReshape:
         if one_pixel or source.shape == target or not readers:
             graph.bypass(node)
             return
+        if len(readers) == 1 and isinstance(readers[0].op, _ELEMENTWISE):
+            self._sink(graph, node, readers[0])
+            return
         if len(target) == 4 or node.output in graph.outputs or any(not isinstance(r.op, MatMul) for r in readers):
             raise ValueError(
                 f"layer '{node.name}': a reshape from {source.shape[1:]} to {target[1:]} is supported only right "
@@ -42,3 +47,14 @@ class RemoveReshape:
             reader.inputs[1] = graph.add_constant(f"{reader.name} kernel", kernel, matrix.position)
             reader.op = Conv(Window((height, width)))
         graph.bypass(node)
+
+    def _sink(self, graph: Graph, node: Node, reader: Node) -> None:
+        """Swaps the reshape with the element-wise node after it."""
+        for later in graph.consumers(reader.output):
+            later.inputs = [node.output if name == reader.output else name for name in later.inputs]
+        graph.outputs = [node.output if name == reader.output else name for name in graph.outputs]
+        reader.inputs, node.inputs = node.inputs, [reader.output]
+        before, after = graph.tensors[reader.inputs[0]].shape, graph.tensors[reader.output].shape
+        graph.tensors[reader.output].shape, graph.tensors[node.output].shape = before, after
+        graph.nodes.remove(node)
+        graph.nodes.insert(graph.nodes.index(reader) + 1, node)

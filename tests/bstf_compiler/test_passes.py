@@ -128,8 +128,23 @@ def test_flatten_before_dense_becomes_a_convolution_of_the_image():
     assert graph.output_shapes == [(5,)]
 
 
+def test_flatten_sinks_below_elementwise_nodes():
+    graph = (
+        Chain(1, 2, 3, 4)
+        .then("flatten", Reshape(), (1, 24))
+        .then("relu", Relu("relu"), (1, 24))
+        .then("grid", FakeQuant(3), (1, 24))
+        .then("dense", MatMul(), (1, 5), RNG.normal(size=(24, 5)))
+        .done()
+    )
+    passes.apply(RemoveReshape(), graph)
+    assert names(graph) == ["relu", "grid", "dense"]
+    assert [graph.tensors[name].shape for name in names(graph)] == [(1, 2, 3, 4), (1, 2, 3, 4), (1, 1, 1, 5)]
+    assert graph.nodes[2].inputs[0] == "grid" and graph.nodes[2].op == Conv(Window((2, 3)))
+
+
 def test_reshape_in_the_middle_is_refused():
-    graph = Chain(1, 4, 4, 8).then("fold", Reshape(), (1, 2, 8, 8)).then("relu", Relu("relu"), (1, 2, 8, 8)).done()
+    graph = Chain(1, 4, 4, 8).then("fold", Reshape(), (1, 2, 8, 8)).then("pad", Pad((1, 1, 1, 1)), (1, 4, 10, 8)).done()
     with pytest.raises(ValueError, match="layer 'fold'"):
         passes.apply(RemoveReshape(), graph)
 

@@ -87,9 +87,8 @@ def check_one_set_of_numbers(model, images, ratio, folder, device):
         if layer.name.endswith("_grid") and layer.name.removesuffix("_grid") in traced
     }
     assert grids
-    for (name, _), value in zip(
-        grids.items(), keras.Model(fixed.input, list(grids.values())).predict(images, verbose=0)
-    ):
+    keras_values = keras.Model(fixed.input, grids).predict(images, verbose=0)
+    for name, value in keras_values.items():
         simulated = integer.dequantize(traced[name], graph.tensors[name].position)
         assert np.array_equal(simulated.reshape(value.shape), value), name
     return program
