@@ -175,7 +175,7 @@ def _simulated(compiled: Compiled, images: np.ndarray, console: Console) -> Simu
         integer = bstf_compiler.integer
         reference = {**integer.trace(graph, image), "returned": integer.run(graph, image)}
         compared = list(simulated)
-        if wrong := [name for name in compared if not np.array_equal(simulated[name], reference[name])]:
+        if wrong := [name for name in compared if not np.array_equal(simulated[name], reference.get(name))]:
             differing[number] = wrong
     return Simulation(np.array(classes), compared, differing)
 

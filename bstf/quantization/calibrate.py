@@ -6,6 +6,7 @@ held.
 """
 
 import functools
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sized
@@ -71,16 +72,17 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
 
 
 class _Progress:
-    """A progress bar over operations that appears once a calibration takes long."""
+    """A progress bar over operations that appears once a calibration takes long, where somebody can see it."""
 
     def __init__(self, operations: int, batches: int | None) -> None:
         self.done, self.start = 0, time.monotonic()
         self.target = None if batches is None else operations * batches
         self.bar: keras.utils.Progbar | None = None
+        self.seen = sys.stdout.isatty() or "ipykernel" in sys.modules
 
     def step(self) -> None:
         self.done += 1
-        if self.bar is None and time.monotonic() - self.start > _QUIET_SECONDS:
+        if self.seen and self.bar is None and time.monotonic() - self.start > _QUIET_SECONDS:
             self.bar = keras.utils.Progbar(self.target, unit_name="operation")
         if self.bar is not None:
             self.bar.update(self.done, finalize=False)

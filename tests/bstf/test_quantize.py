@@ -358,11 +358,18 @@ def test_pixels_need_no_clipping_at_the_input():
 
 def test_long_calibrations_show_progress(monkeypatch, capsys):
     monkeypatch.setattr(calibration_room, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     x = images(np.random.default_rng(0), (4, 6, 6, 3))
     quantize(small(), x)
     assert "3/3" in capsys.readouterr().out
     quantize(small(), iter([x]))
     assert "operation" in capsys.readouterr().out
+
+
+def test_long_calibrations_are_quiet_in_a_pipe(monkeypatch, capsys):
+    monkeypatch.setattr(calibration_room, "_QUIET_SECONDS", -1.0)
+    quantize(small(), images(np.random.default_rng(0), (4, 6, 6, 3)))
+    assert capsys.readouterr().out == ""
 
 
 def test_short_calibrations_are_quiet(capsys):
