@@ -134,8 +134,7 @@ def seconds(device: DeviceSpec, instruction: Instruction) -> float:
 
 def _exact(code: Code, step: Step) -> list[Span]:
     durations = [seconds(code.device, instruction) for instruction in step.instructions]
-    by_identity = {id(instruction): time for instruction, time in zip(step.instructions, durations)}
-    order = events.run(step.instructions, step.locks, lambda instruction: by_identity[id(instruction)])
+    order = events.run(step.instructions, step.locks, durations)
     starts = np.full(len(durations), np.inf)
     ends = np.zeros(len(durations))
     np.minimum.at(starts, order.instruction, order.start)

@@ -7,7 +7,7 @@ don't depend on the order in which units are visited: the schedule is the earlie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba as nb
@@ -34,13 +34,13 @@ class Events:
     lock_values: dict[str, int]
 
 
-def run(instructions: Sequence[Instruction], locks: dict[str, int], seconds: Callable[[Instruction], float]) -> Events:
+def run(instructions: Sequence[Instruction], locks: dict[str, int], seconds: Sequence[float] | None = None) -> Events:
     """Executes the locks of a step.
 
     Args:
         instructions: of all units; each unit's are in order.
         locks: initial value of every lock.
-        seconds: duration of one iteration of an instruction.
+        seconds: of one iteration of each instruction; zeros if only the order matters.
     """
     number = {name: index for index, name in enumerate(locks)}
     units: dict[str, list[int]] = {}
@@ -49,7 +49,7 @@ def run(instructions: Sequence[Instruction], locks: dict[str, int], seconds: Cal
     queue = np.array([index for queue in units.values() for index in queue], np.int64)
     queue_starts = np.cumsum([0] + [len(queue) for queue in units.values()]).astype(np.int64)
     iterations = np.array([i.iterations for i in instructions], np.int64)
-    durations = np.array([seconds(i) for i in instructions], np.float64)
+    durations = np.zeros(len(instructions)) if seconds is None else np.array(seconds, np.float64)
     acquire = _actions([i.acquire for i in instructions], number)
     release = _actions([i.release for i in instructions], number)
     values = np.array(list(locks.values()), np.int64)

@@ -118,7 +118,7 @@ def trace(program: Code, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _order(step: Step) -> events.Events:
-    order = events.run(step.instructions, step.locks, lambda _: 1.0)
+    order = events.run(step.instructions, step.locks)
     if order.blocked:
         instruction = step.instructions[order.blocked[0]]
         raise ValueError(

@@ -8,7 +8,7 @@ A convolution whose weights don't fit sums its input channels in `input_chunks` 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba as nb
 import numpy as np
@@ -100,11 +100,12 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
     smallest = None
     for input_chunks in _input_chunk_counts(layer):
         best = None
-        for candidate in _candidates(layer, device, parameter_bytes, rows, input_chunks):
-            if smallest is None or candidate.stop < smallest:
-                smallest = candidate.stop
-            if candidate.stop <= budget and (best is None or candidate.seconds < best.seconds):
-                best = candidate
+        for dealt, tiling in _candidates(layer, device, parameter_bytes, rows, input_chunks):
+            smallest = min(smallest or tiling.stop, tiling.stop)
+            if tiling.stop <= budget:
+                seconds = _seconds(layer, device, dealt, tiling, rows)
+                if best is None or seconds < best.seconds:
+                    best = replace(tiling, seconds=seconds)
         if best is not None:
             return best
     raise ValueError(
@@ -123,26 +124,28 @@ def _input_chunk_counts(layer: Layer) -> Iterator[int]:
     yield blocks
 
 
-def _divisions(total: int, least: int = 1) -> list[int]:
-    """The sizes ceil(total / n) for n >= 1, down to `least`, each once."""
-    sizes = {-(-total // n) for n in range(1, total + 1)}
-    return sorted((size for size in sizes if size >= least), reverse=True)
+def _divisions(total: int) -> list[int]:
+    """The sizes ceil(total / n) for n >= 1, each once, largest first."""
+    return sorted({-(-total // n) for n in range(1, total + 1)}, reverse=True)
 
 
 def _candidates(
     layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, input_chunks: int
-) -> Iterator[Tiling]:
-    width = max(stop - start for start, stop in share(layer.output_shape[1], device.columns))
+) -> Iterator[tuple[_Dealt, Tiling]]:
+    width = _widest(layer, device)
     channel_parts = -(-layer.output_shape[2] // device.rows)
-    tile_rows = _divisions(rows)
+    widths = _divisions(width)
     for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
         dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
-        for columns in _divisions(width)[:4] + [1]:
-            for height in tile_rows:
-                tiling = _lay_out(layer, dealt, rows, height, columns, width)
-                if tiling.stop > device.core.memory_bytes and height > 1:
-                    continue
-                yield _timed(layer, device, dealt, tiling, rows, width)
+        # Narrow tiles cost halos again and again: a few widths, and one pixel for what fits no other way.
+        for columns in dict.fromkeys([*widths[:4], widths[-1]]):
+            for height in _divisions(rows):
+                yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
+
+
+def _widest(layer: Layer, device: DeviceSpec) -> int:
+    """Output columns of the widest column of cores."""
+    return max(stop - start for start, stop in share(layer.output_shape[1], device.columns))
 
 
 class _Dealt:
@@ -197,10 +200,10 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
     )
 
 
-def _timed(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int, width: int) -> Tiling:
-    """The tiling with the time of its pipeline: the widest column, in each step the slowest row of cores."""
+def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int) -> float:
+    """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores."""
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-    widths = [stop - start for start, stop in cuts(width, tiling.tile_columns)]
+    widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
     sh, sw = layer.window.strides
     kh, kw = layer.window.kernel
     h, w = (a.ravel() for a in np.meshgrid(heights, widths, indexing="xy"))
@@ -220,11 +223,10 @@ def _timed(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows
     compute = np.ceil(pixels[None, :, None] * work[:, None, :] * (device.clock_hz / rate)) / device.clock_hz
     write = pixels[None, :] * outputs[:, None] * (BLOCK / links.writefm)
     chunks = dealt.chunks.max(axis=1)  # by (round, input chunk)
-    seconds = _pipeline(
+    return _pipeline(
         load, compute, write, chunks / links.loadw, chunks / links.loadwm, tiling.weights.slots,
         tiling.inputs[0].slots, tiling.output.slots,
     )  # fmt: skip
-    return Tiling(**{**vars(tiling), "seconds": seconds})
 
 
 @nb.njit(cache=True)

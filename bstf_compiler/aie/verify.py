@@ -76,7 +76,7 @@ def _locks(code: Code, step: Step) -> Iterator[str]:
             if action.lock not in step.locks:
                 yield f"{_place(instruction)} uses lock {action.lock}, which is not declared"
                 return
-    outcome = events.run(step.instructions, step.locks, lambda _: 1.0)
+    outcome = events.run(step.instructions, step.locks)
     if outcome.blocked:
         yield f"deadlock: {_place(step.instructions[outcome.blocked[0]])} never gets its locks"
         return
