@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -106,30 +105,3 @@ def test_one_set_of_numbers_on_random_networks(tmp_path_factory, seed, ratio, me
     randomize_batch_norm(model, rng)
     images = rng.normal(size=(2, *model.input_shape[1:])).astype(np.float32)
     check_one_set_of_numbers(model, images, ratio, tmp_path_factory.mktemp("road") / "saved", f"aie2_{mesh}x{mesh}")
-
-
-@pytest.fixture(scope="module")
-def small_resnet():
-    keras.utils.set_random_seed(0)
-    return keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
-
-
-def test_resnet50_on_small_images(small_resnet, tmp_path):
-    """The network of the paper: dense and half its blocks, weights in DDR, times by layer, one image simulated."""
-    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    programs = {}
-    for ratio in (0.0, 0.5):
-        sparse = bstf.sparsify(small_resnet, ratio=ratio) if ratio else small_resnet
-        bstf.export(bstf.quantize(sparse, images), tmp_path / str(ratio))
-        graph = bstf_compiler.load(tmp_path / str(ratio))
-        programs[ratio] = bstf_compiler.compile(graph, "aie2_4x4")
-    dense, sparse = programs[0.0], programs[0.5]
-    assert sparse.weight_bytes <= 0.53 * dense.weight_bytes
-    for one, two in zip(dense.estimate().layers, sparse.estimate().layers):
-        assert two.seconds <= one.seconds, one.name
-        if two.macs < one.macs and one.bound in ("LOADW", "LOADWM", "COMP"):
-            assert two.seconds < one.seconds, one.name
-    simulated, expected = sparse.trace(images[:1]), integer.trace(graph, images[:1])
-    assert len(simulated) == 72
-    for name, value in simulated.items():
-        assert np.array_equal(value, expected[name]), name
