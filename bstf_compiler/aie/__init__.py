@@ -25,6 +25,7 @@ def compile(graph: Graph, device: str | Path | DeviceSpec = "aie2_4x4") -> Progr
 
     Raises:
         ValueError: unknown device, network that isn't fixed-point, layer that doesn't fit; the sentence names it.
+        RuntimeError: the program breaks a rule of verify.py, an error of the compiler.
 
     Example:
         >>> program = bstf_compiler.compile(bstf_compiler.load("resnet"), device="aie2_4x4")

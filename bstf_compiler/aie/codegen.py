@@ -390,6 +390,7 @@ class _StepWriter:
                 strides=layer.window.strides,
                 padding=(above, before),
                 work=layer.work(rows * columns, kept),
+                macs=layer.macs(rows * columns, (blocks.start, blocks.stop), (piece.start, piece.stop)),
                 scratch=tiles.sums.address,
                 begin=begin,
                 finish=finish,

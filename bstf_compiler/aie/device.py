@@ -41,7 +41,7 @@ class Links:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """A mesh of `columns` x `rows` cores at `clock_hz`, a memory tile a column, and DDR."""
+    """A mesh of `columns` x `rows` cores at `clock_hz`, memory tiles, and DDR."""
 
     name: str
     columns: int
@@ -78,7 +78,7 @@ class DeviceSpec:
             )
         try:
             entries = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"device file '{path}' is not valid TOML: {error}") from error
         return cls.from_dict(entries, f"device file '{path}'")
 
@@ -97,6 +97,8 @@ _SECTIONS = {"core": Core, "memtile": Memory, "ddr": Memory, "links": Links}
 
 
 def _parse(kind: type, entries: dict, where: str):
+    if not isinstance(entries, dict):
+        raise ValueError(f"{where} must be a table of entries")
     names = {field.name for field in fields(kind)}
     if missing := sorted(names - entries.keys()):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
@@ -106,7 +108,10 @@ def _parse(kind: type, entries: dict, where: str):
     for name, value in entries.items():
         if name in _SECTIONS:
             value = _parse(_SECTIONS[name], value, f"{where}, section {name},")
-        elif name != "name" and not (isinstance(value, int) and value > 0):
+        elif name == "name":
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: name = {value!r} must be a string")
+        elif type(value) is not int or value <= 0:
             raise ValueError(f"{where}: {name} = {value!r} must be a positive integer")
         values[name] = value
     return kind(**values)

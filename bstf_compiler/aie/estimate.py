@@ -149,8 +149,7 @@ def _exact(code: Code, step: Step) -> list[Span]:
 
 
 def _macs(instruction: Instruction) -> int:
-    is_conv = isinstance(instruction, Compute) and instruction.op == "conv"
-    return instruction.work * instruction.iterations if is_conv else 0
+    return instruction.macs * instruction.iterations if isinstance(instruction, Compute) else 0
 
 
 # --- published ---
@@ -163,6 +162,10 @@ _PUBLISHED_OPS = {
 def _published(code: Code, step: Step) -> list[Span]:
     """One span an instruction kind; their ends say when the layer is over."""
     device, layer = code.device, _published_layer(code, step)
+    if len(set(vars(device.links).values())) > 1:
+        raise ValueError(
+            f"the published cost model knows one link rate; those of {device.name} differ: use cost_model='exact'"
+        )
     rate, clock = device.links.loadfm, device.clock_hz
     kinds = {
         "LOAD": _slowest(step, "LOAD", device.links.load),

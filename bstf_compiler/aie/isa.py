@@ -103,7 +103,8 @@ class Compute:
     `parameters` holds the chunk of the packed tensor that the operation reads (see weights.py). Shapes are (rows,
     pixels, channels) of the tile; `padding` (top, left): rows and pixels of the window's reach that lie before the
     tile. `begin` and `finish` frame a sum over several chunks of input channels, kept in int32 at `scratch`.
-    `work`: effective multiply-adds (conv) or element operations (the rest) of one iteration.
+    Of one iteration: `work`, multiply-adds of whole blocks (conv) or element operations (the rest), is what time is
+    counted by; `macs`, effective multiply-adds, leaves the padding of ragged blocks out.
     """
 
     unit: str
@@ -117,6 +118,7 @@ class Compute:
     strides: tuple[int, int]
     padding: tuple[int, int]
     work: int
+    macs: int = 0
     scratch: int = 0
     begin: bool = True
     finish: bool = True

@@ -1,8 +1,8 @@
 """What a core computes, on the bytes of its memory; and what a DMA channel moves. Numba, one function an operation.
 
-Every function reads its parameters from the packed chunk in the core's memory, at `chunk` (layout: weights.py), and
-works in int32 as the cores do. Shapes are (rows, pixels, channels), `before` the rows and pixels of the window's reach
-that lie before the tile.
+Every function reads its parameters from the packed chunk in the core's memory, at `chunk` (layout: weights.py). Sums
+fit int32, as the cores have it; the compiler checks that. Shapes are (rows, pixels, channels), `before` the rows and
+pixels of the window's reach that lie before the tile.
 """
 
 # Kernels take plain integers and flat int8 memories: annotations would repeat the line above.
@@ -166,8 +166,8 @@ def averagepool(memory, x, y, chunk, in_shape, out_shape, kernel, strides, befor
         top, bottom = _inside(oy, strides[0], kernel[0], before[0], ih)
         for ox in range(ow):
             left, right = _inside(ox, strides[1], kernel[1], before[1], iw)
-            row = bottom - top - 1 if table_rows > 1 else 0
-            column = right - left - 1 if table_columns > 1 else 0
+            row = max(bottom - top - 1, 0) if table_rows > 1 else 0
+            column = max(right - left - 1, 0) if table_columns > 1 else 0
             factor = np.int64(numerators[row * table_columns + column])
             for c in range(channels):
                 total = np.int64(0)

@@ -25,8 +25,8 @@ def blocks_of(channels: int) -> int:
 class Layer:
     """What the back end needs to know of a node.
 
-    Shapes are (rows, columns, channel blocks). `kept` (input blocks, output blocks): Γ as found in the weights, for a
-    convolution; other operations work channel by channel.
+    Shapes are (rows, columns, channel blocks); `channels` are those before padding, in and out. `kept` (input blocks,
+    output blocks): Γ as found in the weights, for a convolution; other operations work channel by channel.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Layer:
     output: str
     input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]
+    channels: tuple[int, int]
     window: Window
     kept: np.ndarray | None
 
@@ -49,12 +50,25 @@ class Layer:
         return self.window.kernel[0] * self.window.kernel[1]
 
     def work(self, pixels: int, blocks: int) -> int:
-        """Work of `pixels` output pixels: effective multiply-adds of `blocks` kept weight blocks a pixel and kernel
-        position, or element operations on `blocks` blocks of channels.
+        """What `pixels` output pixels cost a core: multiply-adds of `blocks` whole weight blocks a pixel and kernel
+        position (the vector unit multiplies the padding of a ragged block too), or element operations on `blocks`
+        blocks of channels.
         """
         if not self.channelwise:
             return pixels * self.taps * blocks * BLOCK * BLOCK
         return pixels * blocks * BLOCK * (self.taps if self.op.endswith("pool") else len(self.inputs))
+
+    def macs(self, pixels: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> int:
+        """Effective multiply-adds of `pixels` output pixels: the true channels of the kept blocks between input blocks
+        [start, stop) and output blocks [start, stop).
+        """
+        if self.channelwise:
+            return 0
+        sizes = [
+            np.minimum(BLOCK, channels - BLOCK * np.arange(*span))
+            for channels, span in zip(self.channels, (inputs, outputs))
+        ]
+        return pixels * self.taps * int(sizes[0] @ self.kept[slice(*inputs), slice(*outputs)] @ sizes[1])
 
     def input_rows(self, first: int, last: int) -> tuple[int, int, int]:
         """Input rows [start, stop) under output rows [first, last), and the rows of padding above them."""
@@ -83,22 +97,27 @@ def layers_of(graph: Graph) -> list[Layer]:
     for node in graph:
         if isinstance(node.op, ON_ARRAY):
             layers.append(_layer(graph, node))
-        elif node.output not in graph.outputs or graph.producer(node.inputs[0]) is None:
+        elif node.output not in graph.outputs or not _runs_on_array(graph.producer(node.inputs[0])):
             raise ValueError(
                 f"layer '{node.name}': operation '{node.op.kind}' can't run on the array; end the network before it"
             )
     return layers
 
 
+def _runs_on_array(node: Node | None) -> bool:
+    return node is not None and isinstance(node.op, ON_ARRAY)
+
+
 def _layer(graph: Graph, node: Node) -> Layer:
     window = getattr(node.op, "window", Window((1, 1)))
     images = [tensor.name for tensor in graph.activations(node)]
+    channels = (graph.tensors[images[0]].shape[-1], graph.tensors[node.output].shape[-1])
     kept = None
     if isinstance(node.op, Conv):
         kept = bsr.nonzero_blocks(graph.tensors[node.inputs[1]].data, (BLOCK, BLOCK))
     return Layer(
         node.name, node.op.kind, tuple(images), node.output, _shape(graph, images[0]), _shape(graph, node.output),
-        window, kept,
+        channels, window, kept,
     )  # fmt: skip
 
 

@@ -21,10 +21,11 @@ def check_folder(folder: str | Path) -> Path:
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file; give a folder")
-    above = next(parent for parent in folder.parents if parent.exists())
+    above = next((parent for parent in folder.parents if parent.exists()), folder)
     if not above.is_dir():
         raise ValueError(f"'{folder}' can't be made: '{above}' is a file; give another folder")
-    others = {path.name for path in folder.iterdir()} - _FILES if folder.exists() else set()
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = names - _FILES if _TEXT in names else names
     if others:
         raise ValueError(f"'{folder}' holds '{min(others)}', no part of a program; give an empty or new folder")
     return folder
@@ -95,9 +96,15 @@ class Program(Code):
             timeline.write_chrome_trace(times, made / "trace.json")
             timeline.timeline_html(times, made / "timeline.html")
             timeline.timeline_png(times, made / "timeline.png")
+            old = Path(scratch) / "old"
             if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            made.rename(folder)
+                folder.rename(old)
+            try:
+                made.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
         return folder
 
     @classmethod

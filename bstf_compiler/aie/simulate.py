@@ -98,12 +98,15 @@ class Machine:
 
 def simulate(program: Code, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
     """The network's outputs for float images (n, ...), as float32: what `integer.run` gives, from the program."""
-    machine, results = Machine(program), []
-    for image in _images(program, x):
+    images = _images(program, x)
+    machine = Machine(program)
+    values = [np.empty((len(images), *port.shape), np.int8) for port in program.outputs]
+    for number, image in enumerate(images):
         for _ in machine.run(image):
             pass
-        results.append([machine.tensor(port.tensor) for port in program.outputs])
-    finished = [_finish(port, np.stack(values)) for port, values in zip(program.outputs, zip(*results))]
+        for value, port in zip(values, program.outputs):
+            value[number] = machine.tensor(port.tensor)
+    finished = [_finish(port, value) for port, value in zip(program.outputs, values)]
     return finished[0] if len(finished) == 1 else finished
 
 

@@ -22,6 +22,10 @@ from bstf_compiler.aie.memory import Allocation, Place
 VERSION = 1
 
 
+class _OtherVersion(ValueError):
+    """The text is of a version that this compiler does not read."""
+
+
 def assembly(code: Code) -> str:
     """The program as text; the data image is kept apart, its checksum is in the text."""
     lines = [
@@ -64,15 +68,18 @@ def parse(text: str, data: bytes) -> Code:
                 continue
             key, value = line[1:].split(" ", 1)
             entry = json.loads(value)
+            if key == "program" and entry["version"] != VERSION:
+                raise _OtherVersion(
+                    f"program text has version {entry['version']}, this compiler reads {VERSION}; compile again"
+                )
             if key == "step":
                 steps.append(_step(entry))
             else:
                 meta.setdefault(key, []).append(entry)
+        except _OtherVersion:
+            raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"program text, line {number}: cannot read '{line[:60]}'; compile again") from error
-    version = meta["program"][0]["version"]
-    if version != VERSION:
-        raise ValueError(f"program text has version {version}, this compiler reads {VERSION}; compile again")
     known = meta["data"][0]
     if len(data) != known["bytes"] or _digest(data) != known["sha256"]:
         raise ValueError("the program's data image is damaged: size or checksum differ; compile again")
@@ -130,6 +137,7 @@ def _format(instruction: Instruction) -> str:
             f"strides={_sizes(instruction.strides)}",
             "before={},{}".format(*instruction.padding),
             f"work={instruction.work}",
+            f"macs={instruction.macs}",
             f"sums={instruction.scratch:#x}:{'b' * instruction.begin}{'f' * instruction.finish}",
         ]
     if instruction.acquire:
@@ -162,7 +170,7 @@ _ACCESS = re.compile(
 _LOCK = re.compile(r"([\w.]+:\w+)(?:\*(\d+))?(?:!(first|last))?$")
 _COMPUTE = re.compile(
     r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) shape=(\S+)>(\S+) kernel=(\S+) strides=(\S+) before=(-?\d+),(-?\d+) "
-    r"work=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
+    r"work=(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
 )  # fmt: skip
 
 
@@ -181,13 +189,12 @@ def _parse(line: str) -> Instruction:
             source, target = move.split(" > ")
             moves.append(Move(_parse_access(source), _parse_access(target)))
         return Transfer(kind, unit, tuple(moves), iterations, **locks)
-    op, images, chunk, out, shape, out_shape, kernel, strides, top, left, work, sums, begin, finish = _COMPUTE.match(
-        content
-    ).groups()
+    found = _COMPUTE.match(content).groups()
+    op, images, chunk, out, shape, out_shape, kernel, strides, top, left, work, macs, sums, begin, finish = found
     return Compute(
         unit, op, tuple(_parse_access(image) for image in images.split(";")), _parse_access(chunk),
         _parse_access(out), _parse_sizes(shape), _parse_sizes(out_shape), _parse_sizes(kernel), _parse_sizes(strides),
-        (int(top), int(left)), int(work), int(sums, 16), bool(begin), bool(finish), iterations, **locks,
+        (int(top), int(left)), int(work), int(macs), int(sums, 16), bool(begin), bool(finish), iterations, **locks,
     )  # fmt: skip
 
 

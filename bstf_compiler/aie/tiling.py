@@ -134,13 +134,16 @@ def _candidates(
 ) -> Iterator[tuple[_Dealt, Tiling]]:
     width = _widest(layer, device)
     channel_parts = -(-layer.output_shape[2] // device.rows)
-    widths = _divisions(width)
     for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
         dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
-        # Narrow tiles cost halos again and again: a few widths, and one pixel for what fits no other way.
-        for columns in dict.fromkeys([*widths[:4], widths[-1]]):
+        for columns in _tile_widths(width):
             for height in _divisions(rows):
                 yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
+
+
+def _tile_widths(width: int) -> list[int]:
+    """Widths worth a try: the whole, a third, and halves of halves, widest first."""
+    return sorted({-(-width // 3)} | {-(-width // 2**k) for k in range(width.bit_length() + 1)}, reverse=True)
 
 
 def _widest(layer: Layer, device: DeviceSpec) -> int:

@@ -10,6 +10,7 @@ import csv
 import html
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +157,8 @@ def timeline_png(
         "time in ms   (pale: inside an instruction; solid: fraction of the lane's units at work; "
         "right: ms of work of the busiest unit)"
     )
-    with _replacing(path) as temporary:
+    with _replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a layer may have a name in any script
         figure.savefig(temporary, format="png")
 
 

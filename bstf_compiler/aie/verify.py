@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import combinations
 
 from bstf_compiler.aie import events
 from bstf_compiler.aie.code import Code, Step
+from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
 
 
@@ -14,7 +16,7 @@ def verify(code: Code) -> list[str]:
     """All violations of the rules, as sentences that name the layer and the place; empty for a sound program."""
     found = list(_allocations(code))
     for step in code.steps:
-        for rule in (_buffers, _moves, _accesses, _locks):
+        for rule in (_buffers, _moves, _computations, _accesses, _locks):
             found += [f"layer '{step.layer}': {violation}" for violation in rule(code, step)]
     return found
 
@@ -46,6 +48,23 @@ def _moves(code: Code, step: Step) -> Iterator[str]:
                     yield f"{_place(instruction)} moves {move.source.sizes} into {move.target.sizes}"
 
 
+def _computations(code: Code, step: Step) -> Iterator[str]:
+    """A computation reads and writes boxes of its shapes; sums over several chunks stay in the buffer for sums."""
+    sums = [(address, size) for name, address, size in step.buffers if name == "sums"]
+    for instruction in step.instructions:
+        if not isinstance(instruction, Compute):
+            continue
+        shapes = [(access, instruction.input_shape) for access in instruction.inputs]
+        shapes.append((instruction.output, instruction.output_shape))
+        if any(access.sizes != shape for access, shape in shapes):
+            yield f"{_place(instruction)} has other shapes than its boxes"
+        needed = 4 * math.prod(instruction.output_shape)
+        if not (instruction.begin and instruction.finish) and not any(
+            address == instruction.scratch and needed <= size for address, size in sums
+        ):
+            yield f"{_place(instruction)} keeps sums at {instruction.scratch:#x}, outside the buffer for sums"
+
+
 def _accesses(code: Code, step: Step) -> Iterator[str]:
     """In every iteration an access stays inside the memory of its tiles, and there inside one buffer or allocation that
     is held at that time.
@@ -58,8 +77,12 @@ def _accesses(code: Code, step: Step) -> Iterator[str]:
         "m": [(a.address, a.address + a.bytes) for a in code.allocations if a.first <= step.stage <= a.last],
         "c": [(address, address + size) for _, address, size in step.buffers],
     }
+    tiles = _tiles(device)
     for instruction in step.instructions:
         for access in _accesses_of(instruction):
+            if not tiles.issuperset(access.tiles):
+                yield f"{_place(instruction)} reaches {', '.join(access.tiles)}, which {device.name} doesn't have"
+                continue
             low, high = _range(access, instruction.iterations)
             kind = access.tiles[0][0]
             if low < 0 or high > limits[kind]:
@@ -67,6 +90,12 @@ def _accesses(code: Code, step: Step) -> Iterator[str]:
                 yield f"{_place(instruction)} reaches {place}, which ends at {limits[kind]:#x}"
             elif high > low and not any(start <= low and high <= stop for start, stop in held[kind]):
                 yield f"{_place(instruction)} reaches [{low:#x}, {high:#x}) of {access.tiles[0]}, held by no buffer"
+
+
+def _tiles(device: DeviceSpec) -> set[str]:
+    """Names of all memories of a device."""
+    cores = {f"c{column}.{row}" for column in range(device.columns) for row in range(device.rows)}
+    return cores | {f"m{tile}" for tile in range(device.memtiles)} | {"ddr"}
 
 
 def _locks(code: Code, step: Step) -> Iterator[str]:

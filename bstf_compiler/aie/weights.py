@@ -65,15 +65,17 @@ def _numerators(graph: Graph, node: Node) -> list[int]:
     valid = []
     for axis, size in enumerate((height, width)):
         starts = np.arange(numerators.shape[axis]) * window.strides[axis] - window.padding[2 * axis]
-        valid.append(np.minimum(starts + window.kernel[axis], size) - np.maximum(starts, 0))
-    table = np.zeros(window.kernel, np.int64)
-    table[valid[0][:, None] - 1, valid[1][None, :] - 1] = numerators
-    if not np.array_equal(table[valid[0][:, None] - 1, valid[1][None, :] - 1], numerators):
+        valid.append(np.maximum(np.minimum(starts + window.kernel[axis], size) - np.maximum(starts, 0), 0))
+    rows, columns = valid[0][:, None], valid[1][None, :]
+    inside = (rows > 0) & (columns > 0)  # a window in the padding sums nothing, whatever its factor
+    table = np.zeros((window.kernel[0] + 1, window.kernel[1] + 1), np.int64)
+    table[rows, columns] = numerators
+    if not np.array_equal(table[rows, columns][inside], numerators[inside]):
         raise ValueError(
             f"layer '{node.name}': its averaging factors depend on more than how many pixels lie inside the image; "
             "quantise with bstf.quantize"
         )
-    return [*window.kernel, *table.ravel().tolist()]
+    return [*window.kernel, *table[1:, 1:].ravel().tolist()]
 
 
 class Packer:
@@ -83,8 +85,7 @@ class Packer:
         node = graph.producer(layer.output)
         assert isinstance(node.op, Conv)
         kernel, bias = (graph.tensors[name].data for name in node.inputs[1:])
-        self._kept = layer.kept
-        self._blocks = bsr.blocked(kernel, (BLOCK, BLOCK))
+        self._kernel = kernel
         self._bias = np.zeros(BLOCK * layer.output_shape[2], "<i4")
         self._bias[: bias.size] = bias.astype(np.int32) << integer.shift_bias(graph, node)
         bounds = integer.activation_bounds(node.op.activation, graph.tensors[node.output].position)
@@ -92,10 +93,9 @@ class Packer:
 
     def chunk(self, outputs: tuple[int, int], inputs: tuple[int, int]) -> bytes:
         """The chunk of output blocks [start, stop) and input blocks [start, stop); rows count from the first input."""
-        kept = self._kept[slice(*inputs), slice(*outputs)]
-        columns, rows = np.nonzero(kept.T)
-        blocks = self._blocks[rows + inputs[0], columns + outputs[0]]
+        part = self._kernel[..., inputs[0] * BLOCK : inputs[1] * BLOCK, outputs[0] * BLOCK : outputs[1] * BLOCK]
+        packed = bsr.pack(part, (BLOCK, BLOCK))
         head = np.array([*self._requantisation, outputs[1] - outputs[0]], "<i4").tobytes()
         bias = self._bias[outputs[0] * BLOCK : outputs[1] * BLOCK].tobytes()
-        index = np.concatenate([kept.sum(axis=0), rows]).astype("<u2").tobytes()
-        return head + bias + index.ljust(_padded(len(index)), b"\0") + blocks.astype(np.int8).tobytes()
+        index = np.concatenate([np.diff(packed.starts), packed.rows]).astype("<u2").tobytes()
+        return head + bias + index.ljust(_padded(len(index)), b"\0") + packed.blocks.tobytes()

@@ -107,10 +107,8 @@ def _matmul(reader: _Reader, op: tf.Operation) -> None:
 
 @handles("BiasAdd", "AddV2", "Add")
 def _add(reader: _Reader, op: tf.Operation) -> None:
-    if reader.is_constant(op, 0):
-        reader.add(op, BiasAdd(), [reader.input(op, 1), reader.input(op, 0)])
-    elif reader.is_constant(op, 1):
-        reader.add(op, BiasAdd(), [reader.input(op, 0), reader.input(op, 1)])
+    if reader.is_constant(op, 0) or reader.is_constant(op, 1):
+        reader.add(op, BiasAdd(), _with_constant(reader, op))
     else:
         same = op.inputs[0].shape.as_list()[1:] == op.inputs[1].shape.as_list()[1:]
         _require(reader, op, same, "broadcasting sum of two activations")
@@ -120,8 +118,15 @@ def _add(reader: _Reader, op: tf.Operation) -> None:
 @handles("Mul")
 def _multiply(reader: _Reader, op: tf.Operation) -> None:
     _require(reader, op, reader.is_constant(op, 0) or reader.is_constant(op, 1), "product of two activations")
-    x, factor = (1, 0) if reader.is_constant(op, 0) else (0, 1)
-    reader.add(op, Multiply(), [reader.input(op, x), reader.input(op, factor)])
+    reader.add(op, Multiply(), _with_constant(reader, op))
+
+
+def _with_constant(reader: _Reader, op: tf.Operation) -> list[str]:
+    """The computed input of a binary operation, then the constant one, which must not widen it."""
+    x, constant = (1, 0) if reader.is_constant(op, 0) else (0, 1)
+    same = reader.shape(op.outputs[0]) == reader.shape(op.inputs[x])
+    _require(reader, op, same, "a constant larger than the activation")
+    return [reader.input(op, x), reader.input(op, constant)]
 
 
 @handles("Relu", "Relu6")
@@ -137,7 +142,7 @@ def _minimum(reader: _Reader, op: tf.Operation) -> None:
     reader.add(op, Relu("min6"), [reader.input(op, 1 - index)])
 
 
-@handles("MaxPool", "MaxPoolV2")
+@handles("MaxPool")
 def _max_pool(reader: _Reader, op: tf.Operation) -> None:
     reader.add(op, MaxPool(_window(reader, op, op.get_attr("ksize")[1:3])), [reader.input(op)])
 
@@ -170,6 +175,9 @@ def _pad(reader: _Reader, op: tf.Operation) -> None:
 
 @handles("Reshape", "Squeeze", "ExpandDims")
 def _reshape(reader: _Reader, op: tf.Operation) -> None:
+    before, after = reader.shape(op.inputs[0]), reader.shape(op.outputs[0])
+    moves_batch = math.prod(before) != math.prod(after) or len(after) not in (2, 4)
+    _require(reader, op, not moves_batch, f"a reshape from {before[1:]} to {after[1:]}")
     reader.add(op, Reshape(), [reader.input(op)])
 
 
@@ -182,6 +190,8 @@ def _window(reader: _Reader, op: tf.Operation, kernel: tuple[int, int]) -> Windo
     """The window of a convolution or pooling operation, its padding in pixels."""
     _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
     kernel = (int(kernel[0]), int(kernel[1]))
+    steps = list(op.get_attr("strides")) + (list(op.get_attr("ksize")) if "Pool" in op.type else [])
+    _require(reader, op, all(steps[i] == 1 for i in range(len(steps)) if i % 4 in (0, 3)), "a window over channels")
     strides = tuple(int(s) for s in op.get_attr("strides")[1:3])
     padding = op.get_attr("padding").decode()
     if padding == "VALID":

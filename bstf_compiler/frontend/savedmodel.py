@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,14 @@ def read(path: str | Path) -> Graph:
     path = Path(path)
     if not (path / "saved_model.pb").is_file():
         raise FileNotFoundError(f"'{path}' holds no saved_model.pb; give the folder that bstf.export wrote")
-    reader = _Reader(path.resolve().name, _frozen(path))
+    reader = _Reader(path.resolve().name, *_frozen(path))
     graph = reader.graph()
     _check_against_sidecar(graph, path / _SIDECAR)
     return graph
 
 
-def _frozen(path: Path) -> tf.types.experimental.ConcreteFunction:
+def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[str]]:
+    """The serving function with its variables as constants, and the names of its outputs."""
     try:
         loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
     except (OSError, DecodeError, tf.errors.OpError, ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -60,14 +62,15 @@ def _frozen(path: Path) -> tf.types.experimental.ConcreteFunction:
             f"SavedModel '{path}' has no signature 'serving_default' (it has: {found}); "
             "export it with bstf.export or keras.Model.export"
         )
-    return convert_variables_to_constants_v2(loaded.signatures["serving_default"], lower_control_flow=False)
+    function = loaded.signatures["serving_default"]
+    return convert_variables_to_constants_v2(function, lower_control_flow=False), list(function.structured_outputs)
 
 
 class _Reader:
     """Walks a frozen function once; handlers call its `add`, `constant` and `input` methods."""
 
-    def __init__(self, name: str, function: tf.types.experimental.ConcreteFunction) -> None:
-        self._function = function
+    def __init__(self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str]) -> None:
+        self._function, self._signature = function, signature
         self._graph = Graph(name)
         self._names: dict[str, str] = {}  # TensorFlow tensor name -> ours
         self._constants: set[str] = set()  # TensorFlow tensors that are known
@@ -80,16 +83,36 @@ class _Reader:
         for op in operations:
             if op.outputs and op.outputs[0].name not in self._constants:
                 self._visit(op)
-        flat = tf.nest.flatten(self._function.structured_outputs)
-        self._graph.outputs = [self._names[tensor.name] for tensor in flat]
-        self._graph.output_shapes = [self.shape(tensor)[1:] for tensor in flat]
+        for name, tensor in self._outputs():
+            if tensor.name not in self._names or tensor.name in self._constants:
+                raise ValueError(
+                    f"output '{name}' of '{self._graph.name}' is a constant or an integer; end the network at a layer"
+                )
+            self._graph.outputs.append(self._names[tensor.name])
+            self._graph.output_shapes.append(self.shape(tensor)[1:])
         return self._graph
+
+    def _outputs(self) -> list[tuple[str, tf.Tensor]]:
+        """The outputs in the order of their names: output_2 before output_10."""
+        names = sorted(self._signature)  # the order in which TensorFlow flattens them
+        flat = dict(zip(names, self._function.outputs, strict=True))
+
+        def natural(name: str) -> list[tuple[int, str]]:
+            return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+        return [(name, flat[name]) for name in sorted(names, key=natural)]
 
     # --- what handlers use ---
 
     def input(self, op: tf.Operation, index: int = 0) -> str:
         """Our name of an operation's input."""
-        return self._names[op.inputs[index].name]
+        name = op.inputs[index].name
+        if name not in self._names:
+            raise ValueError(
+                f"layer '{self.layer(op)}': {op.type} of integers that are computed is not supported by the compiler; "
+                "end the network before it"
+            )
+        return self._names[name]
 
     def is_constant(self, op: tf.Operation, index: int) -> bool:
         """Whether an operation's input is known."""
@@ -116,9 +139,11 @@ class _Reader:
     def layer(self, op: tf.Operation) -> str:
         """Name of the layer that an operation belongs to."""
         scopes = [part for part in op.name.split("/") if part not in _WRAPPERS]
-        scopes = scopes[1:-1] if len(scopes) > 2 else scopes[:1]
-        # Keras opens each layer's name scope a second time when it traces for serving.
-        return re.sub(r"_1$", "", scopes[0]) if scopes else op.name
+        if len(scopes) < 3:
+            return scopes[0] if scopes else op.name
+        model, layer = scopes[:2]
+        # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
+        return layer.removesuffix("_1") if model.endswith("_1") else layer
 
     def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
         """Adds the node for a TensorFlow operation."""
@@ -137,7 +162,7 @@ class _Reader:
 
     def _find_constants(self, operations: list[tf.Operation]) -> None:
         for op in operations:
-            if op.type == "Placeholder" or not op.outputs:
+            if op.type == "Placeholder" or not op.outputs or op.op_def.is_stateful:  # a random number is no constant
                 continue
             if all(tensor.name in self._constants for tensor in op.inputs):
                 self._constants.update(tensor.name for tensor in op.outputs)
@@ -163,12 +188,13 @@ class _Reader:
             ours = self._graph.add_constant(name.removesuffix(":0"), value, self._grids.get(name))
             self._names[name] = ours
 
-    def _values(self, names: list[str]) -> list[np.ndarray]:
-        if not names:
-            return []
+    @cached_property
+    def _imported(self) -> tf.types.experimental.ConcreteFunction:
         definition = self._function.graph.as_graph_def()
-        imported = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
-        return [value.numpy() for value in imported.prune([], names)()]
+        return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
+
+    def _values(self, names: list[str]) -> list[np.ndarray]:
+        return [value.numpy() for value in self._imported.prune([], names)()] if names else []
 
     def _visit(self, op: tf.Operation) -> None:
         output = op.outputs[0]
@@ -178,21 +204,37 @@ class _Reader:
                     f"network '{self._graph.name}' has several inputs ('{self._graph.input}', '{op.name}'); "
                     "one image input is supported: export a model of one input"
                 )
+            if output.shape.rank not in (2, 4):
+                raise ValueError(
+                    f"input '{op.name}' has shape {output.shape}; an image (n, height, width, channels) or a vector "
+                    "(n, channels) is supported"
+                )
             self._graph.tensors[op.name] = Tensor(op.name, self.shape(output))
             self._graph.input = op.name
             self._graph.input_shape = self.shape(output)[1:]
             self._names[output.name] = op.name
-        elif op.type in _ALIASES:
-            self._names[output.name] = self._names[op.inputs[0].name]
-        elif op.type in HANDLERS:
-            HANDLERS[op.type](self, op)
         elif output.dtype in (tf.int32, tf.int64):
             return  # shape arithmetic: shapes are static here, nothing reads it
+        elif op.type in _ALIASES and (op.type != "Cast" or _keeps_values(op)):
+            self._names[output.name] = self.input(op)
+        elif op.type in HANDLERS:
+            HANDLERS[op.type](self, op)
         else:
             raise ValueError(
                 f"layer '{self.layer(op)}': operation '{op.type}' is not supported by the compiler "
                 f"(supported: {', '.join(sorted(HANDLERS))}); replace the layer or end the network before it"
             )
+
+
+def _keeps_values(cast: tf.Operation) -> bool:
+    """Whether a cast leaves values as they are: from float to float, or of the network's input."""
+    return cast.outputs[0].dtype.is_floating and (
+        cast.inputs[0].dtype.is_floating or cast.inputs[0].op.type == "Placeholder"
+    )
+
+
+class _Mismatch(ValueError):
+    """bstf.json and the graph disagree."""
 
 
 def _check_against_sidecar(graph: Graph, path: Path) -> None:
@@ -203,7 +245,9 @@ def _check_against_sidecar(graph: Graph, path: Path) -> None:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         for node in graph:
             _check_layer(graph, node, recorded)
-    except (LookupError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except _Mismatch:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"'{path}' is damaged ({error}); export the network again") from error
 
 
@@ -211,7 +255,7 @@ def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
     """Compares one node with what is recorded of its layer; raises ValueError where they differ."""
     grid = recorded.get("positions", {}).get(node.name.removesuffix(":grid"))
     if isinstance(node.op, FakeQuant) and grid not in (None, node.op.position):
-        raise ValueError(
+        raise _Mismatch(
             f"layer '{node.name}': bstf.json says position {grid}, the graph {node.op.position}; export it again"
         )
     layer = recorded["layers"].get(node.name)
@@ -223,12 +267,10 @@ def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
     found = bsr.nonzero_blocks(values, tuple(layer["block"]))
     told = np.array([[entry == "1" for entry in row] for row in layer["gamma"]])
     if found.shape != told.shape or (found & ~told).any():
-        raise ValueError(
-            f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again"
-        )
+        raise _Mismatch(f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again")
     position = layer.get("kernel_position")
     if kernel.position is not None and position not in (None, kernel.position):
-        raise ValueError(
+        raise _Mismatch(
             f"layer '{node.name}': bstf.json says position {position} for the kernel, the graph {kernel.position}; "
             "export it again"
         )

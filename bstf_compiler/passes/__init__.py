@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bstf_compiler.graph import Graph, Node
+from bstf_compiler.graph import Add, AveragePool, Conv, Graph, MaxPool, Node, Requantize, Softmax
 from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
 from bstf_compiler.passes.affine import FoldBias, FoldScale
 from bstf_compiler.passes.averages import FormAveragePool
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
-from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid, ReluOnGrid
+from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
+from bstf_compiler.passes.sums import check_sums
 
 
 class Pass(Protocol):
@@ -25,6 +26,9 @@ class Pass(Protocol):
         """Applies it: changes `graph` in place."""
 
 
+LOWERED = (Conv, Add, Requantize, MaxPool, AveragePool, Softmax)
+"""What a fixed-point graph consists of after lowering."""
+
 LOWERING: tuple[Pass, ...] = (
     RemoveReshape(),
     FoldScale(),
@@ -36,7 +40,6 @@ LOWERING: tuple[Pass, ...] = (
     FormAveragePool(),
     FoldActivation(),
     AbsorbGrid(),
-    ReluOnGrid(),
     KeepGrid(),
     IntegerConstants(),
 )
@@ -56,10 +59,23 @@ def lower(graph: Graph) -> Graph:
     """A graph as the front end reads it to one of the operations that the back ends run; changes it in place.
 
     Raises:
-        ValueError: if an operation is left that no back end runs, or a constant isn't on its grid.
+        ValueError: if a fixed-point graph holds an operation that no back end runs, a constant that isn't on its grid,
+            or sums that could leave 32 bits.
     """
     for rule in LOWERING:
         remove_dead(graph)
         apply(rule, graph)
     remove_dead(graph)
+    if graph.tensors[graph.input].position is not None:
+        _check_operations(graph)
+        check_sums(graph)
     return graph
+
+
+def _check_operations(graph: Graph) -> None:
+    for node in graph:
+        if not isinstance(node.op, LOWERED):
+            raise ValueError(
+                f"layer '{node.name}': a {node.op.kind} here is part of no layer that the compiler knows; replace it, "
+                "or end the network before it"
+            )

@@ -10,8 +10,8 @@ _LINEAR = (Conv, MatMul)
 
 
 def _is_per_channel(graph: Graph, node: Node) -> bool:
-    constant, channels = graph.constants(node)[0], graph.tensors[node.output].shape[-1]
-    return constant.data.size in (1, channels) and constant.data.shape[-1:] in ((), (1,), (channels,))
+    constant, channels = graph.constants(node)[0].data, graph.tensors[node.output].shape[-1]
+    return constant.size == 1 or (constant.size == channels and constant.shape[-1] == channels)
 
 
 class FoldScale:

@@ -24,7 +24,12 @@ class FormAveragePool:
         pool = graph.producer(node.inputs[0])
         height, width = pool.op.window.output_size(*graph.tensors[pool.inputs[0]].shape[1:3])
         factors = graph.constants(node)[0].data.astype(np.float64)
-        if factors.size > 1:  # a map (1, oh, ow, 1)
+        if factors.size > 1 and factors.shape != (1, height, width, 1):
+            raise ValueError(
+                f"layer '{pool.name}': its averaging factors have shape {factors.shape}; one number, or a map "
+                f"(1, {height}, {width}, 1) over pixels is supported"
+            )
+        if factors.size > 1:
             factors = factors.reshape(height, width)
         shift = next(
             (m for m in range(_MOST_SHIFT + 1) if np.array_equal(np.ldexp(factors, m) % 1, np.zeros_like(factors))),

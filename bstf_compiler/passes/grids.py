@@ -17,9 +17,6 @@ from bstf_compiler.graph import (
     Tensor,
 )
 
-# A sum of this size or more could overflow the 32-bit accumulators of the back ends.
-_ACCUMULATOR_LIMIT = 2**31
-
 
 class AbsorbGrid:
     """FakeQuant at the end of a layer, or on the input, becomes the position of that tensor."""
@@ -47,34 +44,31 @@ class AbsorbGrid:
             node.op = Requantize()
 
 
-class ReluOnGrid:
-    """A rectifier that stands alone keeps the grid of its input."""
-
-    def match(self, graph: Graph, node: Node) -> bool:
-        """A relu of a tensor that has a grid."""
-        return isinstance(node.op, Relu) and _position(graph, node) is not None
-
-    def rewrite(self, graph: Graph, node: Node) -> None:
-        """Makes it a requantisation to the same position."""
-        graph.tensors[node.output].position = _position(graph, node)
-        node.op = Requantize(node.op.activation)
-
-
 class KeepGrid:
-    """A maximum keeps the grid of its input; a requantisation to the same grid without activation is nothing."""
+    """A maximum, and a rectifier that stands alone, keep the grid of their input; a requantisation to the same grid is
+    nothing.
+    """
 
     def match(self, graph: Graph, node: Node) -> bool:
-        """A maximum without a grid whose input has one, or an idle requantisation."""
-        if isinstance(node.op, MaxPool):
+        """A maximum or relu without a grid whose input has one, or an idle requantisation."""
+        if isinstance(node.op, (MaxPool, Relu)):
             return graph.tensors[node.output].position is None and _position(graph, node) is not None
         return node.op == Requantize() and graph.tensors[node.output].position == _position(graph, node)
 
     def rewrite(self, graph: Graph, node: Node) -> None:
         """Copies the position, or drops the node."""
-        if isinstance(node.op, MaxPool):
-            graph.tensors[node.output].position = _position(graph, node)
-        else:
+        position = _position(graph, node)
+        if isinstance(node.op, Requantize):
             graph.bypass(node)
+            return
+        graph.tensors[node.output].position = position
+        if isinstance(node.op, Relu):
+            if node.op.activation == "relu6" and position < -1:
+                raise ValueError(
+                    f"layer '{node.name}': 6 is no point of the grid of position {position} that its input has; "
+                    "put a FakeQuant after it"
+                )
+            node.op = Requantize(node.op.activation)
 
 
 class IntegerConstants:
@@ -89,7 +83,7 @@ class IntegerConstants:
         return gridded and kernel.position is not None and kernel.data.dtype != np.int8
 
     def rewrite(self, graph: Graph, node: Node) -> None:
-        """Replaces the constants and checks that sums fit 32 bits."""
+        """Replaces the constants."""
         kernel = graph.tensors[node.inputs[1]]
         products = kernel.position + _position(graph, node)
         if len(node.inputs) == 2:
@@ -104,14 +98,6 @@ class IntegerConstants:
             raise ValueError(
                 f"layer '{node.name}': its bias has position {bias.position}, which is {shift} bits below the "
                 f"products' {products}; 0 to 24 are supported: quantise with bstf.quantize"
-            )
-        integers = graph.tensors[node.inputs[1]].data.astype(np.int64)
-        largest = np.abs(integers).sum(axis=(0, 1, 2)) * 128
-        largest += np.abs(graph.tensors[node.inputs[2]].data.astype(np.int64)) << shift
-        if largest.max() >= _ACCUMULATOR_LIMIT:
-            raise ValueError(
-                f"layer '{node.name}': its sums can reach {largest.max()}, beyond 32-bit accumulators; "
-                "lower the positions of its kernel or bias"
             )
 
     def _integers(self, node: Node, tensor: Tensor) -> np.ndarray:

@@ -27,8 +27,8 @@ class RemoveReshape:
             target.shape = (1, 1, 1, target.shape[1])
             return
         readers = graph.consumers(node.output)
-        one_pixel = source.shape[1:3] == (1, 1)
         target = graph.tensors[node.output].shape
+        one_pixel = source.shape[1:3] == (1, 1) and (len(target) == 2 or target[1:3] == (1, 1))
         if one_pixel or source.shape == target or not readers:
             graph.bypass(node)
             return

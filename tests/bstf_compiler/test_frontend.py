@@ -86,6 +86,99 @@ def test_what_is_not_supported_is_refused_in_a_sentence(tmp_path, function, word
     assert "\n" not in str(refusal.value)
 
 
+IMAGE = (None, 4, 4, 8)
+ONES = np.ones((3, 3, 8, 1), np.float32)
+
+
+def conv(x):
+    return tf.nn.conv2d(x, grid(KERNEL, 7), 1, "SAME")
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "words"),
+    [
+        (
+            lambda x: tf.nn.max_pool2d(tf.reshape(grid(x, 5), (-1, 2, 2, 2)), 2, 2, "VALID"),
+            (None, 1, 1, 8),
+            "a reshape",
+        ),
+        (lambda x: grid(tf.reshape(grid(x, 5), (-1, 8)) @ grid(KERNEL[0, 0], 7), 3), (None, 2, 2, 8), "a reshape"),
+        (lambda x: grid(conv(grid(x, 5)) + grid(np.ones((4, 4, 1), np.float32), 5), 3), IMAGE, "no layer"),
+        (lambda x: grid(x, 5)[..., :1] + grid(np.ones(8, np.float32), 5), IMAGE, "not supported"),
+        (lambda x: grid(conv(tf.cast(tf.cast(grid(x, 5), tf.int32), tf.float32)), 3), IMAGE, "not supported"),
+        (lambda x: tf.nn.max_pool(grid(x, 5), [1, 1, 1, 2], [1, 1, 1, 2], "VALID"), IMAGE, "window over channels"),
+        (lambda x: tf.nn.relu6(grid(x, -2)), IMAGE, "6 is no point of the grid"),
+        (lambda x: grid(conv(grid(x, 5)) + grid(tf.random.normal((16,)), 5), 3), IMAGE, "RandomStandardNormal"),
+        (lambda x: grid(conv(grid(x, 5)), 62), IMAGE, "beyond 32-bit"),
+        (lambda x: grid(grid(x, 0) + grid(grid(x, 0), 57), 0), IMAGE, "beyond 32-bit"),
+        (lambda x: grid(grid(x, 62), -5), IMAGE, "beyond 32-bit"),
+        (lambda x: {"a": tf.constant([1.0]), "b": grid(x, 5)}, IMAGE, "output 'a'"),
+        (lambda x: tf.argmax(grid(x, 5), -1), IMAGE, "output 'output_0'"),
+        (lambda x: tf.nn.relu(grid(x, 5)), (None, 16, 4), "an image .* or a vector"),
+        (
+            lambda x: grid(tf.nn.depthwise_conv2d(grid(x, 5), ONES, [1] * 4, "VALID") * (np.arange(8) / 8.0), 5),
+            IMAGE,
+            "averaging factors have shape",
+        ),
+    ],
+)
+def test_what_would_be_computed_otherwise_is_refused(tmp_path, function, shape, words):
+    with pytest.raises(ValueError, match=words) as refusal:
+        bstf_compiler.load(save(tmp_path / "model", function, shape))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_softmax_of_a_softmax_is_refused(tmp_path):
+    graph = bstf_compiler.load(save(tmp_path / "model", lambda x: tf.nn.softmax(tf.nn.softmax(grid(x, 5)))))
+    with pytest.raises(ValueError, match="can't run on the array"):
+        bstf_compiler.compile(graph)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: tf.nn.relu(tf.nn.max_pool2d(grid(x, 5), 2, 2, "SAME")),
+        lambda x: grid(conv(tf.nn.relu6(tf.pad(grid(x, 4), [[0, 0], [1, 1], [0, 2], [0, 0]]))), 2),
+        lambda x: grid(tf.cast(tf.cast(conv(grid(x, 5)), tf.float64), tf.float32), 3),
+        lambda x: grid(tf.nn.depthwise_conv2d(grid(x, 5), ONES, [1, 2, 2, 1], "SAME") * (7 / 64), 5),
+        lambda x: {"first": grid(x, 5), "second": grid(grid(x, 5) + grid(x, 5), 4)},
+    ],
+)
+def test_legal_graphs_give_the_numbers_of_tensorflow(tmp_path, function):
+    graph = bstf_compiler.load(save(tmp_path / "model", function, IMAGE))
+    x = np.random.default_rng(2).normal(scale=3, size=(3, 4, 4, 8)).astype(np.float32)
+    expected = function(tf.constant(x))
+    expected = [value.numpy() for value in (expected.values() if isinstance(expected, dict) else [expected])]
+    found = integer.run(graph, x)
+    for one, two in zip(found if isinstance(found, list) else [found], expected, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_twelve_outputs_keep_their_order(tmp_path):
+    def network(x):
+        return {f"output_{i}": grid(conv(grid(x, 5)) + grid(np.full(16, i / 4, np.float32), 5), 3) for i in range(12)}
+
+    graph = bstf_compiler.load(save(tmp_path / "model", network, IMAGE))
+    x = np.random.default_rng(3).normal(size=(1, 4, 4, 8)).astype(np.float32)
+    expected = [network(x)[f"output_{i}"] for i in range(12)]
+    for one, two in zip(integer.run(graph, x), expected, strict=True):
+        assert np.array_equal(one, two)
+    for one, two in zip(bstf_compiler.compile(graph, "aie2_2x2").simulate(x), expected, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_names_of_scopes_are_kept(tmp_path):
+    def network(x):
+        with tf.name_scope("model"):
+            for _ in range(3):
+                with tf.name_scope("conv"):
+                    x = grid(tf.nn.conv2d(grid(x, 5), grid(KERNEL[..., :8], 7), 1, "SAME"), 3)
+        return x
+
+    graph = bstf_compiler.load(save(tmp_path / "model", network, IMAGE))
+    assert [node.name for node in graph if node.op.kind == "conv"] == ["conv", "conv_1", "conv_2"]
+
+
 def test_unknown_operation_names_its_layer(tmp_path):
     def network(x):
         with tf.name_scope("model"), tf.name_scope("gelu7"):
@@ -133,7 +226,10 @@ def test_sidecar_is_checked_and_not_needed(tmp_path):
         sidecar.write_text(json.dumps({"layers": {"conv7": record | wrong}}))
         with pytest.raises(ValueError, match=words):
             bstf_compiler.load(path)
-    for damaged in ("{", "[]", "{}", '{"layers": {"conv7": {"block": [8, 8]}}}', '{"layers": {"conv7": 3}}'):
+    damages = ["{", "[]", "{}", '{"layers": {"conv7": {"block": [8, 8]}}}', '{"layers": {"conv7": 3}}']
+    damages += [json.dumps({"layers": {"conv7": record | {"block": block}}}) for block in ([0, 8], [8], [-8, -8])]
+    damages.append(json.dumps({"layers": {"conv7": record | {"gamma": ["1", "11"]}}}))
+    for damaged in damages:
         sidecar.write_text(damaged)
         with pytest.raises(ValueError, match="damaged"):
             bstf_compiler.load(path)

@@ -28,7 +28,7 @@ from bstf_compiler.passes.affine import FoldBias, FoldScale
 from bstf_compiler.passes.averages import FormAveragePool
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
-from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid, ReluOnGrid
+from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
 
@@ -247,7 +247,7 @@ def gridded_chain():
 
 def test_grids_become_positions():
     graph = gridded_chain().done()
-    for rule in (AbsorbGrid(), ReluOnGrid(), KeepGrid(), IntegerConstants()):
+    for rule in (AbsorbGrid(), KeepGrid(), IntegerConstants()):
         passes.apply(rule, graph)
     assert names(graph) == ["conv", "max", "relu"]
     assert [graph.tensors[name].position for name in ("image", *names(graph))] == [5, 4, 4, 4]

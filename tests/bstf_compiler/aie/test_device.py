@@ -37,6 +37,9 @@ def test_unknown_device_gets_a_hint():
         ({"columns": 0}, "columns = 0 must be a positive integer"),
         ({"rows": 2.5}, "rows = 2.5 must be a positive integer"),
         ({"core": {"memory_bytes": 1}}, "section core, lacks"),
+        ({"core": 5}, "section core, must be a table"),
+        ({"columns": True}, "columns = True must be a positive integer"),
+        ({"name": 5}, "name = 5 must be a string"),
     ],
 )
 def test_bad_entries_are_named(change, words):
@@ -46,6 +49,7 @@ def test_bad_entries_are_named(change, words):
 
 
 def test_a_file_that_is_no_toml(tmp_path):
-    (tmp_path / "bad.toml").write_text("columns = = 2")
-    with pytest.raises(ValueError, match="not valid TOML"):
-        DeviceSpec.load(tmp_path / "bad.toml")
+    for content in (b"columns = = 2", b"\xff\xfe"):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(ValueError, match="not valid TOML"):
+            DeviceSpec.load(tmp_path / "bad.toml")

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bstf_compiler
+from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute
 from bstf_compiler.graph import Window
+from tests.bstf_compiler.aie.devices import entries
 from tests.bstf_compiler.networks import Builder, random_network
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
@@ -95,6 +97,14 @@ def test_published_model_runs_on_any_program():
     times = bstf_compiler.compile(random_network(7), "aie2_4x4").estimate("published")
     assert times.cost_model == "published" and times.total_seconds > 0
     assert all(layer.seconds > 0 for layer in times.layers)
+
+
+def test_published_model_refuses_links_of_different_rates():
+    spec = entries()
+    spec["links"]["writefm"] //= 2
+    program = bstf_compiler.compile(random_network(7), DeviceSpec.from_dict(spec, "test"))
+    with pytest.raises(ValueError, match="one link rate"):
+        program.estimate("published")
 
 
 def test_unknown_cost_model():

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,29 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"holds 'thesis\.txt'"):
         program_of().write(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data.bin").write_text("mine too")
+    with pytest.raises(ValueError, match=r"holds 'data\.bin'"):
+        program_of().write(tmp_path / "other")
+    with pytest.raises(ValueError, match="no part of a program"):
+        program_of().write("/")
+
+
+def test_a_write_that_fails_leaves_the_earlier_program(tmp_path, monkeypatch):
+    folder = program_of(1).write(tmp_path / "program")
+    before = (folder / "program.asm").read_bytes()
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "new":
+            raise OSError("disk full")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        program_of(2).write(folder)
+    assert (folder / "program.asm").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["program"]
 
 
 def test_damaged_programs_are_refused(tmp_path):
@@ -117,6 +141,9 @@ def moved(instruction: Transfer, **changes):
         ("LOADFM", lambda i: moved(i, sizes=(1, 1, 1)), "moves .* into"),
         ("LOADW", lambda i: moved(i, address=500000), "held by no buffer|which ends at"),
         ("WRITEFM", lambda i: dataclasses.replace(i, acquire=()), "lock .* ends at|deadlock"),
+        ("COMP", lambda i: dataclasses.replace(i, output_shape=(999, 999, 64)), "other shapes than its boxes"),
+        ("COMP", lambda i: dataclasses.replace(i, begin=False, scratch=10**6), "outside the buffer for sums"),
+        ("LOADWM", lambda i: moved(i, tiles=("c9.9",)), "reaches c9.9, which aie2_3x3 doesn't have"),
         ("COMP", lambda i: dataclasses.replace(i, release=()), "lock .* ends at|deadlock"),
         ("COMP", lambda i: dataclasses.replace(i, acquire=(*i.acquire, LockAction("c0.0:in_full", 9))), "deadlock"),
         ("COMP", lambda i: dataclasses.replace(i, acquire=(LockAction("c0.0:nothing"),)), "not declared"),

@@ -87,6 +87,14 @@ def test_several_outputs_and_an_output_that_is_read_again():
         assert np.array_equal(simulated, expected)
 
 
+def test_no_images_give_no_outputs():
+    graph = random_network(0)
+    program = bstf_compiler.compile(graph, "aie2_1x1")
+    none = np.zeros((0, *graph.input_shape), np.float32)
+    assert np.array_equal(program.simulate(none), integer.run(graph, none))
+    assert program.simulate(none).shape == (0, *graph.output_shapes[0])
+
+
 def test_refuses_images_of_another_shape_or_with_nan():
     graph = random_network(0)
     program = bstf_compiler.compile(graph, "aie2_1x1")

@@ -40,9 +40,10 @@ def test_buffers_fit_and_do_not_overlap(seed, core):
         assert covered == list(range(layer.output_shape[2]))
 
 
-def dense_layer(kept):
-    return Layer("conv", "conv", ("x",), "y", (28, 28, kept.shape[0]), (28, 28, kept.shape[1]),
-                 Window((3, 3), padding=(1, 1, 1, 1)), kept)  # fmt: skip
+def layer_of(kept, channels=(0, 0)):
+    rows, columns = kept.shape
+    window = Window((3, 3), padding=(1, 1, 1, 1))
+    return Layer("conv", "conv", ("x",), "y", (28, 28, rows), (28, 28, columns), channels, window, kept)
 
 
 def test_half_the_blocks_never_take_longer():
@@ -50,15 +51,19 @@ def test_half_the_blocks_never_take_longer():
     rng = np.random.default_rng(0)
     for _ in range(20):
         shape = tuple(rng.integers(1, 40, 2))
-        dense = tiling.choose(dense_layer(np.ones(shape, bool)), device, 0, 28)
-        sparse = tiling.choose(dense_layer(rng.random(shape) < 0.5), device, 0, 28)
+        dense = tiling.choose(layer_of(np.ones(shape, bool)), device, 0, 28)
+        sparse = tiling.choose(layer_of(rng.random(shape) < 0.5), device, 0, 28)
         assert sparse.seconds <= dense.seconds
 
 
-def test_work_is_effective_multiply_adds():
+def test_multiply_adds_are_those_of_true_channels_and_time_that_of_whole_blocks():
     kept = np.zeros((4, 6), bool)
     kept[0, :3] = True
-    assert dense_layer(kept).work(100, int(kept.sum())) == 100 * 9 * 3 * 64
+    kept[3, 5] = True
+    layer = layer_of(kept, channels=(27, 42))
+    assert layer.work(100, int(kept.sum())) == 100 * 9 * 4 * 64
+    assert layer.macs(100, (0, 4), (0, 6)) == 100 * 9 * (3 * 64 + 3 * 2)
+    assert layer.macs(1, (1, 4), (3, 6)) == 9 * 3 * 2
 
 
 def test_what_fits_no_core_is_refused_with_its_numbers():
