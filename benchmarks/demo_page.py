@@ -13,8 +13,7 @@ HEADINGS = ("network", "accuracy (test images)", "weight bytes", "multiply-adds"
 NOTE = (
     "dense, sparse: float32 in Keras; bytes of the weights that aren't zero. INT8: the quantised network in Keras; "
     "bytes of the program's packed weights, biases and block indices. simulated: the program of the sparse INT8 "
-    "network, executed byte by byte; Multiply-adds and "
-    "time are of one image; zero blocks don't count."
+    "network, executed byte by byte. Multiply-adds and time are of one image; zero blocks don't count."
 )
 _TEMPLATE = Path(__file__).with_name("demo_page.html")
 _ROW, _BAR, _LEFT, _WIDTH = 34, 11, 230, 900  # pixels of the plot of layers
