@@ -1,4 +1,4 @@
-"""Compiler of block-sparse networks: SavedModel to AIE2 programs, with a bit-exact simulation and time estimates."""
+"""Compiler of block-sparse networks: SavedModel to AIE2 programs (bit-exact simulation, time estimates) and CPU kernels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from bstf_compiler import integer, passes
 from bstf_compiler.aie import compile
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.program import Program
+from bstf_compiler.cpu.matrix import BlockSparseMatrix
 from bstf_compiler.graph import Graph
 
-__all__ = ["DeviceSpec", "Graph", "Program", "compile", "integer", "load"]
+__all__ = ["BlockSparseMatrix", "DeviceSpec", "Graph", "Program", "compile", "integer", "load"]
 
 
 def load(path: str | Path) -> Graph:

@@ -56,3 +56,17 @@ def unpack(packed: BlockColumns) -> np.ndarray:
             row = packed.rows[entry]
             full[:, :, row * bi : (row + 1) * bi, column * bo : (column + 1) * bo] = packed.blocks[entry]
     return full[:, :, :cin, :cout]
+
+
+def from_coordinates(
+    shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, values: np.ndarray, block: tuple[int, int] = (8, 8)
+) -> BlockColumns:
+    """A matrix (K, N), given by the places and values of its entries (no place twice), as a 1x1 kernel's blocks."""
+    bi, bo = block
+    block_rows = -(-shape[0] // bi)
+    numbers = columns // bo * block_rows + rows // bi
+    kept, entry = np.unique(numbers, return_inverse=True)
+    blocks = np.zeros((len(kept), 1, 1, bi, bo), values.dtype)
+    blocks[entry, 0, 0, rows % bi, columns % bo] = values
+    starts = np.searchsorted(kept // block_rows if block_rows else kept, np.arange(-(-shape[1] // bo) + 1))
+    return BlockColumns((1, 1, *shape), starts.astype(np.int64), kept % max(1, block_rows), blocks)

@@ -1,0 +1,431 @@
+"""Typed SIMD vectors inside Numba functions.
+
+LLVM's loop vectoriser reaches a fifth of what a CPU can do on small matrix products: it does not keep a tile of sums in
+registers. The intrinsics of this file let a Numba function say what it wants held in registers, in plain Python:
+
+    vectors = load(panel, index, lanes, count)       # a tuple of `count` vectors of `lanes` elements
+    tile = zeros(panel, lanes, rows, count)          # a tile: `rows` x `count` vectors, row by row
+    tile = fma_outer(tile, vectors, weights, index)  # tile[r] += weights[index + r] * vectors, for every row r
+    store_transposed(tile, count, out, index, stride)
+
+Vectors and tuples of vectors are values: LLVM keeps them in registers. They cannot leave compiled code. `lanes` and
+`count` are compile-time constants (globals or variables of the enclosing function). Indices count elements from the
+first element of a C-contiguous array, whatever its number of axes; nothing is checked. Addresses need no alignment
+beyond that of one byte: on the machines of today an unaligned load of aligned data costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What the kernels need to know of an instruction set.
+
+    Attributes:
+        name: as in `ISAS`.
+        vector_bytes: width of a vector.
+        registers: how many vectors the register file holds.
+        dot: whether `vpdpbusd` multiplies four pairs of bytes and adds them to an int32 in one instruction.
+    """
+
+    name: str
+    vector_bytes: int
+    registers: int
+    dot: bool = False
+
+    def lanes(self, dtype: np.dtype) -> int:
+        """How many elements of `dtype` a vector holds."""
+        return self.vector_bytes // np.dtype(dtype).itemsize
+
+
+ISAS = {
+    isa.name: isa
+    for isa in (
+        Isa("avx512_vnni", 64, 32, dot=True),
+        Isa("avx512", 64, 32),
+        Isa("avx2", 32, 16),
+        Isa("portable", 16, 16),  # LLVM's generic 128 bits: SSE2, NEON
+    )
+}
+
+
+def target_features() -> set[str]:
+    """The CPU features Numba compiles for: the host's, or those its settings name instead."""
+    if numba.config.CPU_FEATURES is not None:
+        return {feature[1:] for feature in numba.config.CPU_FEATURES.split(",") if feature.startswith("+")}
+    return {feature for feature, present in llvm.get_host_cpu_features().items() if present}
+
+
+def host_isa() -> Isa:
+    """The widest instruction set of `ISAS` that Numba compiles for on this machine."""
+    return ISAS[choose(target_features())]
+
+
+def choose(features: set[str]) -> str:
+    """The name of the widest instruction set that LLVM's names of `features` allow."""
+    if {"avx512f", "avx512bw", "avx512vl", "avx512vnni"} <= features:
+        return "avx512_vnni"
+    if {"avx512f", "avx512bw", "avx512vl"} <= features:
+        return "avx512"
+    return "avx2" if {"avx2", "fma"} <= features else "portable"
+
+
+class Vector(types.Type):
+    """The Numba type of `lanes` elements of the scalar type `element`."""
+
+    def __init__(self, element: types.Type, lanes: int) -> None:
+        self.element = element
+        self.lanes = lanes
+        super().__init__(name=f"Vector({element}, {lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: object, vector: Vector) -> None:
+        super().__init__(manager, vector, ir.VectorType(manager.lookup(vector.element).get_value_type(), vector.lanes))
+
+
+_INT32 = ir.IntType(32)
+
+
+def _literals(*values: types.Type) -> bool:
+    return all(isinstance(value, types.IntegerLiteral) for value in values)
+
+
+def _address(context: object, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    return builder.load(builder.bitcast(address, kind.as_pointer()), align=1, typ=kind)
+
+
+def _store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
+    builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=1)
+
+
+def _constant(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    kind = ir.VectorType(scalar.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes))
+
+
+def _shuffle(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, lanes: list[int]) -> ir.Value:
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
+
+
+def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(result, [one.type for one in arguments]), name)
+    return builder.call(function, arguments)
+
+
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    # `fmuladd`, not `fma`: without the instruction the latter is a call into the C library for every lane.
+    width = {"float": 32, "double": 64}[str(c.type.element)]
+    return _call(builder, f"llvm.fmuladd.v{c.type.count}f{width}", c.type, [a, b, c])
+
+
+def _add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.add(a, b) if isinstance(a.type.element, ir.IntType) else builder.fadd(a, b)
+
+
+@intrinsic(prefer_literal=True)
+def load(typing, array, index, lanes, count):
+    """A tuple of `count` vectors of `lanes` elements that follow one another from array[index]."""
+    if not (isinstance(array, types.Array) and _literals(lanes, count)):
+        return None
+    vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), count.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        kind = context.get_value_type(vectors.dtype)
+        size = vectors.dtype.lanes
+        parts = []
+        for place in range(vectors.count):
+            at = builder.add(arguments[1], ir.Constant(arguments[1].type, place * size))
+            parts.append(_load(builder, _address(context, builder, array, arguments[0], at), kind))
+        return context.make_tuple(builder, vectors, parts)
+
+    return vectors(array, types.intp, lanes, count), generate
+
+
+@intrinsic(prefer_literal=True)
+def load_rows(typing, like, array, index, stride, rows, lanes):
+    """A square: `lanes` vectors of the type of `like`, vector i from array[index + min(i, rows - 1) * stride] on."""
+    if not (isinstance(like, types.Array) and isinstance(array, types.Array) and _literals(lanes)):
+        return None
+    vectors = types.UniTuple(Vector(like.dtype, lanes.literal_value), lanes.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        _, base, index_, stride_, rows_, _ = arguments
+        kind = context.get_value_type(vectors.dtype)
+        last = builder.sub(rows_, ir.Constant(rows_.type, 1))
+        parts = []
+        for place in range(vectors.count):
+            row = ir.Constant(rows_.type, place)
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            at = builder.add(index_, builder.mul(row, stride_))
+            parts.append(_load(builder, _address(context, builder, array, base, at), kind))
+        return context.make_tuple(builder, vectors, parts)
+
+    return vectors(like, array, types.intp, types.intp, types.intp, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def store(typing, vectors, array, index, stride):
+    """Stores vector i of a tuple at array[index + i * stride]."""
+    if not (isinstance(vectors, types.UniTuple) and isinstance(array, types.Array)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        at = arguments[2]
+        for vector in cgutils.unpack_tuple(builder, arguments[0]):
+            _store(builder, vector, _address(context, builder, array, arguments[1], at))
+            at = builder.add(at, arguments[3])
+        return context.get_dummy_value()
+
+    return types.void(vectors, array, types.intp, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing, array, lanes, rows, count):
+    """A tile of zeros of the array's type: `rows` rows of `count` vectors of `lanes` elements."""
+    if not (isinstance(array, types.Array) and _literals(lanes, rows, count)):
+        return None
+    vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        zero = ir.Constant(context.get_value_type(vectors.dtype), None)
+        return context.make_tuple(builder, vectors, [zero] * vectors.count)
+
+    return vectors(array, lanes, rows, count), generate
+
+
+def _interleave(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value]:
+    """Vectors a, b, .. to a0 b0 .. a1 b1 .. in as many vectors: the transpose. A power of two of them."""
+    lanes, half = vectors[0].type.count, len(vectors) // 2
+    low = [place // 2 + lanes * (place % 2) for place in range(lanes)]
+    high = [lane + lanes // 2 for lane in low]
+    for _ in range(half.bit_length()):
+        pairs = list(zip(vectors[:half], vectors[half:]))
+        vectors = [_shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
+    return vectors
+
+
+@intrinsic
+def transpose(typing, vectors):
+    """The transpose of a square: as many vectors as a vector has lanes."""
+    if not (isinstance(vectors, types.UniTuple) and vectors.count == vectors.dtype.lanes):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        return context.make_tuple(builder, vectors, _interleave(builder, cgutils.unpack_tuple(builder, arguments[0])))
+
+    return vectors(vectors), generate
+
+
+@intrinsic
+def xor(typing, vectors, mask):
+    """Every element of a tuple of integer vectors, exclusive or `mask`."""
+    if not isinstance(vectors, types.UniTuple):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        kind = context.get_value_type(vectors.dtype)
+        spread = _broadcast(builder, builder.trunc(arguments[1], kind.element), kind.count)
+        parts = [builder.xor(vector, spread) for vector in cgutils.unpack_tuple(builder, arguments[0])]
+        return context.make_tuple(builder, vectors, parts)
+
+    return vectors(vectors, types.int64), generate
+
+
+@intrinsic
+def fma_outer(typing, tile, vectors, weights, index):
+    """tile[r, v] + weights[index + r] * vectors[v] for every row r and vector v of a tile of floats."""
+    if not (isinstance(tile, types.UniTuple) and isinstance(weights, types.Array)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        sums = cgutils.unpack_tuple(builder, arguments[0])
+        parts = cgutils.unpack_tuple(builder, arguments[1])
+        for row in range(tile.count // vectors.count):
+            at = builder.add(arguments[3], ir.Constant(arguments[3].type, row))
+            address = _address(context, builder, weights, arguments[2], at)
+            weight = _broadcast(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
+            for place, part in enumerate(parts, row * len(parts)):
+                sums[place] = _fma(builder, weight, part, sums[place])
+        return context.make_tuple(builder, tile, sums)
+
+    return tile(tile, vectors, weights, types.intp), generate
+
+
+def _dot_bytes(builder: ir.IRBuilder, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    """`vpdpbusd`: each int32 gains the sum of the products of its four unsigned and four signed bytes."""
+    bits = 32 * sums.type.count
+    return _call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", sums.type, [sums, unsigned, signed])
+
+
+def _dot_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Each int32: the sum of the products of two int16 and two int16. LLVM makes `pmaddwd` of it where there is one."""
+    lanes = a.type.count
+    pairs = ir.VectorType(ir.IntType(16), 2 * lanes)
+    products = []
+    for first in (0, 1):
+        order = list(range(first, 2 * lanes, 2))
+        halves = [builder.bitcast(value, pairs) for value in (a, b)]
+        wide = [builder.sext(_shuffle(builder, half, half, order), a.type) for half in halves]
+        products.append(builder.mul(*wide))
+    return builder.add(*products)
+
+
+@intrinsic
+def dot_outer(typing, tile, vectors, weights, index):
+    """An int32 tile plus, for each row r and int32 of four unsigned bytes, their product with weights[index + r].
+
+    A weight is an int32 of four signed bytes. Needs an instruction set with `dot`.
+    """
+    if not isinstance(tile, types.UniTuple):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        sums = cgutils.unpack_tuple(builder, arguments[0])
+        parts = cgutils.unpack_tuple(builder, arguments[1])
+        for row in range(tile.count // vectors.count):
+            at = builder.add(arguments[3], ir.Constant(arguments[3].type, row))
+            word = _load(builder, _address(context, builder, weights, arguments[2], at), _INT32)
+            weight = _broadcast(builder, word, tile.dtype.lanes)
+            for place, part in enumerate(parts, row * len(parts)):
+                sums[place] = _dot_bytes(builder, sums[place], part, weight)
+        return context.make_tuple(builder, tile, sums)
+
+    return tile(tile, vectors, weights, types.intp), generate
+
+
+@intrinsic
+def widened_outer(typing, tile, vectors, weights, index):
+    """`dot_outer` for every instruction set: bytes 0 and 2, then 1 and 3, are widened to int16 and multiplied.
+
+    A weight is two int32: int16 of bytes 0 and 2, int16 of bytes 1 and 3.
+    """
+    if not isinstance(tile, types.UniTuple):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        sums = cgutils.unpack_tuple(builder, arguments[0])
+        parts = cgutils.unpack_tuple(builder, arguments[1])
+        mask, byte = (_constant(parts[0].type, value) for value in (0x00FF00FF, 8))
+        even = [builder.and_(part, mask) for part in parts]
+        odd = [builder.and_(builder.lshr(part, byte), mask) for part in parts]
+        for row in range(tile.count // vectors.count):
+            for which, halves in enumerate((even, odd)):
+                at = builder.add(arguments[3], ir.Constant(arguments[3].type, 2 * row + which))
+                word = _load(builder, _address(context, builder, weights, arguments[2], at), _INT32)
+                weight = _broadcast(builder, word, tile.dtype.lanes)
+                for place, half in enumerate(halves, row * len(parts)):
+                    sums[place] = builder.add(sums[place], _dot_pairs(builder, half, weight))
+        return context.make_tuple(builder, tile, sums)
+
+    return tile(tile, vectors, weights, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def add_rows(typing, tile, count, values, index):
+    """tile[r] + values[index + r] for every row r of a tile of `count` vectors a row."""
+    if not (isinstance(tile, types.UniTuple) and isinstance(values, types.Array) and _literals(count)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        sums = cgutils.unpack_tuple(builder, arguments[0])
+        for place, one in enumerate(sums):
+            row = ir.Constant(arguments[3].type, place // count.literal_value)
+            address = _address(context, builder, values, arguments[2], builder.add(arguments[3], row))
+            sums[place] = _add(builder, one, _broadcast(builder, _load(builder, address, one.type.element), one.type.count))
+        return context.make_tuple(builder, tile, sums)
+
+    return tile(tile, count, values, types.intp), generate
+
+
+@intrinsic
+def requantise(typing, tile, shift):
+    """clamp(floor(tile * 2**-shift + 1/2), -128, 127) for an int32 tile, 0 <= shift < 31."""
+    if not isinstance(tile, types.UniTuple):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        kind = context.get_value_type(tile.dtype)
+        one = ir.Constant(arguments[1].type, 1)
+        half = builder.lshr(builder.shl(one, arguments[1]), one)
+        half, cut = (
+            _broadcast(builder, builder.trunc(value, kind.element), kind.count) for value in (half, arguments[1])
+        )
+        low, high = _constant(kind, -128), _constant(kind, 127)
+        results = []
+        for value in cgutils.unpack_tuple(builder, arguments[0]):
+            cutted = builder.ashr(builder.add(value, half), cut)
+            cutted = builder.select(builder.icmp_signed("<", cutted, low), low, cutted)
+            results.append(builder.select(builder.icmp_signed(">", cutted, high), high, cutted))
+        return context.make_tuple(builder, tile, results)
+
+    return tile(tile, types.int64), generate
+
+
+def _columns(builder: ir.IRBuilder, tile: list[ir.Value], count: int) -> list[list[ir.Value]]:
+    """The columns of a tile of `count` vectors a row, each as one or more vectors of at most `rows` elements."""
+    rows, lanes = len(tile) // count, tile[0].type.count
+    pieces = []
+    for place in range(count):
+        for vector in _interleave(builder, tile[place::count]):
+            step = min(rows, lanes)
+            for start in range(0, lanes, step):
+                pieces.append(_shuffle(builder, vector, vector, list(range(start, start + step))))
+    per_column = max(1, rows // lanes)
+    return [pieces[start : start + per_column] for start in range(0, len(pieces), per_column)]
+
+
+@intrinsic(prefer_literal=True)
+def store_transposed(typing, tile, count, array, index, stride):
+    """Stores a tile of `count` vectors a row: its column c at array[index + c * stride :][:rows]."""
+    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and _literals(count)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        element = context.get_value_type(array.dtype)
+        at = arguments[3]
+        for column in _columns(builder, cgutils.unpack_tuple(builder, arguments[0]), count.literal_value):
+            address = _address(context, builder, array, arguments[2], at)
+            for place, piece in enumerate(column):
+                kind = ir.VectorType(element, piece.type.count)
+                narrow = piece if piece.type == kind else builder.trunc(piece, kind)
+                _store(builder, narrow, builder.gep(address, [ir.Constant(_INT32, place * kind.count)]))
+            at = builder.add(at, arguments[4])
+        return context.get_dummy_value()
+
+    return types.void(tile, count, array, types.intp, types.intp), generate
+
+
+@intrinsic
+def fetch_add(typing, counter):
+    """Adds one to counter[0] (int64) and returns what it was; atomic, for threads that share out tasks."""
+    if not isinstance(counter, types.Array):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(counter)(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
