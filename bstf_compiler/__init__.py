@@ -1,4 +1,4 @@
-"""Compiler of block-sparse networks: SavedModel to AIE2 programs (bit-exact simulation, time estimates) and CPU kernels."""
+"""Compiler of block-sparse networks: SavedModel to AIE2 programs, simulated bit by bit and timed; CPU kernels."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class BlockSparseMatrix:
         return self.multiply(x)
 
     def pack(self, x: np.ndarray, threads: int | None = None) -> spmm.Panels:
-        """x (M, K) in the order the kernels read it, for several products with this matrix or one of its kind.
+        """X (M, K) in the order the kernels read it, for several products with this matrix or one of its kind.
 
         Args:
             x: as for `multiply`.
@@ -171,7 +171,7 @@ class BlockSparseMatrix:
             raise ValueError(f"There are {len(rows)} row numbers for blocks of shape {blocks.shape}.")
         if len(starts) != grid[1] + 1 or starts[0] != 0 or starts[-1] != len(rows) or (np.diff(starts) < 0).any():
             raise ValueError(f"`starts` has to rise from 0 to {len(rows)} in {grid[1] + 1} values.")
-        if len(rows) and not (0 <= rows.min() and rows.max() < grid[0]):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < grid[0]):
             raise ValueError(f"A block is in row {rows.max()} of {grid[0]} rows of blocks.")
         follows = np.ones(max(0, len(rows) - 1), bool)
         follows[starts[1:-1][(starts[1:-1] > 0) & (starts[1:-1] < len(rows))] - 1] = False

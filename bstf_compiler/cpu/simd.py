@@ -354,7 +354,9 @@ def add_rows(typing, tile, count, values, index):
         for place, one in enumerate(sums):
             row = ir.Constant(arguments[3].type, place // count.literal_value)
             address = _address(context, builder, values, arguments[2], builder.add(arguments[3], row))
-            sums[place] = _add(builder, one, _broadcast(builder, _load(builder, address, one.type.element), one.type.count))
+            sums[place] = _add(
+                builder, one, _broadcast(builder, _load(builder, address, one.type.element), one.type.count)
+            )
         return context.make_tuple(builder, tile, sums)
 
     return tile(tile, count, values, types.intp), generate

@@ -173,17 +173,17 @@ def _packer(tile: Tile, vectors: int) -> Callable:
 
 
 @numba.njit(inline="always")
-def _raise_words(square, mask):  # noqa: ANN001, ANN202
+def _raise_words(square, mask):
     return simd.xor(square, mask * 0x01010101)
 
 
 @numba.njit(inline="always")
-def _raise_byte(value, mask):  # noqa: ANN001, ANN202
+def _raise_byte(value, mask):
     return value ^ np.uint8(mask)
 
 
 @numba.njit(inline="always")
-def _keep(value, mask):  # noqa: ANN001, ANN202
+def _keep(value, mask):
     return value
 
 
@@ -217,7 +217,9 @@ def _product(tile: Tile, vectors: int, out: np.dtype) -> Callable:
         for entry in range(start, stop):
             place = base + offsets[entry] * width
             for step in range(steps):
-                sums = outer(sums, simd.load(panel, place + step * width, lanes, vectors), values, weight + step * words)
+                sums = outer(
+                    sums, simd.load(panel, place + step * width, lanes, vectors), values, weight + step * words
+                )
             weight += steps * words
         simd.store_transposed(finish(sums, bias, column, shift), vectors, target, at, stride)
 

@@ -186,13 +186,13 @@ def test_bad_input_is_refused_in_a_sentence(call, error, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(rows=np.array([0, 3])), "row 3 of 2"),
-        (dict(rows=np.array([1, 0])), "sorted"),
-        (dict(rows=np.array([1, 1])), "sorted"),
-        (dict(rows=np.array([0])), "1 row numbers"),
-        (dict(starts=np.array([0, 3])), "rise from 0 to 2"),
-        (dict(starts=np.array([0, 1, 2])), "rise from 0 to 2 in 2 values"),
-        (dict(blocks=np.ones((2, 1, 1, 8, 8), np.float32)), "outside"),
+        ({"rows": np.array([0, 3])}, "row 3 of 2"),
+        ({"rows": np.array([1, 0])}, "sorted"),
+        ({"rows": np.array([1, 1])}, "sorted"),
+        ({"rows": np.array([0])}, "1 row numbers"),
+        ({"starts": np.array([0, 3])}, "rise from 0 to 2"),
+        ({"starts": np.array([0, 1, 2])}, "rise from 0 to 2 in 2 values"),
+        ({"blocks": np.ones((2, 1, 1, 8, 8), np.float32)}, "outside"),
     ],
 )
 def test_contradictory_blocks_are_refused(change, words):
