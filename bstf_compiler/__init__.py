@@ -1,4 +1,4 @@
-"""Compiler of block-sparse networks: SavedModel to AIE2 programs, simulated bit by bit and timed; CPU kernels."""
+"""Compiler of block-sparse networks: AIE2 programs with bit-exact simulation and time estimates, and CPU kernels."""
 
 from __future__ import annotations
 

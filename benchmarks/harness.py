@@ -1,0 +1,337 @@
+"""What every benchmark here shares: peers in their own processes, interleaved rounds, roofs, records and files.
+
+Two thread pools in one process take each other's cores, so each back end runs in a process of its own, with its number
+of threads set before it starts. Rounds go through all back ends in turn: what disturbs the machine disturbs all. A case
+that stays noisy is measured again, and keeps its noise in the record if that doesn't help.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from rich.table import Table
+
+from bstf_compiler.cpu import simd
+
+# Environment variables by which thread pools learn their size, before they start.
+_POOLS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+# A sample repeats short work for at least so many seconds.
+_SAMPLE_SECONDS = 0.02
+# Threads of the peer before spin for a while, in case more work comes.
+_PAUSE_SECONDS = 0.05
+# Median absolute deviation over median above which a case is measured again.
+_NOISE = 0.05
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a back end prepares: the function to time, and how wrong its result is, relative to the largest value."""
+
+    run: Callable[[], Any]
+    error: float
+
+
+class Peer:
+    """A back end in its own process.
+
+    Args:
+        name: as in the records.
+        prepare: `prepare(case) -> Work`, a module-level function; ImportError says that a library is missing.
+        threads: of every pool of the process.
+    """
+
+    def __init__(self, name: str, prepare: Callable[[Any], Work], threads: int) -> None:
+        self.name = name
+        here, there = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_serve, args=(there, prepare, threads), daemon=True)
+        with _environment(dict.fromkeys(_POOLS, str(threads))):
+            self._process.start()
+        there.close()
+        self._pipe = here
+
+    def setup(self, case: Any) -> dict[str, Any]:
+        """Prepares a case and warms up; returns {"error": ...} or {"missing": why}."""
+        return self._ask(("setup", case))
+
+    def sample(self) -> float:
+        """Seconds of one run, averaged over enough of them to be measured."""
+        return self._ask(("sample", None))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join(10)
+
+    def _ask(self, message: tuple[str, Any]) -> Any:
+        try:
+            self._pipe.send(message)
+            answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError(f"The process of {self.name} ended (exit code {self._process.exitcode}).") from error
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{self.name} failed: {answer!r}") from answer
+        return answer
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(pipe: Any, prepare: Callable[[Any], Work], threads: int) -> None:
+    """The life of a peer's process: answers until the other end closes."""
+    work, repeats = None, 1
+    while True:
+        try:
+            task, case = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if task == "setup":
+                work = None  # frees the last case first
+                work = prepare(case)
+                seconds = min(_seconds(work.run, 1) for _ in range(3))
+                repeats = max(1, int(_SAMPLE_SECONDS / seconds))
+                pipe.send({"error": work.error})
+            else:
+                time.sleep(_PAUSE_SECONDS)
+                work.run()
+                pipe.send(_seconds(work.run, repeats))
+        except ImportError as error:
+            pipe.send({"missing": str(error)})
+        except Exception as error:
+            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def compare(peers: Sequence[Peer], case: Any, rounds: int, tolerance: float) -> dict[str, dict[str, Any]]:
+    """Times a case on every peer, in turn.
+
+    Returns:
+        By peer: `seconds` (median), `mad`, `p10`, `p90`, `samples`, `error`, `others` (the part of the machine that
+        other programs used just before); or `missing`, why it can't run.
+
+    Raises:
+        ValueError: a peer's result is further than `tolerance` from the right one.
+    """
+    answers = {peer.name: peer.setup(case) for peer in peers}
+    able = [peer for peer in peers if "missing" not in answers[peer.name]]
+    for peer in able:
+        if not answers[peer.name]["error"] <= tolerance:
+            raise ValueError(f"{peer.name} is wrong by {answers[peer.name]['error']:.2g} of the result on {case}.")
+    samples: dict[str, list[float]] = {peer.name: [] for peer in able}
+    for attempt in range(3):
+        others = wait_for_quiet()
+        for _ in range(rounds):
+            for peer in able:
+                samples[peer.name].append(peer.sample())
+        if attempt == 2 or all(_noise(values) < _NOISE for values in samples.values()):
+            break
+    spread = {name: summary(values) | {"others": others} for name, values in samples.items()}
+    return {name: answer | spread[name] if name in spread else answer for name, answer in answers.items()}
+
+
+def wait_for_quiet(limit: float = 60.0, busy: float = 0.1) -> float:
+    """Waits until other programs use less than `busy` of the machine, at most `limit` seconds; returns what they use.
+
+    Linux only; elsewhere it returns 0 at once.
+    """
+    statistics_file = Path("/proc/stat")
+    if not statistics_file.exists():
+        return 0.0
+    end = time.monotonic() + limit
+    while True:
+        before = _ticks(statistics_file)
+        time.sleep(0.25)
+        after = _ticks(statistics_file)
+        used = 1 - (after[0] - before[0]) / max(1, after[1] - before[1])
+        if used < busy or time.monotonic() > end:
+            return round(used, 3)
+
+
+def _ticks(file: Path) -> tuple[int, int]:
+    """Idle and all clock ticks of all cores since the start of the machine."""
+    counts = [int(word) for word in file.read_text().splitlines()[0].split()[1:9]]
+    return counts[3] + counts[4], sum(counts)
+
+
+def _noise(samples: list[float]) -> float:
+    middle = statistics.median(samples)
+    return statistics.median(abs(one - middle) for one in samples) / middle
+
+
+def summary(samples: list[float]) -> dict[str, Any]:
+    """Median and spread of times, in seconds."""
+    middle = statistics.median(samples)
+    return {
+        "seconds": middle,
+        "mad": statistics.median(abs(one - middle) for one in samples),
+        "p10": float(np.percentile(samples, 10)),
+        "p90": float(np.percentile(samples, 90)),
+        "samples": len(samples),
+    }
+
+
+def fma_peak(case: tuple[str, int]) -> Work:
+    """Multiply-adds in registers, on all threads: 2 * `FMA_COUNT` operations a thread. The case: (dtype, threads)."""
+    dtype, threads = case
+    isa = simd.host_isa()
+    lanes, rows, count = isa.lanes(dtype), 4, 3 if isa.registers >= 16 else 2
+    steps = FMA_COUNT // (lanes * rows * count)
+
+    def burn(values, out, workers):
+        for worker in numba.prange(workers):
+            tile = simd.zeros(values, lanes, rows, count)
+            vectors = simd.load(values, worker, lanes, count)
+            for _ in range(steps):
+                tile = simd.fma_outer(tile, vectors, values, 0)
+            simd.store_transposed(tile, count, out, worker * rows * count * lanes, rows)
+
+    numba.config.THREADING_LAYER = "threadsafe"
+    compiled = numba.njit(parallel=True, nogil=True)(burn)
+    values = np.zeros(4 * lanes * count, dtype)
+    out = np.zeros(threads * rows * count * lanes, dtype)
+    compiled(values, out, threads)
+    return Work(lambda: compiled(values, out, threads), 0.0)
+
+
+FMA_COUNT = 2**29
+
+
+def triad(case: tuple[str, int]) -> Work:
+    """A = b + s * c over `TRIAD_BYTES` in three arrays, as STREAM counts."""
+    size = TRIAD_BYTES // 3 // 8
+
+    def run(a, b, c):
+        for i in numba.prange(len(a)):
+            a[i] = b[i] + 3.0 * c[i]
+
+    numba.config.THREADING_LAYER = "threadsafe"
+    compiled = numba.njit(parallel=True, nogil=True)(run)
+    arrays = [np.ones(size) for _ in range(3)]
+    compiled(*arrays)
+    return Work(lambda: compiled(*arrays), 0.0)
+
+
+TRIAD_BYTES = 3 * 2**27
+
+
+def roofs(dtypes: Sequence[str], threads: int) -> dict[str, float]:
+    """The machine's measured ceilings: operations/s by dtype, and "bandwidth" in bytes/s. The best of ten."""
+    best = {}
+    for name, prepare, amount in (
+        *((dtype, fma_peak, 2 * FMA_COUNT * threads) for dtype in dtypes),
+        ("bandwidth", triad, TRIAD_BYTES),
+    ):
+        peer = Peer(name, prepare, threads)
+        peer.setup((name, threads))
+        wait_for_quiet()
+        best[name] = amount / min(peer.sample() for _ in range(10))
+        peer.close()
+    return best
+
+
+def machine() -> dict[str, Any]:
+    """What has to be known of the machine and the software to read a time."""
+    names = ("numpy", "scipy", "numba", "llvmlite", "sparse-dot-mkl", "mkl")
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return {
+        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
+        "llvm_cpu": simd.llvm.get_host_cpu_name(),
+        "isa": simd.host_isa().name,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in names},
+        "commit": git.stdout.strip(),
+        "arguments": sys.argv[1:],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+class Log:
+    """Records of a run: JSON lines as they come, so that an interrupted run keeps what it has; then CSV.
+
+    Args:
+        folder: made if need be.
+        name: of the files.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = folder / f"{name}.jsonl"
+        self._csv = folder / f"{name}.csv"
+        self._lines.write_text("", encoding="utf-8")
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keeps a record, in memory and on disk."""
+        self.records.append(record)
+        with self._lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def header(self, record: dict[str, Any]) -> None:
+        """Writes a record that isn't a measurement: the machine, the roofs."""
+        with self._lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_csv(self) -> None:
+        """The measurements as a table."""
+        names = list(dict.fromkeys(name for record in self.records for name in record))
+        with self._csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.records)
+
+
+def table(title: str, records: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> Table:
+    """A printed table: a column is a name and what it shows of a record."""
+    made = Table(title=title)
+    for name in columns:
+        made.add_column(name, justify="right")
+    for record in records:
+        made.add_row(*(show(record) for show in columns.values()))
+    return made

@@ -1,0 +1,80 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import block_matmul, harness
+
+
+def right(case):
+    return harness.Work(lambda: sum(range(case)), 0.0)
+
+
+def wrong(case):
+    return harness.Work(lambda: None, 0.5)
+
+
+def absent(case):
+    raise ImportError("no such library")
+
+
+def broken(case):
+    raise ValueError("a broken peer")
+
+
+def compare(**peers):
+    made = [harness.Peer(name, prepare, 1) for name, prepare in peers.items()]
+    try:
+        return harness.compare(made, 1000, 3, 1e-6)
+    finally:
+        for peer in made:
+            peer.close()
+
+
+def test_peers_are_timed_in_their_own_processes(monkeypatch):
+    monkeypatch.setattr(harness, "wait_for_quiet", lambda: 0.0)
+    results = compare(one=right, two=absent)
+    assert results["two"] == {"missing": "no such library"}
+    assert results["one"]["samples"] >= 3
+    assert 0 < results["one"]["p10"] <= results["one"]["seconds"] <= results["one"]["p90"] < 1
+
+
+def test_wrong_results_and_failures_end_the_run():
+    with pytest.raises(ValueError, match="bad is wrong by 0.5"):
+        compare(bad=wrong)
+    with pytest.raises(RuntimeError, match="ValueError: a broken peer"):
+        compare(worse=broken)
+
+
+def test_summary():
+    assert harness.summary([1.0, 2.0, 3.0, 4.0, 100.0])["seconds"] == 3.0
+    assert harness.summary([1.0, 2.0, 3.0, 4.0, 100.0])["mad"] == 1.0
+
+
+def test_records_are_on_disk_at_once(tmp_path):
+    log = harness.Log(tmp_path / "new", "run")
+    log.header({"machine": {}})
+    log.add({"peer": "a", "seconds": 1.0})
+    log.add({"peer": "b", "missing": "why"})
+    lines = (tmp_path / "new" / "run.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines][1:] == log.records
+    log.write_csv()
+    with (tmp_path / "new" / "run.csv").open() as file:
+        assert [row["peer"] for row in csv.DictReader(file)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_cases_count_kept_blocks_and_peers_agree(dtype):
+    case = block_matmul.Case(40, 48, 32, (8, 8), dtype, 0.5, 1)
+    _, w = case.operands()
+    assert np.count_nonzero(w) == 0.5 * 48 * 32
+    assert case.operations == 2 * 40 * 48 * 32 // 2
+    for name in ("bstf", "bstf_packed", "dense", "scipy_bsr", "scipy_csr"):
+        try:
+            work = block_matmul.PEERS[name](case)
+        except ImportError:
+            assert dtype == "int8"
+            continue
+        assert work.error <= block_matmul.TOLERANCES[dtype]
+        work.run()
