@@ -138,9 +138,9 @@ def _load_mkl() -> Any:
     found = [path for path in candidates if path.is_file()]
     if not found:
         raise ImportError("package mkl holds no mkl_rt library")
-    for name in ("libiomp5.so", "libmkl_core.so.3", "libmkl_core.so.2"):
-        if (found[0].parent / name).is_file():
-            ctypes.CDLL(str(found[0].parent / name), mode=ctypes.RTLD_GLOBAL)
+    threads = found[0].parent / "libiomp5.so"
+    if threads.is_file():  # MKL looks for it on the system's path only
+        ctypes.CDLL(str(threads), mode=ctypes.RTLD_GLOBAL)
     os.environ["MKL_RT"] = str(found[0])
     import sparse_dot_mkl
 
@@ -317,6 +317,10 @@ def main(_: Sequence[str]) -> None:
     ceilings = {threads: harness.roofs(floats, threads) for threads in FLAGS.threads}
     log.header({"machine": harness.machine(), "roofs": ceilings})
     measure(cases, FLAGS.algorithm, FLAGS.rounds, log)
+    for threads, ceiling in ceilings.items():  # again, in case something else ran at the start
+        for name, value in harness.roofs(floats, threads).items():
+            ceiling[name] = max(ceiling[name], value)
+    log.header({"roofs": ceilings})
     log.write_csv()
     show(log, ceilings)
     plot_speedup(log, folder / "speedup.png")

@@ -163,7 +163,7 @@ def compare(peers: Sequence[Peer], case: Any, rounds: int, tolerance: float) -> 
     return {name: answer | spread[name] if name in spread else answer for name, answer in answers.items()}
 
 
-def wait_for_quiet(limit: float = 60.0, busy: float = 0.1) -> float:
+def wait_for_quiet(limit: float = 10.0, busy: float = 0.1) -> float:
     """Waits until other programs use less than `busy` of the machine, at most `limit` seconds; returns what they use.
 
     Linux only; elsewhere it returns 0 at once.

@@ -22,6 +22,8 @@ from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 _MACS_OF_A_THREAD = 2**20
 # Tasks a thread should find, so that all end at about the same time.
 _TASKS_OF_A_THREAD = 4
+# Elements of the result that a thread gathers before it writes them.
+_STRIP = 4096
 _BUILDING = threading.Lock()
 # What a call of the kernel does: packs x, multiplies packed panels, or does both, panel after panel.
 _PACK, _PACKED, _FUSED = range(3)
@@ -226,26 +228,40 @@ def _product(tile: Tile, vectors: int, out: np.dtype) -> Callable:
     return _compile(product)
 
 
+def _strip_columns(tile: Tile) -> int:
+    """Columns of the result that are computed before they are written, such that they stay in the level-1 cache."""
+    return max(1, min(64, _STRIP // tile.width) // tile.columns) * tile.columns
+
+
 def _panel(tile: Tile, vectors: int, out: np.dtype) -> Callable:
-    """Compiles the product of one panel and one chunk of the column tiles [first, last)."""
-    columns, width = tile.columns, vectors * tile.lanes
+    """Compiles the product of one panel and one chunk of the column tiles [first, last).
+
+    Tiles are narrower than a cache line, and rows of the result are often a power of two apart: written one by one they
+    would push each other out of the cache. So a strip of them is gathered, and its rows are copied.
+    """
+    columns, strip_columns = tile.columns, _strip_columns(tile)
+    strip_tiles, out_lanes = strip_columns // columns, tile.isa.lanes(out)
     product = _product(tile, vectors, out)
 
     def panel_product(
-        panel, base, row, rows, values, offsets, starts, chunk, tiles, first, last, bias, shift, target, stride, edge
+        panel, base, row, rows, values, offsets, starts, chunk, tiles, first, last, bias, shift, target, stride, strip
     ):
-        for place in range(first, last):
-            entry = chunk * tiles + place
-            start, stop, column = starts[entry], starts[entry + 1], place * columns
-            if chunk == 0 and rows == width and column + columns <= stride:
-                at = row * stride + column
-                product(panel, base, values, offsets, start, stop, bias, column, shift, target, at, stride)
-                continue
-            product(panel, base, values, offsets, start, stop, bias, column, shift, edge, 0, columns)
+        for left in range(first, last, strip_tiles):
+            right = min(last, left + strip_tiles)
+            for place in range(left, right):
+                entry = chunk * tiles + place
+                start, stop, at = starts[entry], starts[entry + 1], (place - left) * columns
+                product(
+                    panel, base, values, offsets, start, stop, bias, place * columns, shift, strip, at, strip_columns
+                )
+            width = min(right * columns, stride) - left * columns
             for y in range(rows):
-                for x in range(min(columns, stride - column)):
-                    at = (row + y) * stride + column + x
-                    target[at] = edge[y * columns + x] + (target[at] if chunk > 0 else 0)
+                at, source = (row + y) * stride + left * columns, y * strip_columns
+                whole = width // out_lanes * out_lanes if chunk == 0 else 0
+                for x in range(0, whole, out_lanes):
+                    simd.store(simd.load(strip, source + x, out_lanes, 1), target, at + x, 0)
+                for x in range(whole, width):
+                    target[at + x] = strip[source + x] + (target[at + x] if chunk > 0 else 0)
 
     return _compile(panel_product)
 
@@ -257,7 +273,7 @@ def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
 
     def share(
         mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-        bias, shift, target, stride, edge,
+        bias, shift, target, stride, strip,
     ):  # fmt: skip
         for first in range(0, depth, chunk):
             place = base if mode == _FUSED else base + first // unit * width
@@ -266,7 +282,7 @@ def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
             if mode != _PACK:
                 panel_product(
                     buffer, place, row, rows, values, offsets, starts, first // chunk, tiles, a, b,
-                    bias, shift, target, stride, edge,
+                    bias, shift, target, stride, strip,
                 )  # fmt: skip
 
     return _compile(share)
@@ -274,7 +290,7 @@ def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
 
 def _worker(tile: Tile, out: np.dtype) -> Callable:
     """Compiles the kernel: threads take panels, or slices of the columns of packed panels, as they come free."""
-    lanes, width, unit, edge_size = tile.lanes, tile.width, tile.unit, tile.width * tile.columns
+    lanes, width, unit, strip_size = tile.lanes, tile.width, tile.unit, tile.width * _strip_columns(tile)
     middle = -(-tile.vectors // 2)
     # The last panel is as wide as its rows need, of three widths.
     full, half, single = (_share(tile, vectors, out) for vectors in (tile.vectors, middle, 1))
@@ -285,7 +301,7 @@ def _worker(tile: Tile, out: np.dtype) -> Callable:
     ):  # fmt: skip
         room = len(buffer) // workers
         for worker in prange(workers):
-            edge = np.empty(edge_size, target.dtype)
+            strip = np.empty(strip_size, target.dtype)
             while True:
                 task = simd.fetch_add(counter)
                 row = task // slices * width
@@ -296,12 +312,12 @@ def _worker(tile: Tile, out: np.dtype) -> Callable:
                 a, b = task % slices * tiles // slices, (task % slices + 1) * tiles // slices
                 if rows > middle * lanes:
                     full(mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-                         bias, shift, target, stride, edge)  # fmt: skip
+                         bias, shift, target, stride, strip)  # fmt: skip
                 elif rows > lanes:
                     half(mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-                         bias, shift, target, stride, edge)  # fmt: skip
+                         bias, shift, target, stride, strip)  # fmt: skip
                 else:
                     single(mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-                           bias, shift, target, stride, edge)  # fmt: skip
+                           bias, shift, target, stride, strip)  # fmt: skip
 
     return numba.njit(nogil=True, error_model="numpy", parallel=True)(kernel)
