@@ -216,6 +216,17 @@ class BlockSparseMatrix:
         if bias is not None and np.shape(bias) != self.shape[1:]:
             raise ValueError(f"bias has shape {np.shape(bias)}; this matrix takes {self.shape[1:]}.")
 
+        bias_most = int(np.abs(np.asarray(bias, np.int64)).max(initial=0)) if bias is not None else 0
+        most = self._largest_sum + bias_most + (1 << (shift or 0) >> 1)
+        if most >= 2**31:
+            raise ValueError(f"The sums may reach {most}, and an int32 ends at {2**31 - 1}: use a smaller bias.")
+
+    @cached_property
+    def _largest_sum(self) -> int:
+        """What no sum of an int8 matrix exceeds, for any x."""
+        columns = np.abs(self.to_dense().astype(np.int32)).sum(axis=0, dtype=np.int64)
+        return 255 * int(columns.max(initial=0))
+
     def _product_of_nothing(self, bias: np.ndarray | None, shift: int | None) -> np.ndarray:
         """The result for K = 0, a row of it."""
         sums = np.zeros(self.shape[1], np.int64) if bias is None else np.asarray(bias, np.int64)

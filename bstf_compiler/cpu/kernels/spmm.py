@@ -6,6 +6,7 @@ rows; then each kept weight is one broadcast and `vectors` multiply-adds, and a 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,10 +112,32 @@ def _run(
 
 
 def _workers(threads: int | None, macs: int) -> int:
-    most = numba.config.NUMBA_NUM_THREADS
+    with _BUILDING:
+        most = _start_threads()
     if threads is None:
         threads = max(1, min(numba.get_num_threads(), macs // _MACS_OF_A_THREAD))
     return min(threads, most)
+
+
+@cache
+def _start_threads() -> int:
+    """Starts Numba's threads, once; returns how many there are.
+
+    GNU's OpenMP lets a thread that waits spin for milliseconds. On a core that another program wants too, it spins away
+    the time that the thread it waits for needs, and a product of 1 ms takes 8. Told to sleep after some microseconds,
+    it takes 2. The library reads this when it is loaded, and settings of the user's stay.
+    """
+    if numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER = "threadsafe"  # `workqueue` aborts the process when two threads enter
+    ours = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if ours:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        numba.get_num_threads()  # loads the library
+    finally:
+        if ours:
+            del os.environ["GOMP_SPINCOUNT"]
+    return numba.config.NUMBA_NUM_THREADS
 
 
 def _source_type(tile: Tile) -> np.dtype:
@@ -139,8 +162,6 @@ def _kernel(tile: Tile, out: np.dtype) -> Callable:
 
 @cache
 def _build(tile: Tile, out: np.dtype) -> Callable:
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER = "threadsafe"  # `workqueue` aborts the process when two threads enter
     return _worker(tile, out)
 
 

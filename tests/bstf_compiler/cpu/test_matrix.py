@@ -174,6 +174,13 @@ def test_result_is_written_where_it_should_be():
         (lambda m, x: BlockSparseMatrix.from_dense(x[0]), ValueError, "1"),
         (lambda m, x: BlockSparseMatrix.from_dense(x.astype(int)), TypeError, "int64"),
         (lambda m, x: BlockSparseMatrix.from_dense(x, isa="mmx"), ValueError, "'mmx': use one of avx512_vnni"),
+        (
+            lambda m, x: BlockSparseMatrix.from_dense(np.ones((8, 1), np.int8)).multiply(
+                np.ones((1, 8), np.int8), bias=np.array([2**31 - 1])
+            ),
+            ValueError,
+            "smaller bias",
+        ),
         (lambda m, x: BlockSparseMatrix.from_dense(np.zeros((2**16, 1), np.int8)), ValueError, "overflow"),
     ],
 )  # fmt: skip
