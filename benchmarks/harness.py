@@ -33,8 +33,8 @@ from bstf_compiler.cpu import simd
 _POOLS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A sample repeats short work for at least so many seconds.
 _SAMPLE_SECONDS = 0.02
-# Threads of the peer before spin for a while, in case more work comes.
-_PAUSE_SECONDS = 0.05
+# Threads of the peer before spin for a tenth of a second, in case more work comes.
+_PAUSE_SECONDS = 0.2
 # Median absolute deviation over median above which a case is measured again.
 _NOISE = 0.05
 

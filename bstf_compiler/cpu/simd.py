@@ -137,8 +137,7 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.
 
 def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     # `fmuladd`, not `fma`: without the instruction the latter is a call into the C library for every lane.
-    width = {"float": 32, "double": 64}[str(c.type.element)]
-    return _call(builder, f"llvm.fmuladd.v{c.type.count}f{width}", c.type, [a, b, c])
+    return _call(builder, f"llvm.fmuladd.v{c.type.count}f{_bits(c.type.element)}", c.type, [a, b, c])
 
 
 def _add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -216,15 +215,51 @@ def zeros(typing, array, lanes, rows, count):
     return vectors(array, lanes, rows, count), generate
 
 
-def _interleave(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value]:
-    """Vectors a, b, .. to a0 b0 .. a1 b1 .. in as many vectors: the transpose. A power of two of them."""
+def _bits(element: ir.Type) -> int:
+    return element.width if isinstance(element, ir.IntType) else {"float": 32, "double": 64}[str(element)]
+
+
+def _segment(kind: ir.VectorType) -> int:
+    """Elements in 128 bits. Shuffles within these are the cheapest ones of x86, so transpositions begin with them."""
+    return min(kind.count, 128 // _bits(kind.element))
+
+
+def _interleave(builder: ir.IRBuilder, vectors: list[ir.Value], segment: int, unit: int = 1) -> list[ir.Value]:
+    """Vectors a, b, .. to a0 b0 .. a1 b1 .. in as many vectors, segment by segment. A power of two of them.
+
+    A vector's segments are `segment` elements long; a0 stands for `unit` elements that stay together.
+    """
     lanes, half = vectors[0].type.count, len(vectors) // 2
-    low = [place // 2 + lanes * (place % 2) for place in range(lanes)]
-    high = [lane + lanes // 2 for lane in low]
+    low, high = [], []
+    for base in range(0, lanes, segment):
+        for place in range(0, segment, unit):
+            start = base + lanes * (place // unit % 2) + place // unit // 2 * unit
+            low += range(start, start + unit)
+            high += range(start + segment // 2, start + segment // 2 + unit)
     for _ in range(half.bit_length()):
         pairs = list(zip(vectors[:half], vectors[half:]))
         vectors = [_shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
     return vectors
+
+
+def _columns(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[list[ir.Value]]:
+    """The columns of a matrix of which these vectors are the rows, each as one or more vectors."""
+    lanes, segment = rows[0].type.count, _segment(rows[0].type)
+    side, length = min(len(rows), segment), min(len(rows), lanes)
+    pieces, neighbours = len(rows) // length, segment // side
+    groups = [_interleave(builder, rows[start : start + side], segment) for start in range(0, len(rows), side)]
+    columns: list[list[ir.Value]] = [[] for _ in range(lanes)]
+    for which, parts in enumerate(zip(*groups)):  # each group's columns `which` of every segment
+        vectors = list(parts)
+        if len(vectors) > 1 and lanes > side:
+            vectors = _interleave(builder, vectors, lanes, side)
+        for place in range(lanes * len(vectors) // length):
+            vector, start = vectors[place * length // lanes], place * length % lanes
+            piece = place // pieces
+            column = piece // neighbours * segment + which * neighbours + piece % neighbours
+            part = _shuffle(builder, vector, vector, list(range(start, start + length))) if length < lanes else vector
+            columns[column].append(part)
+    return columns
 
 
 @intrinsic
@@ -234,7 +269,8 @@ def transpose(typing, vectors):
         return None
 
     def generate(context, builder, signature, arguments):
-        return context.make_tuple(builder, vectors, _interleave(builder, cgutils.unpack_tuple(builder, arguments[0])))
+        columns = _columns(builder, cgutils.unpack_tuple(builder, arguments[0]))
+        return context.make_tuple(builder, vectors, [vector for column in columns for vector in column])
 
     return vectors(vectors), generate
 
@@ -386,19 +422,6 @@ def requantise(typing, tile, shift):
     return tile(tile, types.int64), generate
 
 
-def _columns(builder: ir.IRBuilder, tile: list[ir.Value], count: int) -> list[list[ir.Value]]:
-    """The columns of a tile of `count` vectors a row, each as one or more vectors of at most `rows` elements."""
-    rows, lanes = len(tile) // count, tile[0].type.count
-    pieces = []
-    for place in range(count):
-        for vector in _interleave(builder, tile[place::count]):
-            step = min(rows, lanes)
-            for start in range(0, lanes, step):
-                pieces.append(_shuffle(builder, vector, vector, list(range(start, start + step))))
-    per_column = max(1, rows // lanes)
-    return [pieces[start : start + per_column] for start in range(0, len(pieces), per_column)]
-
-
 @intrinsic(prefer_literal=True)
 def store_transposed(typing, tile, count, array, index, stride):
     """Stores a tile of `count` vectors a row: its column c at array[index + c * stride :][:rows]."""
@@ -408,26 +431,44 @@ def store_transposed(typing, tile, count, array, index, stride):
     def generate(context, builder, signature, arguments):
         element = context.get_value_type(array.dtype)
         at = arguments[3]
-        for column in _columns(builder, cgutils.unpack_tuple(builder, arguments[0]), count.literal_value):
-            address = _address(context, builder, array, arguments[2], at)
-            for place, piece in enumerate(column):
-                kind = ir.VectorType(element, piece.type.count)
-                narrow = piece if piece.type == kind else builder.trunc(piece, kind)
-                _store(builder, narrow, builder.gep(address, [ir.Constant(_INT32, place * kind.count)]))
-            at = builder.add(at, arguments[4])
+        vectors = cgutils.unpack_tuple(builder, arguments[0])
+        for place in range(count.literal_value):
+            for column in _columns(builder, vectors[place :: count.literal_value]):
+                address = _address(context, builder, array, arguments[2], at)
+                for part, piece in enumerate(column):
+                    kind = ir.VectorType(element, piece.type.count)
+                    narrow = piece if piece.type == kind else builder.trunc(piece, kind)
+                    _store(builder, narrow, builder.gep(address, [ir.Constant(_INT32, part * kind.count)]))
+                at = builder.add(at, arguments[4])
         return context.get_dummy_value()
 
     return types.void(tile, count, array, types.intp, types.intp), generate
 
 
 @intrinsic
-def fetch_add(typing, counter):
-    """Adds one to counter[0] (int64) and returns what it was; atomic, for threads that share out tasks."""
-    if not isinstance(counter, types.Array):
+def prefetch(typing, array, index):
+    """Asks for the cache line of array[index], to be written soon."""
+    if not isinstance(array, types.Array):
         return None
 
     def generate(context, builder, signature, arguments):
-        data = context.make_array(counter)(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+        address = _address(context, builder, array, arguments[0], arguments[1])
+        kind = ir.IntType(8).as_pointer()
+        write, near, data = (ir.Constant(_INT32, value) for value in (1, 3, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.bitcast(address, kind), write, near, data])
+        return context.get_dummy_value()
 
-    return types.int64(counter), generate
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def fetch_add(typing, array, index, amount):
+    """Adds to array[index] (int64) and returns what it was; atomic, for what threads share."""
+    if not isinstance(array, types.Array):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        address = _address(context, builder, array, arguments[0], arguments[1])
+        return builder.atomic_rmw("add", address, arguments[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), generate

@@ -6,7 +6,6 @@ rows; then each kept weight is one broadcast and `vectors` multiply-adds, and a 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,18 +15,16 @@ import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import simd
+from bstf_compiler.cpu import simd, team
 from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 
-# Below this many multiply-adds a thread would wait for the other longer than it works.
-_MACS_OF_A_THREAD = 2**20
 # Tasks a thread should find, so that all end at about the same time.
 _TASKS_OF_A_THREAD = 4
 # Elements of the result that a thread gathers before it writes them.
 _STRIP = 4096
 _BUILDING = threading.Lock()
-# What a call of the kernel does: packs x, multiplies packed panels, or does both, panel after panel.
-_PACK, _PACKED, _FUSED = range(3)
+# Instead of a number of pieces to pack a panel in: whoever multiplies a panel packs it just before.
+_FUSED = -1
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,29 @@ class Panels:
 def pack(x: np.ndarray, weights: TiledWeights, threads: int | None = None) -> Panels:
     """Packs x (M, K) for products with weights of the same K, tile and instruction set."""
     tile = weights.tile
-    words = -(-len(x) // tile.width) * tile.width * (weights.depth // tile.unit)
-    panels = Panels(tile, weights.depth, len(x), x.dtype == np.int8, empty(words, tile.word))
+    workers = team.size(threads, 16 * x.size)
+    panels = Panels(tile, weights.depth, len(x), x.dtype == np.int8, _room(len(x), weights))
     out = np.empty(0, np.int32 if tile.dtype == np.int8 else tile.dtype)
-    _run(_PACK, x, panels.values, len(x), weights, out, np.empty(0, np.int32), 0, 1, _workers(threads, 16 * x.size))
+    pieces = _pieces(_wanted(workers), len(x), weights)
+    _run(x, panels.values, len(x), weights, out, np.empty(0, np.int32), 0, pieces, 0, workers)
     return panels
+
+
+def _room(rows: int, weights: TiledWeights) -> np.ndarray:
+    """Memory for all panels of so many rows."""
+    tile = weights.tile
+    return empty(-(-rows // tile.width) * tile.width * (weights.depth // tile.unit), tile.word)
+
+
+def _wanted(workers: int) -> int:
+    """How many tasks to make for so many threads, at least."""
+    return _TASKS_OF_A_THREAD * workers if workers > 1 else 1
+
+
+def _pieces(wanted: int, rows: int, weights: TiledWeights) -> int:
+    """Into how many tasks to split the packing of a panel."""
+    tile = weights.tile
+    return min(-(-wanted // max(1, -(-rows // tile.width))), -(-weights.depth // (tile.lanes * tile.unit)))
 
 
 def multiply(
@@ -76,24 +91,25 @@ def multiply(
     """
     tile = weights.tile
     rows = x.rows if isinstance(x, Panels) else len(x)
-    workers = _workers(threads, rows * len(weights.offsets) * tile.depth * tile.columns)
-    wanted = _TASKS_OF_A_THREAD * workers if workers > 1 else 1
-    panels = -(-rows // tile.width)
-    if not isinstance(x, Panels) and panels < wanted:  # few panels: threads share out the columns of each
-        x = pack(x, weights, workers)
+    workers = team.size(threads, rows * len(weights.offsets) * tile.depth * tile.columns)
+    wanted, panels = _wanted(workers), -(-rows // tile.width)
+    slices = max(1, min(weights.tiles, -(-wanted // panels)))
     if isinstance(x, Panels):
-        slices = max(1, min(weights.tiles, -(-wanted // panels)))
         start = _start(bias, weights, x.signed)
-        _run(_PACKED, x.values.view(_source_type(tile)), x.values, rows, weights, out, start, shift, slices, workers)
-    else:
-        panel = min(weights.depth, tile.chunk) // tile.unit * tile.width
-        buffer = empty(workers * panel, tile.word)
-        _run(_FUSED, x, buffer, rows, weights, out, _start(bias, weights, x.dtype == np.int8), shift, 1, workers)
+        _run(x.values.view(_source_type(tile)), x.values, rows, weights, out, start, shift, 0, slices, workers)
+        return
+    start = _start(bias, weights, x.dtype == np.int8)
+    if panels >= wanted:
+        buffer = empty(workers * (min(weights.depth, tile.chunk) // tile.unit * tile.width), tile.word)
+        _run(x, buffer, rows, weights, out, start, shift, _FUSED, 1, workers)
+    else:  # few panels: threads share out parts of each
+        pieces = _pieces(wanted, rows, weights)
+        _run(x, _room(rows, weights), rows, weights, out, start, shift, pieces, slices, workers)
 
 
 def _run(
-    mode: int, x: np.ndarray, buffer: np.ndarray, rows: int, weights: TiledWeights, out: np.ndarray,
-    start: np.ndarray, shift: int, slices: int, workers: int,
+    x: np.ndarray, buffer: np.ndarray, rows: int, weights: TiledWeights, out: np.ndarray,
+    start: np.ndarray, shift: int, pieces: int, slices: int, workers: int,
 ) -> None:  # fmt: skip
     """Calls the compiled kernel, with its number of threads."""
     kernel = _kernel(weights.tile, out.dtype)
@@ -103,41 +119,12 @@ def _run(
     numba.set_num_threads(workers)  # for this Python thread only
     try:
         kernel(
-            mode, flat, rows, weights.shape[0], weights.depth, mask, buffer, weights.values, weights.offsets,
-            weights.starts, weights.tiles, start, shift, out.reshape(-1), weights.shape[1], slices, workers,
-            np.zeros(1, np.int64),
+            flat, rows, weights.shape[0], weights.depth, mask, buffer, weights.values, weights.offsets,
+            weights.starts, weights.tiles, start, shift, out.reshape(-1), weights.shape[1], pieces, slices, workers,
+            team.gather(workers),
         )  # fmt: skip
     finally:
         numba.set_num_threads(before)
-
-
-def _workers(threads: int | None, macs: int) -> int:
-    with _BUILDING:
-        most = _start_threads()
-    if threads is None:
-        threads = max(1, min(numba.get_num_threads(), macs // _MACS_OF_A_THREAD))
-    return min(threads, most)
-
-
-@cache
-def _start_threads() -> int:
-    """Starts Numba's threads, once; returns how many there are.
-
-    GNU's OpenMP lets a thread that waits spin for milliseconds. On a core that another program wants too, it spins away
-    the time that the thread it waits for needs, and a product of 1 ms takes 8. Told to sleep after some microseconds,
-    it takes 2. The library reads this when it is loaded, and settings of the user's stay.
-    """
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER = "threadsafe"  # `workqueue` aborts the process when two threads enter
-    ours = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
-    if ours:
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-    try:
-        numba.get_num_threads()  # loads the library
-    finally:
-        if ours:
-            del os.environ["GOMP_SPINCOUNT"]
-    return numba.config.NUMBA_NUM_THREADS
 
 
 def _source_type(tile: Tile) -> np.dtype:
@@ -263,19 +250,23 @@ def _panel(tile: Tile, vectors: int, out: np.dtype) -> Callable:
     columns, strip_columns = tile.columns, _strip_columns(tile)
     strip_tiles, out_lanes = strip_columns // columns, tile.isa.lanes(out)
     product = _product(tile, vectors, out)
+    line = 64 // out.itemsize
 
     def panel_product(
         panel, base, row, rows, values, offsets, starts, chunk, tiles, first, last, bias, shift, target, stride, strip
     ):
         for left in range(first, last, strip_tiles):
             right = min(last, left + strip_tiles)
+            width = min(right * columns, stride) - left * columns
+            for y in range(row, row + rows):
+                for x in range(left * columns, left * columns + width, line):
+                    simd.prefetch(target, y * stride + x)
             for place in range(left, right):
                 entry = chunk * tiles + place
                 start, stop, at = starts[entry], starts[entry + 1], (place - left) * columns
                 product(
                     panel, base, values, offsets, start, stop, bias, place * columns, shift, strip, at, strip_columns
                 )
-            width = min(right * columns, stride) - left * columns
             for y in range(rows):
                 at, source = (row + y) * stride + left * columns, y * strip_columns
                 whole = width // out_lanes * out_lanes if chunk == 0 else 0
@@ -288,57 +279,72 @@ def _panel(tile: Tile, vectors: int, out: np.dtype) -> Callable:
 
 
 def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
-    """Compiles a task: one panel of `vectors` vectors, packed, or multiplied by the column tiles [a, b), or both."""
+    """Compiles a task on a panel: packs columns [a, b) of x, or multiplies by the column tiles [a, b)."""
     chunk, unit, width = tile.chunk, tile.unit, vectors * tile.lanes
     packer, panel_product = _packer(tile, vectors), _panel(tile, vectors, out)
 
     def share(
-        mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
+        packing, fused, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
         bias, shift, target, stride, strip,
     ):  # fmt: skip
+        if packing:
+            packer(x, row, rows, columns, a, b, mask, buffer, base + a // unit * width)
+            return
         for first in range(0, depth, chunk):
-            place = base if mode == _FUSED else base + first // unit * width
-            if mode != _PACKED:
-                packer(x, row, rows, columns, first, min(depth, first + chunk), mask, buffer, place)
-            if mode != _PACK:
-                panel_product(
-                    buffer, place, row, rows, values, offsets, starts, first // chunk, tiles, a, b,
-                    bias, shift, target, stride, strip,
-                )  # fmt: skip
+            if fused:
+                packer(x, row, rows, columns, first, min(depth, first + chunk), mask, buffer, base)
+            place = base if fused else base + first // unit * width
+            panel_product(
+                buffer, place, row, rows, values, offsets, starts, first // chunk, tiles, a, b,
+                bias, shift, target, stride, strip,
+            )  # fmt: skip
 
     return _compile(share)
 
 
 def _worker(tile: Tile, out: np.dtype) -> Callable:
-    """Compiles the kernel: threads take panels, or slices of the columns of packed panels, as they come free."""
+    """Compiles the kernel: threads take parts of the packing, then of the product, as they come free."""
     lanes, width, unit, strip_size = tile.lanes, tile.width, tile.unit, tile.width * _strip_columns(tile)
-    middle = -(-tile.vectors // 2)
+    middle, step = -(-tile.vectors // 2), tile.lanes * tile.unit
     # The last panel is as wide as its rows need, of three widths.
     full, half, single = (_share(tile, vectors, out) for vectors in (tile.vectors, middle, 1))
 
     def kernel(
-        mode, x, count, columns, depth, mask, buffer, values, offsets, starts, tiles,
-        bias, shift, target, stride, slices, workers, counter,
+        x, count, columns, depth, mask, buffer, values, offsets, starts, tiles,
+        bias, shift, target, stride, pieces, slices, workers, members,
     ):  # fmt: skip
         room = len(buffer) // workers
+        fused = pieces == _FUSED
+        packs = -(-count // width) * max(0, pieces)
         for worker in prange(workers):
             strip = np.empty(strip_size, target.dtype)
+            team.join(members, worker)
             while True:
-                task = simd.fetch_add(counter)
-                row = task // slices * width
-                if row >= count:
-                    break
-                rows = min(width, count - row)
-                base = worker * room if mode == _FUSED else row * (depth // unit)
-                a, b = task % slices * tiles // slices, (task % slices + 1) * tiles // slices
-                if rows > middle * lanes:
-                    full(mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-                         bias, shift, target, stride, strip)  # fmt: skip
-                elif rows > lanes:
-                    half(mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-                         bias, shift, target, stride, strip)  # fmt: skip
+                task = team.take(members, workers)
+                packing = task < packs
+                if packing:
+                    row, part = task // pieces * width, task % pieces
+                    steps = -(-depth // step)
+                    a, b = part * steps // pieces * step, min(depth, (part + 1) * steps // pieces * step)
                 else:
-                    single(mode, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
-                           bias, shift, target, stride, strip)  # fmt: skip
+                    row, part = (task - packs) // max(1, slices) * width, (task - packs) % max(1, slices)
+                    if row >= count or slices == 0:
+                        break
+                    team.wait(members, packs)
+                    a, b = part * tiles // slices, (part + 1) * tiles // slices
+                rows = min(width, count - row)
+                base = worker * room if fused else row * (depth // unit)
+                if rows > middle * lanes:
+                    full(packing, fused, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts,
+                         tiles, a, b, bias, shift, target, stride, strip)  # fmt: skip
+                elif rows > lanes:
+                    half(packing, fused, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts,
+                         tiles, a, b, bias, shift, target, stride, strip)  # fmt: skip
+                else:
+                    single(packing, fused, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts,
+                           tiles, a, b, bias, shift, target, stride, strip)  # fmt: skip
+                if packing:
+                    team.done(members)
+            team.leave(members)
 
     return numba.njit(nogil=True, error_model="numpy", parallel=True)(kernel)

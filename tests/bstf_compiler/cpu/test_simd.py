@@ -112,12 +112,12 @@ def test_exclusive_or_and_counter():
     @compiled
     def both(a, out, counter):
         simd.store(simd.xor(simd.load(a, 0, 4, 1), 0x80808080), out, 0, 4)
-        return simd.fetch_add(counter) + 10 * simd.fetch_add(counter)
+        return simd.fetch_add(counter, 1, 2) + 10 * simd.fetch_add(counter, 1, 1)
 
-    a, out, counter = np.arange(4, dtype=np.int32), np.zeros(4, np.int32), np.zeros(1, np.int64)
-    assert both(a, out, counter) == 10
+    a, out, counter = np.arange(4, dtype=np.int32), np.zeros(4, np.int32), np.zeros(2, np.int64)
+    assert both(a, out, counter) == 20
     assert np.array_equal(out.view(np.uint8), a.view(np.uint8) ^ 0x80)
-    assert counter[0] == 2
+    assert counter.tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(
