@@ -216,7 +216,7 @@ def fma_peak(case: tuple[str, int]) -> Work:
             tile = simd.zeros(values, lanes, rows, count)
             vectors = simd.load(values, worker, lanes, count)
             for _ in range(steps):
-                tile = simd.fma_outer(tile, vectors, values, 0)
+                tile = simd.fma_outer(tile, vectors, values, 0, 1)
             simd.store_transposed(tile, count, out, worker * rows * count * lanes, rows)
 
     numba.config.THREADING_LAYER = "threadsafe"

@@ -9,7 +9,7 @@ import numpy as np
 
 from bstf_compiler import bsr
 from bstf_compiler.cpu import tiles
-from bstf_compiler.cpu.kernels import spmm
+from bstf_compiler.cpu.kernels import spgemm, spmm
 from bstf_compiler.cpu.simd import ISAS, Isa, host_isa
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int8))
@@ -20,9 +20,10 @@ _LONGEST_INT8 = 2**16 - 1
 class BlockSparseMatrix:
     """A matrix (K, N) of float32, float64 or int8 that stores only blocks with a nonzero.
 
-    `x @ m` is the product with a NumPy array x (M, K); `multiply` is the same with options. Products may run in several
-    Python threads at once, and give the same bits for any number of threads. The first product of a type and block
-    shape compiles its kernel, which takes seconds.
+    `x @ m` is the product with a NumPy array x (M, K); `multiply` is the same with options. `m @ n` is the product of
+    two block-sparse matrices; `product` is the same with options. Products may run in several Python threads at once,
+    and give the same bits for any number of threads. The first product of a type and block shape compiles its kernel,
+    which takes seconds.
 
     Args:
         columns: the blocks, as of a 1x1 kernel: `shape` is (1, 1, K, N).
@@ -152,6 +153,56 @@ class BlockSparseMatrix:
         elif out.size:
             spmm.multiply(x, self._tiled, out, bias=bias, shift=shift or 0, threads=_threads(threads))
         return out
+
+    def __matmul__(self, other: BlockSparseMatrix) -> BlockSparseMatrix:
+        """`product`: this matrix times another block-sparse one."""
+        if not isinstance(other, BlockSparseMatrix):
+            raise TypeError("A block-sparse matrix multiplies from the right: use x @ m, or m @ n with two of them.")
+        return self.product(other)
+
+    def product(
+        self,
+        other: BlockSparseMatrix,
+        threads: int | None = None,
+        algorithm: str = "gustavson",
+        out: BlockSparseMatrix | None = None,
+    ) -> BlockSparseMatrix:
+        """The product m @ n of two block-sparse float matrices, block sparse again.
+
+        Args:
+            other: n (K, N), of this matrix's type, with as many rows in a block as this one has columns in a block.
+            threads: as for `multiply`.
+            algorithm: "gustavson", or "coo_merge", the slow one of the published study; see `cpu.kernels.spgemm`.
+            out: a product that isn't needed any more. The result takes its memory if it fits, which saves the time of
+                getting pages from the system: for results beyond the cache, more than that of the product.
+
+        Returns:
+            (M, N), with a block wherever two blocks meet, be their product zero or not.
+
+        Raises:
+            TypeError: the types differ, or are int8.
+            ValueError: shapes or blocks don't fit, or there is no such algorithm.
+        """
+        if self.dtype != other.dtype or self.dtype == np.int8:
+            raise TypeError(
+                f"The matrices are {self.dtype} and {other.dtype}; a sparse product takes two of float32 or float64."
+            )
+        if self.shape[1] != other.shape[0] or self.block[1] != other.block[0]:
+            raise ValueError(
+                f"A {self.shape} matrix in blocks of {self.block} can't be multiplied by a {other.shape} one in blocks "
+                f"of {other.block}: columns, and columns of a block, have to be the rows of the other."
+            )
+        if algorithm == "gustavson":
+            room = None if out is None or out.dtype != self.dtype else out._columns.blocks.reshape(-1)
+            columns = spgemm.gustavson(self._columns, other._columns, self._isa, _threads(threads), room)
+        elif algorithm == "coo_merge":
+            left = spgemm.coordinates(self._columns).sorted_by("row", _threads(threads))
+            right = spgemm.coordinates(other._columns)  # in column order
+            made = spgemm.coo_merge(left, right, self._isa, _threads(threads)).sorted_by("column", threads)
+            columns = spgemm.block_columns(made, (self.shape[0], other.shape[1]))
+        else:
+            raise ValueError(f"There is no algorithm {algorithm!r}: use gustavson or coo_merge.")
+        return BlockSparseMatrix(columns, self._isa.name)
 
     def validate(self) -> None:
         """Checks the matrix.

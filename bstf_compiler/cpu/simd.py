@@ -5,7 +5,7 @@ registers. The intrinsics of this file let a Numba function say what it wants he
 
     vectors = load(panel, index, lanes, count)       # a tuple of `count` vectors of `lanes` elements
     tile = zeros(panel, lanes, rows, count)          # a tile: `rows` x `count` vectors, row by row
-    tile = fma_outer(tile, vectors, weights, index)  # tile[r] += weights[index + r] * vectors, for every row r
+    tile = fma_outer(tile, vectors, weights, index, 1)  # tile[r] += weights[index + r] * vectors, for every row r
     store_transposed(tile, count, out, index, stride)
 
 Vectors and tuples of vectors are values: LLVM keeps them in registers. They cannot leave compiled code. `lanes` and
@@ -291,23 +291,24 @@ def xor(typing, vectors, mask):
 
 
 @intrinsic
-def fma_outer(typing, tile, vectors, weights, index):
-    """tile[r, v] + weights[index + r] * vectors[v] for every row r and vector v of a tile of floats."""
+def fma_outer(typing, tile, vectors, weights, index, stride):
+    """tile[r, v] + weights[index + r * stride] * vectors[v] for every row r and vector v of a tile of floats."""
     if not (isinstance(tile, types.UniTuple) and isinstance(weights, types.Array)):
         return None
 
     def generate(context, builder, signature, arguments):
         sums = cgutils.unpack_tuple(builder, arguments[0])
         parts = cgutils.unpack_tuple(builder, arguments[1])
+        at = arguments[3]
         for row in range(tile.count // vectors.count):
-            at = builder.add(arguments[3], ir.Constant(arguments[3].type, row))
             address = _address(context, builder, weights, arguments[2], at)
             weight = _broadcast(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
                 sums[place] = _fma(builder, weight, part, sums[place])
+            at = builder.add(at, arguments[4])
         return context.make_tuple(builder, tile, sums)
 
-    return tile(tile, vectors, weights, types.intp), generate
+    return tile(tile, vectors, weights, types.intp, types.intp), generate
 
 
 def _dot_bytes(builder: ir.IRBuilder, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
@@ -446,19 +447,41 @@ def store_transposed(typing, tile, count, array, index, stride):
 
 
 @intrinsic
-def prefetch(typing, array, index):
-    """Asks for the cache line of array[index], to be written soon."""
+def lowest_bit(typing, word):
+    """The place of the lowest bit set in an integer that isn't 0."""
+    if not isinstance(word, types.Integer):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
+def _prefetch(array: types.Type, write: int) -> tuple | None:
     if not isinstance(array, types.Array):
         return None
 
     def generate(context, builder, signature, arguments):
         address = _address(context, builder, array, arguments[0], arguments[1])
-        kind = ir.IntType(8).as_pointer()
-        write, near, data = (ir.Constant(_INT32, value) for value in (1, 3, 1))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.bitcast(address, kind), write, near, data])
+        pointer = builder.bitcast(address, ir.IntType(8).as_pointer())
+        write_, near, data = (ir.Constant(_INT32, value) for value in (write, 3, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, write_, near, data])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Asks for the cache line of array[index], to be read soon."""
+    return _prefetch(array, 0)
+
+
+@intrinsic
+def prefetch_to_write(typing, array, index):
+    """Asks for the cache line of array[index], to be written soon."""
+    return _prefetch(array, 1)
 
 
 @intrinsic

@@ -213,12 +213,17 @@ def _finish(tile: Tile, vectors: int, out: np.dtype) -> Callable:
     return numba.njit(inline="always")(step)
 
 
+@numba.njit(inline="always")
+def _fma_outer(sums, vectors, weights, index):
+    return simd.fma_outer(sums, vectors, weights, index, 1)
+
+
 def _product(tile: Tile, vectors: int, out: np.dtype) -> Callable:
     """Compiles the inner loop: one tile of the result, from the entries [start, stop) of a sparse column."""
     lanes, columns, width, steps = tile.lanes, tile.columns, vectors * tile.lanes, tile.depth // tile.unit
     widened = tile.dtype == np.int8 and not tile.isa.dot
     words = 2 * columns if widened else columns
-    outer = simd.fma_outer if tile.dtype != np.int8 else simd.widened_outer if widened else simd.dot_outer
+    outer = _fma_outer if tile.dtype != np.int8 else simd.widened_outer if widened else simd.dot_outer
     finish = _finish(tile, vectors, out)
 
     def product(panel, base, values, offsets, start, stop, bias, column, shift, target, at, stride):
@@ -260,7 +265,7 @@ def _panel(tile: Tile, vectors: int, out: np.dtype) -> Callable:
             width = min(right * columns, stride) - left * columns
             for y in range(row, row + rows):
                 for x in range(left * columns, left * columns + width, line):
-                    simd.prefetch(target, y * stride + x)
+                    simd.prefetch_to_write(target, y * stride + x)
             for place in range(left, right):
                 entry = chunk * tiles + place
                 start, stop, at = starts[entry], starts[entry + 1], (place - left) * columns

@@ -61,13 +61,13 @@ def test_outer_product_of_a_tile(dtype, width, rows):
     def outer(panel, weights, out):
         tile = simd.zeros(panel, lanes, rows, count)
         for k in range(5):
-            tile = simd.fma_outer(tile, simd.load(panel, k * lanes * count, lanes, count), weights, k * rows)
+            tile = simd.fma_outer(tile, simd.load(panel, k * lanes * count, lanes, count), weights, k, 5)
         simd.store_transposed(tile, count, out, 2, rows + 1)
 
     rng = np.random.default_rng(0)
     panel, weights = (rng.integers(-9, 9, (5, size)).astype(dtype) for size in (lanes * count, rows))
     out = np.zeros((lanes * count + 2, rows + 1), dtype)
-    outer(panel, weights, out)
+    outer(panel, np.ascontiguousarray(weights.T), out)
     result = out.ravel()[2:][: lanes * count * (rows + 1)].reshape(-1, rows + 1)
     assert np.array_equal(result[:, :rows], panel.T @ weights)
     assert not result[:, rows].any()
