@@ -35,6 +35,8 @@ _POOLS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_N
 _SAMPLE_SECONDS = 0.02
 # Threads of the peer before spin for a tenth of a second, in case more work comes.
 _PAUSE_SECONDS = 0.2
+# Work that takes longer needs no warm-up, and three samples of it do.
+_LONG_SECONDS = 0.5
 # Median absolute deviation over median above which a case is measured again.
 _NOISE = 0.05
 
@@ -54,14 +56,17 @@ class Peer:
         name: as in the records.
         prepare: `prepare(case) -> Work`, a module-level function; ImportError says that a library is missing.
         threads: of every pool of the process.
+        environment: more variables that it starts with.
     """
 
-    def __init__(self, name: str, prepare: Callable[[Any], Work], threads: int) -> None:
+    def __init__(
+        self, name: str, prepare: Callable[[Any], Work], threads: int, environment: dict[str, str] | None = None
+    ) -> None:
         self.name = name
         here, there = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=_serve, args=(there, prepare, threads), daemon=True)
-        with _environment(dict.fromkeys(_POOLS, str(threads))):
+        with _environment(dict.fromkeys(_POOLS, str(threads)) | (environment or {})):
             self._process.start()
         there.close()
         self._pipe = here
@@ -106,7 +111,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _serve(pipe: Any, prepare: Callable[[Any], Work], threads: int) -> None:
     """The life of a peer's process: answers until the other end closes."""
-    work, repeats = None, 1
+    work, seconds, repeats = None, 0.0, 1
     while True:
         try:
             task, case = pipe.recv()
@@ -116,12 +121,15 @@ def _serve(pipe: Any, prepare: Callable[[Any], Work], threads: int) -> None:
             if task == "setup":
                 work = None  # frees the last case first
                 work = prepare(case)
-                seconds = min(_seconds(work.run, 1) for _ in range(3))
+                seconds = _seconds(work.run, 1)
+                if seconds < _LONG_SECONDS:
+                    seconds = min(seconds, *(_seconds(work.run, 1) for _ in range(2)))
                 repeats = max(1, int(_SAMPLE_SECONDS / seconds))
                 pipe.send({"error": work.error})
             else:
                 time.sleep(_PAUSE_SECONDS)
-                work.run()
+                if seconds < _LONG_SECONDS:
+                    work.run()
                 pipe.send(_seconds(work.run, repeats))
         except ImportError as error:
             pipe.send({"missing": str(error)})
@@ -152,12 +160,14 @@ def compare(peers: Sequence[Peer], case: Any, rounds: int, tolerance: float) -> 
         if not answers[peer.name]["error"] <= tolerance:
             raise ValueError(f"{peer.name} is wrong by {answers[peer.name]['error']:.2g} of the result on {case}.")
     samples: dict[str, list[float]] = {peer.name: [] for peer in able}
-    for attempt in range(3):
+    for attempt in range(2):
         others = wait_for_quiet()
         for _ in range(rounds):
             for peer in able:
-                samples[peer.name].append(peer.sample())
-        if attempt == 2 or all(_noise(values) < _NOISE for values in samples.values()):
+                taken = samples[peer.name]
+                if len(taken) < 3 or max(taken) < _LONG_SECONDS:
+                    taken.append(peer.sample())
+        if attempt or all(_noise(values) < _NOISE for values in samples.values() if max(values) < _LONG_SECONDS):
             break
     spread = {name: summary(values) | {"others": others} for name, values in samples.items()}
     return {name: answer | spread[name] if name in spread else answer for name, answer in answers.items()}

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import block_matmul, harness
+from benchmarks import harness, spgemm, spmm
 
 
 def right(case):
@@ -66,15 +66,38 @@ def test_records_are_on_disk_at_once(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_cases_count_kept_blocks_and_peers_agree(dtype):
-    case = block_matmul.Case(40, 48, 32, (8, 8), dtype, 0.5, 1)
+    case = spmm.Case(40, 48, 32, (8, 8), dtype, 0.5, 1)
     _, w = case.operands()
     assert np.count_nonzero(w) == 0.5 * 48 * 32
     assert case.operations == 2 * 40 * 48 * 32 // 2
     for name in ("bstf", "bstf_packed", "dense", "scipy_bsr", "scipy_csr"):
         try:
-            work = block_matmul.PEERS[name](case)
+            work = spmm.PEERS[name](case)
         except ImportError:
             assert dtype == "int8"
             continue
-        assert work.error <= block_matmul.TOLERANCES[dtype]
+        assert work.error <= spmm.TOLERANCES[dtype]
         work.run()
+
+
+@pytest.mark.parametrize(("rows", "degree", "side"), [(100, 8, 8), (300, 5, 1), (64, 1, 4)])
+def test_the_grid_has_as_many_operations_as_published(rows, degree, side):
+    (case,) = spgemm.cases([], [f"{rows}x{degree}"], [(side, side)], ["float32"], 1)
+    assert case.operations == 2 * side**3 * rows * degree**2
+    a = case.operand()
+    assert np.array_equal(np.bincount(a.rows), np.full(rows, degree))
+    assert len(np.unique(a.rows * rows + a.columns)) == rows * degree
+    assert set(zip(range(rows), range(rows))) <= set(zip(a.rows.tolist(), a.columns.tolist()))
+    for name in ("gustavson", "gustavson_reused", "coo_merge", "sort_shuffled", "sort_reversed", "scipy"):
+        work = spgemm.PEERS[name](case)
+        assert work.error == 0
+        work.run()
+
+
+def test_grid_of_the_published_study():
+    cases = spgemm.cases(["fig1"], [], [(1, 1), (8, 8)], ["float32"], 2)
+    assert sorted({case.operations for case in cases if case.block == (8, 8)}) == [
+        16_384_000, 32_768_000, 65_536_000, 131_072_000, 262_144_000,
+    ]  # fmt: skip
+    assert min(case.operations for case in cases) == 1_024_000
+    assert max(case.operations for case in cases if case.block == (1, 1)) == 49_152_000

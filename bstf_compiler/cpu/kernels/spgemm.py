@@ -149,18 +149,20 @@ def _count_column_blocks(a_starts, a_rows, b_starts, b_rows, height, counts, wor
     width = len(counts) - 1
     share = 1 + width // (_TASKS_OF_A_THREAD * workers)
     for worker in prange(workers):
-        seen = np.full(height, -1, np.int64)
+        seen = np.full(height, -1, np.int32)
         team.join(members, worker)
         while True:
             first = team.take(members, workers) * share
             if first >= width:
                 break
             for j in range(first, min(first + share, width)):
+                count, mark = 0, np.int32(j)
                 for entry in range(b_starts[j], b_starts[j + 1]):
                     for place in range(a_starts[b_rows[entry]], a_starts[b_rows[entry] + 1]):
-                        if seen[a_rows[place]] != j:
-                            seen[a_rows[place]] = j
-                            counts[j + 1] += 1
+                        row = a_rows[place]
+                        count += seen[row] != mark
+                        seen[row] = mark
+                counts[j + 1] = count
         team.leave(members)
 
 
@@ -195,7 +197,7 @@ def _build_gustavson(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> 
                             row = a_rows[place]
                             left[pair], right[pair], following[pair] = place, entry, heads[row]
                             heads[row] = pair
-                            present[row // 64] |= np.uint64(1) << np.uint64(row % 64)
+                            present[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
                             pair += 1
                     at = starts[j]
                     for word in range(len(present)):
