@@ -115,13 +115,12 @@ def main(_: Sequence[str]) -> None:
         raise app.UsageError("There is nothing to do: name a --preset or --shapes.")
     folder = Path(FLAGS.output)
     log = harness.Log(folder, FLAGS.op)
-    floats = [dtype for dtype in FLAGS.dtype if dtype != "int8"]
-    ceilings = {threads: harness.roofs(floats, threads) for threads in FLAGS.threads}
+    ceilings = {threads: harness.roofs(FLAGS.dtype, threads) for threads in FLAGS.threads}
     log.header({"machine": harness.machine(), "roofs": ceilings})
     for threads in FLAGS.threads:
         measure(FLAGS.op, cases[threads], FLAGS.algorithm or list(module.PEERS), FLAGS.rounds, log)
     for threads, ceiling in ceilings.items():  # again, in case something else ran at the start
-        for name, value in harness.roofs(floats, threads).items():
+        for name, value in harness.roofs(FLAGS.dtype, threads).items():
             ceiling[name] = max(ceiling[name], value)
     log.header({"roofs": ceilings})
     log.write_csv()

@@ -76,7 +76,7 @@ class Peer:
         return self._ask(("setup", case))
 
     def sample(self) -> float:
-        """Seconds of one run, averaged over enough of them to be measured."""
+        """Seconds of one run: the median of as many as fill the time of a sample."""
         return self._ask(("sample", None))
 
     def close(self) -> None:
@@ -121,27 +121,26 @@ def _serve(pipe: Any, prepare: Callable[[Any], Work], threads: int) -> None:
             if task == "setup":
                 work = None  # frees the last case first
                 work = prepare(case)
-                seconds = _seconds(work.run, 1)
+                seconds = _seconds(work.run)
                 if seconds < _LONG_SECONDS:
-                    seconds = min(seconds, *(_seconds(work.run, 1) for _ in range(2)))
+                    seconds = min(seconds, _seconds(work.run), _seconds(work.run))
                 repeats = max(1, int(_SAMPLE_SECONDS / seconds))
                 pipe.send({"error": work.error})
             else:
                 time.sleep(_PAUSE_SECONDS)
                 if seconds < _LONG_SECONDS:
                     work.run()
-                pipe.send(_seconds(work.run, repeats))
+                pipe.send(statistics.median(_seconds(work.run) for _ in range(repeats)))
         except ImportError as error:
             pipe.send({"missing": str(error)})
         except Exception as error:
             pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def _seconds(run: Callable[[], Any], repeats: int) -> float:
+def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
+    run()
+    return time.perf_counter() - start
 
 
 def compare(peers: Sequence[Peer], case: Any, rounds: int, tolerance: float) -> dict[str, dict[str, Any]]:
@@ -215,24 +214,30 @@ def summary(samples: list[float]) -> dict[str, Any]:
 
 
 def fma_peak(case: tuple[str, int]) -> Work:
-    """Multiply-adds in registers, on all threads: 2 * `FMA_COUNT` operations a thread. The case: (dtype, threads)."""
+    """Multiply-adds in registers, on all threads: 2 * `FMA_COUNT` operations a thread. The case: (dtype, threads).
+
+    For int8, `vpdpbusd` or what takes its place.
+    """
     dtype, threads = case
     isa = simd.host_isa()
-    lanes, rows, count = isa.lanes(dtype), 4, 3 if isa.registers >= 16 else 2
-    steps = FMA_COUNT // (lanes * rows * count)
+    word = np.dtype(np.int32 if dtype == "int8" else dtype)
+    outer = simd.fma_outer if dtype != "int8" else simd.dot_outer if isa.dot else simd.widened_outer
+    one = (1,) if dtype != "int8" else ()
+    lanes, rows, count = isa.lanes(word), 4, 3 if isa.registers >= 16 else 2
+    steps = FMA_COUNT // (lanes * rows * count) // (4 if dtype == "int8" else 1)
 
     def burn(values, out, workers):
         for worker in numba.prange(workers):
             tile = simd.zeros(values, lanes, rows, count)
             vectors = simd.load(values, worker, lanes, count)
             for _ in range(steps):
-                tile = simd.fma_outer(tile, vectors, values, 0, 1)
+                tile = outer(tile, vectors, values, 0, *one)
             simd.store_transposed(tile, count, out, worker * rows * count * lanes, rows)
 
     numba.config.THREADING_LAYER = "threadsafe"
     compiled = numba.njit(parallel=True, nogil=True)(burn)
-    values = np.zeros(4 * lanes * count, dtype)
-    out = np.zeros(threads * rows * count * lanes, dtype)
+    values = np.zeros(4 * lanes * count, word)
+    out = np.zeros(threads * rows * count * lanes, word)
     compiled(values, out, threads)
     return Work(lambda: compiled(values, out, threads), 0.0)
 

@@ -291,6 +291,19 @@ def xor(typing, vectors, mask):
 
 
 @intrinsic
+def add(typing, one, other):
+    """The sum of two tuples of vectors."""
+    if not (isinstance(one, types.UniTuple) and one == other):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(*(cgutils.unpack_tuple(builder, vectors) for vectors in arguments))
+        return context.make_tuple(builder, one, [_add(builder, *pair) for pair in pairs])
+
+    return one(one, other), generate
+
+
+@intrinsic
 def fma_outer(typing, tile, vectors, weights, index, stride):
     """tile[r, v] + weights[index + r * stride] * vectors[v] for every row r and vector v of a tile of floats."""
     if not (isinstance(tile, types.UniTuple) and isinstance(weights, types.Array)):

@@ -10,8 +10,8 @@ import numpy as np
 from bstf_compiler import bsr
 from bstf_compiler.cpu.simd import Isa
 
-# A panel of the dense operand is read once per column of tiles: half of a common level-2 cache holds it.
-PANEL_BYTES = 2**19
+# A panel of the dense operand is read once per column of tiles: a part of a common level-2 cache holds it.
+PANEL_BYTES = 2**18
 
 # Vectors of a tile by (registers, rows of the tile), such that sums, operands and one weight fit the registers.
 _FLOAT_VECTORS = {(32, 8): 3, (32, 4): 6, (32, 2): 8, (32, 1): 8, (16, 4): 3, (16, 2): 4, (16, 1): 8}

@@ -20,11 +20,13 @@ from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 
 # Tasks a thread should find, so that all end at about the same time.
 _TASKS_OF_A_THREAD = 4
-# Elements of the result that a thread gathers before it writes them.
-_STRIP = 4096
-_BUILDING = threading.Lock()
+# Elements of the result that a thread gathers before it writes them, and bytes of a row of them at most.
+_STRIP, _STRIP_BYTES = 4096, 256
 # Instead of a number of pieces to pack a panel in: whoever multiplies a panel packs it just before.
 _FUSED = -1
+# Weights beyond so many bytes are not in the level-2 cache when the next panel needs them: several panels share them.
+_LARGE_BYTES, _GROUP = 2**22, 4
+_BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def pack(x: np.ndarray, weights: TiledWeights, threads: int | None = None) -> Pa
     panels = Panels(tile, weights.depth, len(x), x.dtype == np.int8, _room(len(x), weights))
     out = np.empty(0, np.int32 if tile.dtype == np.int8 else tile.dtype)
     pieces = _pieces(_wanted(workers), len(x), weights)
-    _run(x, panels.values, len(x), weights, out, np.empty(0, np.int32), 0, pieces, 0, workers)
+    _run(x, panels.values, len(x), weights, out, np.empty(0, np.int32), 0, pieces, 0, 1, workers)
     return panels
 
 
@@ -94,24 +96,29 @@ def multiply(
     workers = team.size(threads, rows * len(weights.offsets) * tile.depth * tile.columns)
     wanted, panels = _wanted(workers), -(-rows // tile.width)
     slices = max(1, min(weights.tiles, -(-wanted // panels)))
+    group = _GROUP if weights.values.nbytes > _LARGE_BYTES and panels >= 2 * wanted else 1
     if isinstance(x, Panels):
         start = _start(bias, weights, x.signed)
-        _run(x.values.view(_source_type(tile)), x.values, rows, weights, out, start, shift, 0, slices, workers)
+        _run(x.values.view(_source_type(tile)), x.values, rows, weights, out, start, shift, 0, slices, group, workers)
         return
     start = _start(bias, weights, x.dtype == np.int8)
     if panels >= wanted:
-        buffer = empty(workers * (min(weights.depth, tile.chunk) // tile.unit * tile.width), tile.word)
-        _run(x, buffer, rows, weights, out, start, shift, _FUSED, 1, workers)
+        buffer = empty(workers * group * (min(weights.depth, tile.chunk) // tile.unit * tile.width), tile.word)
+        _run(x, buffer, rows, weights, out, start, shift, _FUSED, 1, group, workers)
     else:  # few panels: threads share out parts of each
         pieces = _pieces(wanted, rows, weights)
-        _run(x, _room(rows, weights), rows, weights, out, start, shift, pieces, slices, workers)
+        _run(x, _room(rows, weights), rows, weights, out, start, shift, pieces, slices, 1, workers)
 
 
 def _run(
     x: np.ndarray, buffer: np.ndarray, rows: int, weights: TiledWeights, out: np.ndarray,
-    start: np.ndarray, shift: int, pieces: int, slices: int, workers: int,
+    start: np.ndarray, shift: int, pieces: int, slices: int, group: int, workers: int,
 ) -> None:  # fmt: skip
-    """Calls the compiled kernel, with its number of threads."""
+    """Calls the compiled kernel, with its number of threads.
+
+    `pieces`: into how many tasks the packing of a panel is cut; 0: it is packed; `_FUSED`: a task packs what it
+    multiplies. `slices`: into how many tasks the columns are cut. `group`: panels of a task.
+    """
     kernel = _kernel(weights.tile, out.dtype)
     mask = 0x80 if x.dtype == np.int8 else 0  # s8 + 128 is u8
     flat = x.reshape(-1).view(_source_type(weights.tile))
@@ -120,8 +127,8 @@ def _run(
     try:
         kernel(
             flat, rows, weights.shape[0], weights.depth, mask, buffer, weights.values, weights.offsets,
-            weights.starts, weights.tiles, start, shift, out.reshape(-1), weights.shape[1], pieces, slices, workers,
-            team.gather(workers),
+            weights.starts, weights.tiles, start, shift, out.reshape(-1), weights.shape[1], pieces, slices, group,
+            workers, team.gather(workers),
         )  # fmt: skip
     finally:
         numba.set_num_threads(before)
@@ -243,50 +250,49 @@ def _product(tile: Tile, vectors: int, out: np.dtype) -> Callable:
 
 def _strip_columns(tile: Tile) -> int:
     """Columns of the result that are computed before they are written, such that they stay in the level-1 cache."""
-    return max(1, min(64, _STRIP // tile.width) // tile.columns) * tile.columns
+    return max(1, min(_STRIP_BYTES // tile.word.itemsize, _STRIP // tile.width) // tile.columns) * tile.columns
 
 
-def _panel(tile: Tile, vectors: int, out: np.dtype) -> Callable:
-    """Compiles the product of one panel and one chunk of the column tiles [first, last).
+def _strip(tile: Tile, vectors: int, out: np.dtype) -> Callable:
+    """Compiles the product of one panel and one chunk of the column tiles [left, right), a strip.
 
     Tiles are narrower than a cache line, and rows of the result are often a power of two apart: written one by one they
     would push each other out of the cache. So a strip of them is gathered, and its rows are copied.
     """
     columns, strip_columns = tile.columns, _strip_columns(tile)
-    strip_tiles, out_lanes = strip_columns // columns, tile.isa.lanes(out)
+    lanes, line = tile.isa.lanes(out), 64 // out.itemsize
     product = _product(tile, vectors, out)
-    line = 64 // out.itemsize
 
-    def panel_product(
-        panel, base, row, rows, values, offsets, starts, chunk, tiles, first, last, bias, shift, target, stride, strip
+    def strip_product(
+        panel, base, row, rows, values, offsets, starts, chunk, tiles, left, right, bias, shift, target, stride, strip
     ):
-        for left in range(first, last, strip_tiles):
-            right = min(last, left + strip_tiles)
-            width = min(right * columns, stride) - left * columns
-            for y in range(row, row + rows):
-                for x in range(left * columns, left * columns + width, line):
-                    simd.prefetch_to_write(target, y * stride + x)
-            for place in range(left, right):
-                entry = chunk * tiles + place
-                start, stop, at = starts[entry], starts[entry + 1], (place - left) * columns
-                product(
-                    panel, base, values, offsets, start, stop, bias, place * columns, shift, strip, at, strip_columns
-                )
-            for y in range(rows):
-                at, source = (row + y) * stride + left * columns, y * strip_columns
-                whole = width // out_lanes * out_lanes if chunk == 0 else 0
-                for x in range(0, whole, out_lanes):
-                    simd.store(simd.load(strip, source + x, out_lanes, 1), target, at + x, 0)
-                for x in range(whole, width):
-                    target[at + x] = strip[source + x] + (target[at + x] if chunk > 0 else 0)
+        width = min(right * columns, stride) - left * columns
+        for y in range(row, row + rows):
+            for x in range(left * columns, left * columns + width, line):
+                simd.prefetch_to_write(target, y * stride + x)
+        for place in range(left, right):
+            entry = chunk * tiles + place
+            start, stop, at = starts[entry], starts[entry + 1], (place - left) * columns
+            product(panel, base, values, offsets, start, stop, bias, place * columns, shift, strip, at, strip_columns)
+        whole = width // lanes * lanes
+        for y in range(rows):
+            at, source = (row + y) * stride + left * columns, y * strip_columns
+            for x in range(0, whole, lanes):
+                part = simd.load(strip, source + x, lanes, 1)
+                if chunk > 0:
+                    part = simd.add(part, simd.load(target, at + x, lanes, 1))
+                simd.store(part, target, at + x, 0)
+            for x in range(whole, width):
+                target[at + x] = strip[source + x] + (target[at + x] if chunk > 0 else 0)
 
-    return _compile(panel_product)
+    return _compile(strip_product)
 
 
 def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
-    """Compiles a task on a panel: packs columns [a, b) of x, or multiplies by the column tiles [a, b)."""
+    """Compiles a task on panels: packs columns [a, b) of x, or multiplies by the column tiles [a, b)."""
     chunk, unit, width = tile.chunk, tile.unit, vectors * tile.lanes
-    packer, panel_product = _packer(tile, vectors), _panel(tile, vectors, out)
+    strip_tiles = _strip_columns(tile) // tile.columns
+    packer, strip_product = _packer(tile, vectors), _strip(tile, vectors, out)
 
     def share(
         packing, fused, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts, tiles, a, b,
@@ -296,13 +302,22 @@ def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
             packer(x, row, rows, columns, a, b, mask, buffer, base + a // unit * width)
             return
         for first in range(0, depth, chunk):
+            room, place = depth // unit * width, base + first // unit * width
             if fused:
-                packer(x, row, rows, columns, first, min(depth, first + chunk), mask, buffer, base)
-            place = base if fused else base + first // unit * width
-            panel_product(
-                buffer, place, row, rows, values, offsets, starts, first // chunk, tiles, a, b,
-                bias, shift, target, stride, strip,
-            )  # fmt: skip
+                room, place = (min(depth, first + chunk) - first) // unit * width, base
+                for above in range(0, rows, width):
+                    here = base + above // width * room
+                    packer(
+                        x, row + above, min(width, rows - above), columns, first, min(depth, first + chunk), mask,
+                        buffer, here,
+                    )  # fmt: skip
+            for left in range(a, b, strip_tiles):
+                for above in range(0, rows, width):
+                    strip_product(
+                        buffer, place + above // width * room, row + above, min(width, rows - above), values, offsets,
+                        starts, first // chunk, tiles, left, min(b, left + strip_tiles), bias, shift, target, stride,
+                        strip,
+                    )  # fmt: skip
 
     return _compile(share)
 
@@ -316,11 +331,12 @@ def _worker(tile: Tile, out: np.dtype) -> Callable:
 
     def kernel(
         x, count, columns, depth, mask, buffer, values, offsets, starts, tiles,
-        bias, shift, target, stride, pieces, slices, workers, members,
+        bias, shift, target, stride, pieces, slices, group, workers, members,
     ):  # fmt: skip
         room = len(buffer) // workers
         fused = pieces == _FUSED
         packs = -(-count // width) * max(0, pieces)
+        groups = count // (group * width)  # the rest goes panel by panel
         for worker in prange(workers):
             strip = np.empty(strip_size, target.dtype)
             team.join(members, worker)
@@ -332,12 +348,15 @@ def _worker(tile: Tile, out: np.dtype) -> Callable:
                     steps = -(-depth // step)
                     a, b = part * steps // pieces * step, min(depth, (part + 1) * steps // pieces * step)
                 else:
-                    row, part = (task - packs) // max(1, slices) * width, (task - packs) % max(1, slices)
+                    place, part = (task - packs) // max(1, slices), (task - packs) % max(1, slices)
+                    row = (place * group if place < groups else groups * group + place - groups) * width
                     if row >= count or slices == 0:
                         break
                     team.wait(members, packs)
                     a, b = part * tiles // slices, (part + 1) * tiles // slices
                 rows = min(width, count - row)
+                if not packing and place < groups:
+                    rows = group * width
                 base = worker * room if fused else row * (depth // unit)
                 if rows > middle * lanes:
                     full(packing, fused, x, row, rows, columns, depth, mask, buffer, base, values, offsets, starts,
