@@ -25,6 +25,7 @@ setup(
         "numba>=0.61",  # kernels of the simulator, the estimator and the CPU back end
         "absl-py>=2.1",  # command line flags
         "rich>=13",  # tables and progress bars
+        "networkx>=3",  # graphs of what shares a memory layout
         "matplotlib>=3.8",  # timeline.png and plots
     ],
     extras_require={

@@ -437,6 +437,76 @@ def requantise(typing, tile, shift):
 
 
 @intrinsic(prefer_literal=True)
+def load_tile(typing, array, index, stride, lanes, rows, count):
+    """A tile: row r is `count` vectors that follow one another from array[index + r * stride]."""
+    if not (isinstance(array, types.Array) and _literals(lanes, rows, count)):
+        return None
+    vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        kind, at, parts = context.get_value_type(vectors.dtype), arguments[1], []
+        for _ in range(rows.literal_value):
+            address = _address(context, builder, array, arguments[0], at)
+            for place in range(count.literal_value):
+                parts.append(_load(builder, builder.gep(address, [ir.Constant(_INT32, place * kind.count)]), kind))
+            at = builder.add(at, arguments[2])
+        return context.make_tuple(builder, vectors, parts)
+
+    return vectors(array, types.intp, types.intp, lanes, rows, count), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_tile(typing, tile, count, array, index, stride):
+    """Stores a tile of `count` vectors a row: row r from array[index + r * stride] on."""
+    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and _literals(count)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        vectors, at = cgutils.unpack_tuple(builder, arguments[0]), arguments[3]
+        for row in range(0, tile.count, count.literal_value):
+            address = _address(context, builder, array, arguments[2], at)
+            for place, vector in enumerate(vectors[row : row + count.literal_value]):
+                _store(builder, vector, builder.gep(address, [ir.Constant(_INT32, place * tile.dtype.lanes)]))
+            at = builder.add(at, arguments[4])
+        return context.get_dummy_value()
+
+    return types.void(tile, count, array, types.intp, types.intp), generate
+
+
+@intrinsic
+def clamp(typing, tile, low, high):
+    """min(max(tile, low), high) for a tile of floats."""
+    if not isinstance(tile, types.UniTuple):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        low_, high_ = (_broadcast(builder, bound, tile.dtype.lanes) for bound in arguments[1:])
+        results = []
+        for value in cgutils.unpack_tuple(builder, arguments[0]):
+            value = builder.select(builder.fcmp_ordered("<", value, low_), low_, value)
+            results.append(builder.select(builder.fcmp_ordered(">", value, high_), high_, value))
+        return context.make_tuple(builder, tile, results)
+
+    return tile(tile, tile.dtype.element, tile.dtype.element), generate
+
+
+@intrinsic
+def keep(typing, tile, mask):
+    """Every row of a tile where the vectors of `mask` aren't 0, and 0 elsewhere."""
+    if not (isinstance(tile, types.UniTuple) and isinstance(mask, types.UniTuple)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        zero = ir.Constant(context.get_value_type(tile.dtype), None)
+        tests = [builder.fcmp_ordered("!=", one, zero) for one in cgutils.unpack_tuple(builder, arguments[1])]
+        vectors = cgutils.unpack_tuple(builder, arguments[0])
+        results = [builder.select(tests[place % len(tests)], one, zero) for place, one in enumerate(vectors)]
+        return context.make_tuple(builder, tile, results)
+
+    return tile(tile, mask), generate
+
+
+@intrinsic(prefer_literal=True)
 def store_transposed(typing, tile, count, array, index, stride):
     """Stores a tile of `count` vectors a row: its column c at array[index + c * stride :][:rows]."""
     if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and _literals(count)):
@@ -508,3 +578,16 @@ def fetch_add(typing, array, index, amount):
         return builder.atomic_rmw("add", address, arguments[2], "seq_cst")
 
     return types.int64(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing, array, index):
+    """array[index] (int64), as other threads have left it."""
+    if not isinstance(array, types.Array):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        address = _address(context, builder, array, arguments[0], arguments[1])
+        return builder.load_atomic(address, "seq_cst", align=8)
+
+    return types.int64(array, types.intp), generate

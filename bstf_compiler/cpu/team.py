@@ -105,10 +105,16 @@ def join(members, worker):
 
 
 @_inner
-def take(members, count):
-    """The number of the next task, from 0. As long as a worker is missing its thread may be waiting for this core."""
-    if simd.fetch_add(members, _JOINED, 0) < count:
+def yield_to_missing(members, count):
+    """As long as a worker is missing, its thread may be waiting for this core."""
+    if simd.atomic_load(members, _JOINED) < count:
         _yield_core()
+
+
+@_inner
+def take(members, count):
+    """The number of the next task, from 0."""
+    yield_to_missing(members, count)
     return simd.fetch_add(members, _TASK, 1)
 
 
@@ -121,7 +127,13 @@ def done(members):
 @_inner
 def wait(members, count):
     """Waits until so many tasks are done. Whoever has taken one is at work, so the wait ends."""
-    while simd.fetch_add(members, _DONE, 0) < count:
+    wait_for(members, _DONE, count)
+
+
+@_inner
+def wait_for(counters, place, count):
+    """Waits until a counter has come to `count`."""
+    while simd.atomic_load(counters, place) < count:
         _yield_core()
 
 
@@ -129,7 +141,7 @@ def wait(members, count):
 def leave(members):
     """A worker's last step: waits until all that have joined are here, so that the pool's own wait is short."""
     simd.fetch_add(members, _LEFT, 1)
-    while simd.fetch_add(members, _LEFT, 0) < simd.fetch_add(members, _JOINED, 0):
+    while simd.atomic_load(members, _LEFT) < simd.atomic_load(members, _JOINED):
         _yield_core()
 
 

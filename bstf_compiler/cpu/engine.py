@@ -1,0 +1,248 @@
+"""Engine: a network on the CPU at hand, in which a zero block costs no time."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+from rich.table import Table
+
+from bstf_compiler import integer
+from bstf_compiler.cpu import team
+from bstf_compiler.cpu.kernels.conv import DEPTH
+from bstf_compiler.cpu.kernels.network import executor
+from bstf_compiler.cpu.layout import Layout
+from bstf_compiler.cpu.operations import operations
+from bstf_compiler.cpu.plan import Plan, Weights, make_plan
+from bstf_compiler.cpu.simd import Isa, host_isa
+from bstf_compiler.cpu.tiles import empty
+from bstf_compiler.graph import Graph, Softmax
+
+# Larger batches go through in parts: what the images need should stay in the caches.
+_MOST_IMAGES = 8
+# Elements that a vector may be read beyond the last plane.
+_SLACK = 4096
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What one operation took: `seconds` is a median; operations and bytes are those of all images."""
+
+    name: str
+    kind: str
+    seconds: float
+    operations: int
+    dense_operations: int
+    weight_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times of the operations of one inference of `images` images."""
+
+    images: int
+    layers: list[LayerTime]
+
+    @property
+    def seconds(self) -> float:
+        """Of all operations."""
+        return sum(layer.seconds for layer in self.layers)
+
+    def __rich__(self) -> Table:
+        """A table for `rich.print`."""
+        table = Table(title=f"{self.images} images, {self.seconds * 1e3:.2f} ms")
+        for name in ("layer", "does", "ms", "eff. GFLOPS", "dense-equivalent", "weights KiB", "output KiB"):
+            table.add_column(name, justify="left" if name in ("layer", "does") else "right")
+        for one in self.layers:
+            table.add_row(
+                one.name,
+                one.kind,
+                f"{one.seconds * 1e3:.3f}",
+                f"{one.operations / one.seconds / 1e9:.1f}" if one.operations else "",
+                f"{one.dense_operations / one.seconds / 1e9:.1f}" if one.operations else "",
+                f"{one.weight_bytes / 1024:.0f}" if one.weight_bytes else "",
+                f"{one.output_bytes / 1024:.0f}",
+            )
+        return table
+
+
+class Engine:
+    """A float32 network, ready to run on NumPy images; zero blocks are neither stored nor multiplied.
+
+    It may be called from several threads at once. Layouts, tasks and the memory of activations are planned once for
+    each number of images. The first call compiles the kernels, which takes seconds.
+
+    Args:
+        source: folder of a SavedModel, or a graph that `bstf_compiler.load` has read.
+        threads: how many to use, at most as many as Numba has; None: all of them.
+
+    Attributes:
+        graph: the network.
+        threads: how many an inference uses.
+
+    Raises:
+        FileNotFoundError: there is no SavedModel.
+        ValueError: it is damaged, or holds an operation that the engine doesn't know.
+
+    Example:
+        >>> engine = Engine("resnet50")
+        >>> logits = engine(images)
+    """
+
+    def __init__(self, source: str | Path | Graph, *, threads: int | None = None) -> None:
+        if not isinstance(source, Graph):
+            from bstf_compiler import load
+
+            source = load(source)
+        if source.tensors[source.input].position is not None:
+            raise ValueError(
+                f"'{source.name}' is a fixed-point network, and this engine computes in float32: load the export of "
+                "the float model, or use `bstf_compiler.integer.run`."
+            )
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; an inference takes at least 1.")
+        self.graph = source
+        self.threads = team.size(threads or numba.config.NUMBA_NUM_THREADS, 0)
+        self._isa = host_isa()
+        self._operations = operations(source, self._isa)
+        self._weights = Weights.of(self._operations)
+        self._ends = [_before_softmax(source, name) for name in source.outputs]
+        self._plans: dict[int, Plan] = {}
+        self._memories: dict[int, deque[np.ndarray]] = {}
+        self._planning = threading.Lock()
+
+    def __call__(self, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """The network's outputs.
+
+        Args:
+            x: (n, height, width, channels), finite numbers.
+
+        Returns:
+            float32, in the shape of the SavedModel's output; a list if it has several.
+
+        Raises:
+            ValueError: x has another shape, no images, or NaN or infinite values.
+        """
+        x = np.asarray(x)
+        if x.dtype.kind not in "fiu":
+            raise ValueError(f"input '{self.graph.input}' takes numbers; got {x.dtype}")
+        x = integer.require_images(self.graph, x)
+        if not len(x):
+            raise ValueError(f"input '{self.graph.input}' has no images; give at least one")
+        parts = [self._infer(x[start : start + _MOST_IMAGES]) for start in range(0, len(x), _MOST_IMAGES)]
+        results = [np.concatenate(outputs) if len(parts) > 1 else outputs[0] for outputs in zip(*parts)]
+        return results[0] if len(results) == 1 else results
+
+    def memory_bytes(self, images: int = 1) -> tuple[int, int]:
+        """Bytes of all activations for so many images, and the most that are in use at a time."""
+        plan = self._plan(images)
+        return 4 * plan.elements, 4 * plan.live
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, biases and indices."""
+        return sum(one.weights.nbytes for one in self._operations if one.weights is not None)
+
+    def profile(self, x: np.ndarray, repeats: int = 10) -> Profile:
+        """Times every operation on images as for a call, at most `_MOST_IMAGES`; medians of `repeats` inferences."""
+        self(x)
+        x = np.ascontiguousarray(x[:_MOST_IMAGES], np.float32)
+        plan, seconds = self._plan(len(x)), []
+        with self._memory(len(x), plan) as memory:
+            for _ in range(repeats):
+                seconds.append([])
+                for place in range(len(plan.steps)):
+                    start = time.perf_counter()
+                    self._run(plan, x, memory, place, place + 1)
+                    seconds[-1].append(time.perf_counter() - start)
+        layers = []
+        for one, times in zip(self._operations, zip(*seconds)):
+            layout = plan.layouts[one.output]
+            pixels = len(x) * layout.height * layout.width
+            macs = one.weights.values.size * pixels if one.weights is not None else 0
+            layers.append(
+                LayerTime(
+                    one.name,
+                    one.kind_name,
+                    statistics.median(times),
+                    2 * macs,
+                    2 * one.macs * len(x),
+                    one.weights.nbytes if one.weights is not None else 0,
+                    4 * layout.channels * pixels,
+                )
+            )
+        return Profile(len(x), layers)
+
+    def _plan(self, images: int) -> Plan:
+        with self._planning:
+            if images not in self._plans:
+                tensors = self.graph.tensors.values()
+                shapes = {tensor.name: _shape(tensor.shape) for tensor in tensors if not tensor.is_constant}
+                self._plans[images] = make_plan(
+                    self._operations, shapes, self._ends, self._weights, images, self.threads, self._isa
+                )
+            return self._plans[images]
+
+    @contextmanager
+    def _memory(self, images: int, plan: Plan) -> Iterator[np.ndarray]:
+        """Memory for the activations of one inference, given back for the next one."""
+        free = self._memories.setdefault(images, deque())
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = empty(plan.elements + _SLACK + DEPTH * int(plan.steps["x_plane"].max()), np.float32)
+        try:
+            yield memory
+        finally:
+            free.append(memory)
+
+    def _run(self, plan: Plan, x: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
+        """Runs the steps [first, last)."""
+        before = numba.get_num_threads()
+        numba.set_num_threads(self.threads)  # for this Python thread only
+        try:
+            executor(self._isa)(
+                plan.steps, first, last, x.reshape(-1), memory, self._weights.values, plan.offsets,
+                self._weights.starts, self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
+                self.threads, team.gather(self.threads),
+            )  # fmt: skip
+        finally:
+            numba.set_num_threads(before)
+
+    def _infer(self, x: np.ndarray) -> list[np.ndarray]:
+        plan = self._plan(len(x))
+        with self._memory(len(x), plan) as memory:
+            self._run(plan, np.ascontiguousarray(x, np.float32), memory, 0, len(plan.steps))
+            found = [_images(memory, plan.layouts[name], self._isa) for name in self._ends]
+        results = []
+        for name, end, values, shape in zip(self.graph.outputs, self._ends, found, self.graph.output_shapes):
+            results.append((values if name == end else integer.softmax(values)).reshape(-1, *shape))
+        return results
+
+
+def _before_softmax(graph: Graph, name: str) -> str:
+    """What a softmax reads, if it makes this output; it is computed on the way out."""
+    source = graph.producer(name)
+    return source.inputs[0] if source is not None and isinstance(source.op, Softmax) else name
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels of a tensor with a batch axis; a vector is an image of one pixel."""
+    return shape[1:] if len(shape) == 4 else (1, 1, shape[-1])
+
+
+def _images(memory: np.ndarray, layout: Layout, isa: Isa) -> np.ndarray:
+    """A copy of a tensor in the order (n, height, width, channels)."""
+    first = memory[layout.offset + layout.lead :]
+    shape = layout.images, layout.height, layout.width, layout.channels
+    strides = layout.grid.rows * layout.grid.pitch, layout.grid.pitch, 1, layout.plane(isa.lanes(np.float32))
+    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(first, shape, [4 * step for step in strides]))

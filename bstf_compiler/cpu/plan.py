@@ -1,0 +1,314 @@
+"""From operations to the table of steps for a number of images and threads: layouts, memory, tiles, tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import networkx as nx
+import numpy as np
+
+from bstf_compiler.cpu.kernels import conv
+from bstf_compiler.cpu.kernels.network import CONV, ELEMENTWISE, LOAD, SPLIT, STEP
+from bstf_compiler.cpu.layout import ALIGNMENT, Grid, Layout, round_up
+from bstf_compiler.cpu.operations import Operation
+from bstf_compiler.cpu.simd import Isa
+from bstf_compiler.cpu.tiles import empty
+
+# Tasks a thread should find in a step.
+_TASKS_OF_A_THREAD = 8
+# What is read again and again costs little if it fits this part of a level-2 cache.
+_CACHED_BYTES = 2**19
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All convolutions' constants, one after another, and where each operation's begin."""
+
+    values: np.ndarray
+    starts: np.ndarray
+    biases: np.ndarray
+    first: dict[str, tuple[int, int, int, int]]  # values, entries, starts, biases, by output tensor
+    entries: int
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation]) -> Weights:
+        """Gathers them."""
+        first, values, starts, biases = {}, [], [], []
+        places = [0, 0, 0, 0]
+        for one in operations:
+            if one.weights is not None:
+                parts = one.weights.values, one.weights.channels, one.weights.starts, one.weights.bias
+            elif one.scale is not None:
+                bias = np.zeros((round_up(len(one.scale[0]), conv.DEPTH), 2), np.float32)
+                bias[: len(one.scale[0])] = np.transpose(one.scale)
+                parts = np.empty(0, np.float32), (), np.empty(0, np.int64), bias.ravel()
+            else:
+                continue
+            first[one.output] = tuple(places)
+            places = [place + len(part) for place, part in zip(places, parts)]
+            for whole, part in zip((values, starts, biases), (parts[0], *parts[2:])):
+                whole.append(part)
+        joined = empty(places[0], np.float32)
+        if values:
+            np.concatenate(values, out=joined)
+        return cls(
+            joined,
+            np.concatenate([*starts, np.empty(0, np.int64)]),
+            np.concatenate([*biases, np.empty(0, np.float32)]),
+            first,
+            places[1],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an inference of a fixed number of images needs, but the weights.
+
+    Attributes:
+        steps: the table (`STEP`), one row an operation.
+        offsets: from an output pixel to the input pixel of each entry of the weights (int32).
+        masks: nonzero where a pixel belongs to an image.
+        layouts: by tensor.
+        elements: of the memory of all activations.
+        live: most elements that are in use at a time: no placement needs less.
+    """
+
+    steps: np.ndarray
+    offsets: np.ndarray
+    masks: np.ndarray
+    layouts: dict[str, Layout]
+    elements: int
+    live: int
+
+
+def make_plan(
+    operations: Sequence[Operation],
+    shapes: dict[str, tuple[int, int, int]],
+    outputs: Sequence[str],
+    weights: Weights,
+    images: int,
+    threads: int,
+    isa: Isa,
+) -> Plan:
+    """Plans an inference of so many images.
+
+    Args:
+        operations: in order.
+        shapes: (height, width, channels) of the graph's tensors.
+        outputs: tensors that are needed at the end.
+        weights: of these operations.
+        images: how many.
+        threads: how many will share out the tasks.
+        isa: what the kernels are compiled for.
+    """
+    lanes = isa.lanes(np.float32)
+    shapes = shapes | {one.output: _split_shape(one, shapes, operations) for one in operations if one.kind == SPLIT}
+    layouts = _layouts(operations, shapes, images)
+    sizes = {name: layout.planes * layout.plane(lanes) for name, layout in layouts.items()}
+    places, elements, live = _allocate(operations, sizes, outputs)
+    layouts = {name: replace(layout, offset=places[name]) for name, layout in layouts.items()}
+    padded = _padded(operations)
+    masks, mask_places = _masks(layouts, padded, lanes)
+    steps = np.zeros(len(operations), STEP)
+    offsets = np.zeros(max(1, weights.entries), np.int32)
+    for step, one in zip(steps, operations):
+        y = layouts[one.output]
+        step["kind"], step["images"], step["planes"] = one.kind, images, y.planes
+        step["mask"], step["other"], step["scale"] = mask_places.get(one.output, -1), -1, -1
+        step["low"], step["high"] = one.bounds
+        step["lead"], step["length"] = y.lead, round_up(y.length, lanes)
+        _describe(step, "y", y, lanes)
+        if one.inputs:
+            _describe(step, "x", layouts[one.inputs[0]], lanes)
+        step["channels"] = layouts[one.inputs[0]].planes if one.inputs else y.channels
+        if one.kind == LOAD:
+            step["x_height"], step["x_width"] = y.height, y.width
+        if len(one.inputs) == 2:
+            other = layouts[one.inputs[1]]
+            step["other"], step["other_plane"] = other.offset + other.lead, other.plane(lanes)
+        step["top"], _, step["left"], _ = one.window.padding
+        step["down"], step["across"] = one.window.strides
+        step["window_height"], step["window_width"] = one.window.kernel
+        step["tasks"] = min(images * y.height if one.kind == LOAD else y.planes, _wanted(threads))
+        if one.kind == SPLIT:
+            step["window_height"], step["window_width"] = _phases(one)
+        elif one.kind == ELEMENTWISE and one.scale is not None:
+            step["scale"] = weights.first[one.output][3]
+        elif one.kind == CONV:
+            x = layouts[one.inputs[0]]
+            step["values"], step["offsets"], step["starts"], step["bias"] = weights.first[one.output]
+            entries = slice(step["offsets"], step["offsets"] + len(one.weights.channels))
+            offsets[entries] = _offsets(one, x, lanes)
+            _cut(step, one.weights, x, threads, lanes)
+    return Plan(steps, offsets, masks, layouts, elements, live)
+
+
+def _wanted(threads: int) -> int:
+    """Tasks to make of a step."""
+    return _TASKS_OF_A_THREAD * threads if threads > 1 else 1
+
+
+def _describe(step: np.void, side: str, layout: Layout, lanes: int) -> None:
+    """Writes a tensor's layout into the step, as its input "x" or output "y"."""
+    step[side] = layout.offset + layout.lead
+    step[f"{side}_plane"] = layout.plane(lanes)
+    step[f"{side}_pitch"], step[f"{side}_rows"] = layout.grid.pitch, layout.grid.rows
+    step[f"{side}_height"], step[f"{side}_width"] = layout.height, layout.width
+
+
+def _phases(split: Operation) -> tuple[int, int]:
+    """Rows and columns of the grid of images that a split makes: no more than the window reads."""
+    return tuple(min(pair) for pair in zip(split.window.kernel, split.window.strides))
+
+
+def _split_shape(
+    split: Operation, shapes: dict[str, tuple[int, int, int]], operations: Sequence[Operation]
+) -> tuple[int, int, int]:
+    """Shape of what a split makes: the images of the grid are channels."""
+    height, width, channels = shapes[split.inputs[0]]
+    (kh, kw), (sh, sw) = split.window.kernel, split.window.strides
+    out_height, out_width = split.window.output_size(height, width)
+    rows, columns = _phases(split)
+    planes = round_up(channels, _step(split.inputs[0], channels, operations))
+    return out_height + (kh - 1) // sh, out_width + (kw - 1) // sw, rows * columns * planes
+
+
+def _step(name: str, channels: int, operations: Sequence[Operation]) -> int:
+    """Channels are stored in multiples of this: of one only in images of few channels, before any convolution."""
+    source = next(one for one in operations if one.output == name)
+    if source.kind == CONV or channels >= conv.DEPTH:
+        return conv.DEPTH
+    return 1 if source.kind == LOAD else _step(source.inputs[0], channels, operations)
+
+
+def _padded(operations: Sequence[Operation]) -> dict[str, list[tuple[int, int, int, int]]]:
+    """By tensor: the paddings that convolutions without strides need around it."""
+    padded: dict[str, list[tuple[int, int, int, int]]] = {}
+    for one in operations:
+        if one.kind == CONV and one.window.strides == (1, 1) and any(one.window.padding):
+            padded.setdefault(one.inputs[0], []).append(one.window.padding)
+    return padded
+
+
+def _layouts(
+    operations: Sequence[Operation], shapes: dict[str, tuple[int, int, int]], images: int
+) -> dict[str, Layout]:
+    """Every tensor's layout. Tensors that convolutions and elementwise operations join share a grid."""
+    joined = nx.Graph()
+    for one in operations:
+        joined.add_node(one.output)
+        if one.kind in (CONV, ELEMENTWISE):
+            joined.add_edges_from((name, one.output) for name in one.inputs)
+    padded = _padded(operations)
+    layouts = {}
+    for names in nx.connected_components(joined):
+        pads = {name: np.max([(0, 0, 0, 0), *padded.get(name, [])], axis=0) for name in names}
+        pitch = max(shapes[name][1] + max(pads[name][2:]) for name in names)
+        rows = max(shapes[name][0] + max(pads[name][:2]) for name in names)
+        before = max(top * pitch + left for top, _, left, _ in pads.values())
+        after = max(bottom * pitch + right for _, bottom, _, right in pads.values())
+        grid = Grid(int(pitch), int(rows), int(before), int(after))
+        for name in names:
+            height, width, channels = shapes[name]
+            # A split's channels are whole steps already.
+            step = 1 if name not in shapes else _grid_step(name, channels, operations)
+            layouts[name] = Layout(grid, images, height, width, channels, step)
+    return layouts
+
+
+def _grid_step(name: str, channels: int, operations: Sequence[Operation]) -> int:
+    source = next(one for one in operations if one.output == name)
+    return 1 if source.kind == SPLIT else _step(name, channels, operations)
+
+
+def _allocate(
+    operations: Sequence[Operation], sizes: dict[str, int], outputs: Sequence[str]
+) -> tuple[dict[str, int], int, int]:
+    """Places tensors so that those alive at the same time don't overlap: the largest first, each as low as it fits.
+
+    Returns:
+        Offsets by tensor, the elements used in all, and the most that are alive at a time.
+    """
+    born = {one.output: index for index, one in enumerate(operations)}
+    dies = dict(born)
+    for index, one in enumerate(operations):
+        dies.update(dict.fromkeys(one.inputs, index))
+    dies.update(dict.fromkeys(outputs, len(operations)))
+    placed: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], born[name])):
+        others = sorted(
+            (placed[other], placed[other] + sizes[other])
+            for other in placed
+            if born[other] <= dies[name] and born[name] <= dies[other]
+        )
+        at = 0
+        for start, stop in others:
+            if at + sizes[name] <= start:
+                break
+            at = max(at, round_up(stop, ALIGNMENT))
+        placed[name] = at
+    live = max(
+        sum(sizes[name] for name in sizes if born[name] <= index <= dies[name]) for index in range(len(operations))
+    )
+    return placed, max(placed[name] + sizes[name] for name in sizes), live
+
+
+def _masks(
+    layouts: dict[str, Layout], padded: dict[str, list[tuple[int, int, int, int]]], lanes: int
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Where pixels are, for each tensor that needs zeros elsewhere; tensors of one shape and grid share a mask."""
+    masks, places, known, size = [], {}, {}, 0
+    for name in padded:
+        layout = layouts[name]
+        key = layout.grid, layout.height, layout.width
+        if key not in known:
+            grid = layout.grid
+            mask = np.zeros((layout.images, grid.rows, grid.pitch), np.float32)
+            mask[:, : layout.height, : layout.width] = 1
+            whole = np.zeros(round_up(layout.length, lanes), np.float32)
+            whole[: layout.length] = mask.ravel()[: layout.length]
+            known[key] = size
+            masks.append(whole)
+            size += len(whole)
+        places[name] = known[key]
+    return np.concatenate([*masks, np.zeros(1, np.float32)]), places
+
+
+def _offsets(one: Operation, x: Layout, lanes: int) -> np.ndarray:
+    """From an output pixel to the input pixel of each entry."""
+    weights, window = one.weights, one.window
+    row, column = weights.positions.T
+    plane = weights.channels
+    if window.strides == (1, 1):
+        row, column = row - window.padding[0], column - window.padding[2]
+    else:
+        rows, columns = _phases(one)
+        row, phase_row = np.divmod(row, window.strides[0])
+        column, phase_column = np.divmod(column, window.strides[1])
+        plane = plane + (phase_row * columns + phase_column) * (x.planes // (rows * columns))
+    return plane * x.plane(lanes) + row * x.grid.pitch + column
+
+
+def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lanes: int) -> None:
+    """Cuts a convolution into tiles and tasks, and chooses the order of loops."""
+    vectors = step["length"] // lanes
+    wide, rest = divmod(vectors, conv.VECTORS)
+    if rest == 1 and wide:  # two tiles of two vectors are faster than one of three and one of one
+        wide, middle, narrow = wide - 1, 2, 0
+    else:
+        middle, narrow = rest // 2, rest % 2
+    step["wide"], step["middle"], step["narrow"] = wide, middle, narrow
+    step["depth"], step["tiles"] = weights.depth, len(weights.starts) - 1
+    pixel_tiles, tiles = wide + middle + narrow, len(weights.starts) - 1
+    # The outer loop's operand is read once, the inner one's once for each of its tiles, unless a cache holds it.
+    image_bytes, weight_bytes = 4 * x.planes * x.plane(lanes), weights.values.nbytes
+    weights_again = 0 if weight_bytes <= _CACHED_BYTES else weight_bytes * pixel_tiles
+    images_again = 0 if image_bytes <= _CACHED_BYTES else image_bytes * tiles
+    step["channels_first"] = weights_again > images_again
+    wanted = _wanted(threads)
+    outer, inner = (tiles, pixel_tiles) if step["channels_first"] else (pixel_tiles, tiles)
+    parts = min(outer, wanted)
+    others = min(inner, -(-wanted // parts))
+    step["parts"] = others if step["channels_first"] else parts
+    step["tasks"] = parts * others

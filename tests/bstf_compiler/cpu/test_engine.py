@@ -1,0 +1,246 @@
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bstf
+import bstf_compiler
+from bstf.applications import small_resnet
+from bstf_compiler import Engine
+from bstf_compiler.graph import (
+    Add,
+    Average,
+    BiasAdd,
+    Conv,
+    Graph,
+    MaxPool,
+    Multiply,
+    Node,
+    Relu,
+    Softmax,
+    SumPool,
+    Tensor,
+    Window,
+)
+
+
+class Network:
+    """Builds a graph, and beside it the function of TensorFlow that computes the same."""
+
+    def __init__(self, shape):
+        self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape))}, "x", tuple(shape))
+        self.functions = {"x": lambda x: x}
+
+    def add(self, op, inputs, function, constants=(), name=None):
+        name = name or f"n{len(self.graph.nodes)}"
+        names = [self.graph.add_constant(f"{name} {i}", value) for i, value in enumerate(constants)]
+        before = [self.functions[one] for one in inputs]
+
+        def compute(x):
+            return function(*(one(x) for one in before))
+
+        self.functions[name] = compute
+        shape = compute(np.zeros((1, *self.graph.input_shape), np.float32)).shape
+        self.graph.tensors[name] = Tensor(name, (1, *shape[1:]))
+        self.graph.nodes.append(Node(name, op, [*inputs, *names]))
+        return name
+
+    def conv(self, source, kernel, bias, strides=(1, 1), padding=(0, 0, 0, 0), activation="linear"):
+        top, bottom, left, right = padding
+        after = {"linear": tf.identity, "relu": tf.nn.relu, "relu6": tf.nn.relu6}[activation]
+
+        def function(x):
+            x = tf.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+            return after(tf.nn.conv2d(x, kernel, strides, "VALID") + bias).numpy()
+
+        op = Conv(Window(kernel.shape[:2], strides, padding), activation)
+        return self.add(op, [source], function, [kernel, bias])
+
+    def check(self, x, *outputs, threads=None):
+        self.graph.outputs = list(outputs)
+        self.graph.output_shapes = [self.graph.tensors[name].shape[1:] for name in outputs]
+        results = Engine(self.graph, threads=threads)(x)
+        for name, found in zip(outputs, results if len(outputs) > 1 else [results]):
+            expected = self.functions[name](x)
+            assert found.shape == expected.shape
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, atol=2e-5 * max(1e-3, np.abs(expected).max()), rtol=0)
+
+
+def blocks(rng, shape, density):
+    """A kernel of which some 8x8 blocks are zero."""
+    grid = np.kron(rng.random([-(-side // 8) for side in shape[2:]]) < density, np.ones((8, 8)))
+    return (rng.normal(size=shape) * grid[: shape[2], : shape[3]]).astype(np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_convolution(data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    rng = np.random.default_rng(draw(0, 999))
+    kernel, strides = (draw(1, 7), draw(1, 7)), (draw(1, 3), draw(1, 3))
+    padding = tuple(draw(0, 3) for _ in range(4))
+    height = max(1, kernel[0] - padding[0] - padding[1]) + draw(0, 12)
+    width = max(1, kernel[1] - padding[2] - padding[3]) + draw(0, 30)
+    cin, cout, images = draw(1, 20), draw(1, 20), draw(1, 3)
+    network = Network((height, width, cin))
+    bias = rng.normal(size=cout).astype(np.float32)
+    activation = data.draw(st.sampled_from(["linear", "relu", "relu6"]))
+    out = network.conv("x", blocks(rng, (*kernel, cin, cout), 0.5), bias, strides, padding, activation)
+    # Something that needs zeros around it and may run over what the first one left there.
+    last = network.conv(out, blocks(rng, (3, 3, cout, 8), 0.7), np.zeros(8, np.float32), padding=(1, 1, 1, 1))
+    x = rng.normal(size=(images, height, width, cin)).astype(np.float32)
+    network.check(x, out, last, threads=draw(1, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_pools_and_elementwise_operations(data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    rng = np.random.default_rng(draw(0, 999))
+    height, width, channels, images = draw(3, 12), draw(3, 20), draw(1, 20), draw(1, 3)
+    network = Network((height, width, channels))
+    pool, strides = (draw(1, 3), draw(1, 3)), (draw(1, 3), draw(1, 3))
+    same = [max(0, (-(-size // s) - 1) * s + k - size) for size, k, s in zip((height, width), pool, strides)]
+    padding = same[0] // 2, same[0] - same[0] // 2, same[1] // 2, same[1] - same[1] // 2
+    window = Window(pool, strides, padding)
+    zeros = ((0, 0), padding[:2], padding[2:], (0, 0))
+    outs = [
+        network.add(MaxPool(window), ["x"], lambda x: tf.nn.max_pool2d(x, pool, strides, "SAME").numpy()),
+        network.add(Average(window), ["x"], lambda x: tf.nn.avg_pool2d(x, pool, strides, "SAME").numpy()),
+        network.add(MaxPool(window, zero_padding=True), ["x"],
+                    lambda x: tf.nn.max_pool2d(tf.pad(x, zeros), pool, strides, "VALID").numpy()),
+    ]  # fmt: skip
+    total = network.add(Add("relu"), outs[:2], lambda a, b: tf.nn.relu(a + b).numpy())
+    factor = rng.normal(size=(channels,)).astype(np.float32)
+    scaled = network.add(Multiply(), [total], lambda a: a * factor, [factor])
+    moved = network.add(BiasAdd(), [scaled], lambda a: a + factor, [factor])
+    bounded = network.add(Relu("relu6"), [moved], lambda a: tf.nn.relu6(a).numpy())
+    kernel = blocks(rng, (3, 3, channels, 9), 0.7)
+    last = network.conv(bounded, kernel, np.ones(9, np.float32), padding=(1, 1, 1, 1))
+    x = rng.normal(size=(images, height, width, channels)).astype(np.float32)
+    network.check(x, *outs, total, bounded, last, threads=draw(1, 2))
+
+
+def test_residual_sums_are_part_of_the_convolution_and_softmax_comes_last():
+    rng = np.random.default_rng(0)
+    network = Network((6, 5, 16))
+    bias = rng.normal(size=16).astype(np.float32)
+    first = network.conv("x", blocks(rng, (1, 1, 16, 16), 0.6), bias)
+    second = network.conv(first, blocks(rng, (3, 3, 16, 16), 0.6), bias, padding=(1, 1, 1, 1))
+    total = network.add(Add("relu"), [first, second], lambda a, b: tf.nn.relu(a + b).numpy())
+    mean = network.add(Average(Window((6, 5), (6, 5))), [total], lambda a: np.mean(a, axis=(1, 2), keepdims=True))
+    last = network.add(Softmax(), [mean], lambda a: tf.nn.softmax(a).numpy())
+    network.check(rng.normal(size=(11, 6, 5, 16)).astype(np.float32), last)
+    engine = Engine(network.graph)
+    assert [layer.name for layer in engine.profile(np.ones((1, 6, 5, 16))).layers] == ["x", "n0", "n1", "n3"]
+
+
+def test_kept_blocks_only_are_stored_and_counted():
+    rng = np.random.default_rng(0)
+    network = Network((8, 8, 64))
+    kernel = rng.normal(size=(3, 3, 64, 64)).astype(np.float32)
+    network.conv("x", kernel, np.zeros(64, np.float32), padding=(1, 1, 1, 1))
+    half = Network((8, 8, 64))
+    kept = np.kron((np.indices((8, 8)).sum(0) % 2), np.ones((8, 8)))
+    half.conv("x", (kernel * kept).astype(np.float32), np.zeros(64, np.float32), padding=(1, 1, 1, 1))
+    for one in (network, half):
+        one.graph.outputs, one.graph.output_shapes = ["n0"], [(8, 8, 64)]
+    dense, sparse = Engine(network.graph), Engine(half.graph)
+    assert sparse.weight_bytes <= 0.52 * dense.weight_bytes
+    x = np.ones((2, 8, 8, 64), np.float32)
+    (_, one), (_, other) = dense.profile(x, repeats=1).layers, sparse.profile(x, repeats=1).layers
+    assert one.operations == one.dense_operations == other.dense_operations == 2 * other.operations
+    assert one.operations == 2 * 2 * 64 * 9 * 64 * 64
+
+
+def test_memory_is_shared_by_tensors_that_are_not_alive_together():
+    rng = np.random.default_rng(0)
+    network = Network((16, 16, 8))
+    name = "x"
+    for _ in range(10):
+        name = network.conv(name, blocks(rng, (3, 3, 8, 8), 1), np.zeros(8, np.float32), padding=(1, 1, 1, 1))
+    network.graph.outputs, network.graph.output_shapes = [name], [(16, 16, 8)]
+    used, live = Engine(network.graph).memory_bytes()
+    assert used == live < 3 * 4 * 8 * 500
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("engine")
+    model = bstf.sparsify(small_resnet((28, 28, 1)), block=8, ratio=0.5)
+    bstf.export(model, folder / "model")
+    return model, folder / "model"
+
+
+def test_a_saved_model(saved):
+    model, folder = saved
+    x = np.random.default_rng(0).random((9, *model.input_shape[1:])).astype(np.float32)
+    expected = model.predict(x, verbose=0)
+    found = Engine(folder)(x)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_eight_callers_at_once(saved):
+    model, folder = saved
+    engine = Engine(folder, threads=2)
+    rng = np.random.default_rng(0)
+    inputs = [rng.random((size, *model.input_shape[1:])).astype(np.float32) for size in (1, 3, 2, 9)]
+    expected = [engine(x) for x in inputs]
+    wrong = []
+
+    def work(start):
+        for turn in range(40):
+            place = (start + turn) % len(inputs)
+            if not np.array_equal(engine(inputs[place]), expected[place]):
+                wrong.append(place)
+
+    callers = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_same_bits_for_any_number_of_threads(saved):
+    model, folder = saved
+    graph = bstf_compiler.load(folder)
+    x = np.random.default_rng(0).random((3, *model.input_shape[1:])).astype(np.float32)
+    one = Engine(graph, threads=1)(x)
+    for threads in (None, 2, 4):
+        assert np.array_equal(Engine(graph, threads=threads)(x), one)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda engine, x: engine(x[0]), r"\(n, 28, 28, 1\); got \(28, 28, 1\)"),
+        (lambda engine, x: engine(x[..., [0, 0]]), "got"),
+        (lambda engine, x: engine(x[:0]), "at least one"),
+        (lambda engine, x: engine(x * np.nan), "NaN"),
+        (lambda engine, x: engine(x.astype(complex)), "complex128"),
+        (lambda engine, x: Engine(engine.graph, threads=0), "threads is 0"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(saved, call, words):
+    engine = Engine(saved[1])
+    with pytest.raises(ValueError, match=words):
+        call(engine, np.ones((2, *engine.graph.input_shape), np.float32))
+
+
+def test_unknown_operations_are_refused_by_name():
+    network = Network((4, 4, 3))
+    network.add(SumPool(Window((2, 2))), ["x"], lambda x: x[:, 1:, 1:], name="strange")
+    network.graph.outputs, network.graph.output_shapes = ["strange"], [(3, 3, 3)]
+    with pytest.raises(ValueError, match="layer 'strange': the CPU engine has no sumpool"):
+        Engine(network.graph)
