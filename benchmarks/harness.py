@@ -18,17 +18,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from bstf_compiler.cpu import simd
 
+_CONSOLE = Console(width=130)
 # Environment variables by which thread pools learn their size, before they start.
 _POOLS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A sample repeats short work for at least so many seconds.
@@ -280,7 +282,7 @@ def roofs(dtypes: Sequence[str], threads: int) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What has to be known of the machine and the software to read a time."""
-    names = ("numpy", "scipy", "numba", "llvmlite", "sparse-dot-mkl", "mkl")
+    names = ("numpy", "scipy", "numba", "llvmlite", "sparse-dot-mkl", "mkl", "tensorflow", "ai-edge-litert", "openvino")
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     git = subprocess.run(
@@ -350,3 +352,74 @@ def table(title: str, records: Sequence[dict[str, Any]], columns: dict[str, Call
     for record in records:
         made.add_row(*(show(record) for show in columns.values()))
     return made
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases of one kind and who can run them.
+
+    A case has a `name`, a `dtype`, `threads`, `operations` (effective ones) and `fields()`: what its records tell.
+
+    Attributes:
+        name: as in the records and the files.
+        peers: what prepares a case for each.
+        base: the peer that others are compared with.
+        tolerances: by type, how wrong a result may be.
+        environments: more variables with which peers start.
+    """
+
+    name: str
+    peers: dict[str, Callable[[Any], Work]]
+    base: str
+    tolerances: dict[str, float]
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def measure(self, cases: Sequence[Any], names: Sequence[str], rounds: int, log: Log) -> None:
+        """Times the cases, all of the same number of threads, on the named peers or on all; a record each."""
+        peers = [
+            Peer(name, self.peers[name], cases[0].threads, self.environments.get(name)) for name in names or self.peers
+        ]
+        try:
+            for case in cases:
+                results = compare(peers, case, rounds, self.tolerances[case.dtype])
+                for name, result in results.items():
+                    log.add(self._record(case, name, result, results))
+                times = [f"{name} {one['seconds'] * 1e3:.3f} ms" for name, one in results.items() if "seconds" in one]
+                what = ", ".join(f"{value}" for value in case.fields().values())
+                _CONSOLE.print(f"{what}: {', '.join(times)}", highlight=False)
+        finally:
+            for peer in peers:
+                peer.close()
+
+    def _record(self, case: Any, name: str, result: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+        made = {"op": self.name, "case": case.name, **case.fields(), "peer": name, "operations": case.operations}
+        made |= result
+        if "seconds" in result and not name.startswith("sort"):
+            made["effective_gflops"] = case.operations / result["seconds"] / 1e9
+            if "seconds" in results.get(self.base, {}):
+                made[f"speedup_over_{self.base}"] = results[self.base]["seconds"] / result["seconds"]
+        return made
+
+    def show(self, log: Log, ceilings: dict[int, dict[str, float]]) -> None:
+        """Prints the table."""
+
+        def percent(one: dict[str, Any]) -> str:
+            ceiling = ceilings.get(one["threads"], {}).get(one["dtype"])
+            return f"{one['effective_gflops'] / ceiling * 1e11:.0f} %" if ceiling and "effective_gflops" in one else ""
+
+        def number(name: str, digits: int) -> Callable[[dict[str, Any]], str]:
+            return lambda one: f"{one[name]:.{digits}f}" if name in one else ""
+
+        done = [one for one in log.records if "seconds" in one]
+        told = ("case", "dtype", "block", "density", "batch", "threads", "peer")
+        columns = {name: lambda one, name=name: str(one[name]) for name in told if done and name in done[0]}
+        columns |= {
+            "ms": lambda one: f"{one['seconds'] * 1e3:.3f}",
+            "± %": lambda one: f"{one['mad'] / one['seconds'] * 100:.0f}",
+            "eff. GFLOPS": number("effective_gflops", 2),
+            "of FMA peak": percent,
+            f"over {self.base}": number(f"speedup_over_{self.base}", 2),
+        }
+        _CONSOLE.print(table(f"{self.name}, medians", done, columns))
+        for name, reason in {one["peer"]: one["missing"] for one in log.records if "missing" in one}.items():
+            _CONSOLE.print(f"{name}: not measured in some case, {reason}")

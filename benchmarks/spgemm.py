@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import mkl
-from benchmarks.harness import Work
+from benchmarks.harness import Suite, Work
 from bstf_compiler import BlockSparseMatrix
 from bstf_compiler.cpu import simd
 from bstf_compiler.cpu.kernels import spgemm
@@ -181,8 +181,7 @@ PEERS: dict[str, Callable[[Case], Work]] = {
         gustavson, gustavson_reused, coo_merge, sort_sorted, sort_reversed, sort_shuffled, scipy, mkl_sparse
     )
 }  # fmt: skip
-BASE = "scipy"
-ENVIRONMENTS: dict[str, dict[str, str]] = {}
+SUITE = Suite("spgemm", PEERS, "scipy", TOLERANCES)
 
 
 def cases(

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import mkl
-from benchmarks.harness import Work
+from benchmarks.harness import Suite, Work
 from bstf_compiler import BlockSparseMatrix
 from bstf_compiler.cpu import simd
 
@@ -101,7 +101,7 @@ def bstf_portable(case: Case) -> Work:
 
 
 def _narrow(case: Case, isa: str) -> Work:
-    if simd.host_isa().name != isa:  # LLVM's names of features in ENVIRONMENTS are those of x86
+    if simd.host_isa().name != isa:  # LLVM's names of features in _ENVIRONMENTS are those of x86
         raise ImportError(f"this machine can't stand in for one with {isa}")
     return bstf_packed(case)
 
@@ -167,11 +167,11 @@ PEERS: dict[str, Callable[[Case], Work]] = {
     one.__name__: one
     for one in (bstf, bstf_packed, bstf_avx2, bstf_portable, dense, mkl_bsr, mkl_csr, scipy_bsr, scipy_csr)
 }
-BASE = "dense"
-ENVIRONMENTS = {
+_ENVIRONMENTS = {
     "bstf_avx2": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2"},
     "bstf_portable": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2"},
 }
+SUITE = Suite("spmm", PEERS, "dense", TOLERANCES, _ENVIRONMENTS)
 
 
 def cases(
@@ -194,8 +194,9 @@ def cases(
 
 
 def plot(records: Sequence[dict[str, Any]], ceilings: dict[int, dict[str, float]], folder: Path) -> None:
-    """Writes speedup.png and roofline.png."""
-    _plot_speedup(records, folder / "speedup.png")
+    """Writes roofline.png, and speedup.png if there are several densities."""
+    if len({one["density"] for one in records}) > 1:
+        _plot_speedup(records, folder / "speedup.png")
     _plot_roofline(records, ceilings, folder / "roofline.png")
 
 

@@ -16,7 +16,7 @@ from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import empty
 
 # Tasks a thread should find in a step.
-_TASKS_OF_A_THREAD = 8
+_TASKS_OF_A_THREAD = 32
 # What is read again and again costs little if it fits this part of a level-2 cache.
 _CACHED_BYTES = 2**19
 

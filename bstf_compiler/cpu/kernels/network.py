@@ -131,42 +131,45 @@ def _elementwise(step, plane, memory, biases, masks):
 
 @numba.njit(nogil=True)
 def _pool(step, plane, memory, line):
-    """One plane of maxima or means over the pixels that a window meets: down columns into `line`, then along it."""
+    """One plane of maxima or means: a window is reduced down its columns into `line`, padded, then along it."""
     x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
     maximum = step.kind != MEAN_POOL
+    outside = np.float32(-np.inf if step.kind == MAX_POOL else 0)
+    end = max(step.left + step.x_width, (step.y_width - 1) * step.across + step.window_width)
     _clear(memory, y, step.y_plane, step.lead, 0)
     for image in range(step.images):
         for row in range(step.y_height):
-            at = y + (image * step.y_rows + row) * step.y_pitch
             top = row * step.down - step.top
             first, last = max(0, top), min(step.x_height, top + step.window_height)
             start = np.float32(-np.inf if maximum else 0)
             if step.kind == ZERO_MAX_POOL and last - first < step.window_height:
                 start = np.float32(0)
-            for column in range(step.x_width):
-                line[column] = start
+            line[:end] = outside
+            inner = line[step.left : step.left + step.x_width]
+            inner[:] = start
             for source_row in range(first, last):
                 source = x + (image * step.x_rows + source_row) * step.x_pitch
                 if maximum:
                     for column in range(step.x_width):
-                        line[column] = max(line[column], memory[source + column])
+                        inner[column] = max(inner[column], memory[source + column])
                 else:
                     for column in range(step.x_width):
-                        line[column] += memory[source + column]
-            for column in range(step.y_width):
-                left = column * step.across - step.left
-                begin, end = max(0, left), min(step.x_width, left + step.window_width)
-                value = np.float32(0)
+                        inner[column] += memory[source + column]
+            at = y + (image * step.y_rows + row) * step.y_pitch
+            result = memory[at : at + step.y_width]
+            result[:] = np.float32(-np.inf if maximum else 0)
+            for tap in range(step.window_width):
                 if maximum:
-                    if step.kind == MAX_POOL or end - begin == step.window_width:
-                        value = np.float32(-np.inf)
-                    for place in range(begin, end):
-                        value = max(value, line[place])
+                    for column in range(step.y_width):
+                        result[column] = max(result[column], line[tap + column * step.across])
                 else:
-                    for place in range(begin, end):
-                        value += line[place]
-                    value /= np.float32((last - first) * (end - begin))
-                memory[at + column] = value
+                    for column in range(step.y_width):
+                        result[column] += line[tap + column * step.across]
+            if not maximum:
+                for column in range(step.y_width):
+                    left = column * step.across - step.left
+                    met = min(step.x_width, left + step.window_width) - max(0, left)
+                    result[column] /= np.float32((last - first) * met)
 
 
 @numba.njit(nogil=True)
@@ -261,7 +264,8 @@ def _build(isa: Isa) -> Callable:
     def execute(steps, first, last, images, memory, values, offsets, starts, biases, masks, counts, workers, members):
         widest = 0
         for place in range(first, last):
-            widest = max(widest, steps[place].x_width)
+            step = steps[place]
+            widest = max(widest, step.left + step.x_width, (step.y_width - 1) * step.across + step.window_width)
         for worker in prange(workers):
             line = np.empty(widest, np.float32)
             team.join(members, worker)

@@ -1,0 +1,192 @@
+"""Whole networks on the CPU: this package, and what else there is, on the same SavedModels.
+
+    python -m benchmarks.network --network=ResNet50 --density=1 --density=0.5 --output=DIR
+
+The networks are those of `keras.applications` with random weights (seed 0); `density` is the part of the 8x8 blocks
+that is kept. All peers compute in float32. Effective operations are 2 x multiply-adds on kept blocks, so peers that
+multiply zeros as well have fewer GFLOPS by this count.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks import harness
+from benchmarks.harness import Suite, Work
+
+FLAGS = flags.FLAGS
+NETWORKS = ("ResNet50", "VGG16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network in a folder: `model`, its SavedModel; `network.tflite`; `images.npz`, images and Keras' outputs."""
+
+    folder: Path
+    network: str
+    density: float
+    batch: int
+    threads: int
+    operations: int
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """The network."""
+        return self.network
+
+    def fields(self) -> dict[str, Any]:
+        """What tells a record of this case from others."""
+        return {name: value for name, value in asdict(self).items() if name not in ("folder", "operations")}
+
+    def work(self, function: Callable[[np.ndarray], np.ndarray]) -> Work:
+        """The network as a function of images."""
+        with np.load(self.folder / "images.npz") as arrays:
+            x, right = (np.resize(arrays[name], (self.batch, *arrays[name].shape[1:])) for name in ("x", "y"))
+        error = float(np.abs(function(x) - right).max() / np.abs(right).max())
+        return Work(lambda: function(x), error)
+
+
+def prepare(folder: Path, network: str, density: float) -> int:
+    """Writes a network into a folder; returns its effective operations an image."""
+    import keras
+    import tensorflow as tf
+
+    import bstf
+    from bstf_compiler import Engine
+
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, network)(weights=None)
+    if density < 1:
+        model = bstf.sparsify(model, block=8, ratio=1 - density)
+    bstf.export(model, folder / "model")
+    (folder / "network.tflite").write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder / "model")).convert())
+    x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype(np.float32)
+    np.savez(folder / "images.npz", x=x, y=model.predict(x, verbose=0))
+    return sum(layer.operations for layer in Engine(folder / "model").profile(x[:1], repeats=1).layers)
+
+
+def bstf_engine(case: Case) -> Work:
+    """The engine of this package."""
+    from bstf_compiler import Engine
+
+    return case.work(Engine(case.folder / "model", threads=case.threads))
+
+
+def openvino(case: Case) -> Work:
+    """OpenVINO, told to compute in float32 (it would choose bfloat16 where the machine has it)."""
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_NUM_THREADS": case.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    model = ov.convert_model(case.folder / "model")
+    shape = model.inputs[0].partial_shape
+    shape[0] = case.batch
+    model.reshape(shape)
+    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return case.work(lambda x: request.infer([x], share_inputs=True)[0])
+
+
+def litert(case: Case) -> Work:
+    """LiteRT with XNNPACK."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(case.folder / "network.tflite"), num_threads=case.threads)
+    source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    interpreter.resize_tensor_input(source["index"], [case.batch, *source["shape"][1:]])
+    interpreter.allocate_tensors()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(source["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
+
+    return case.work(run)
+
+
+def tensorflow(case: Case) -> Work:
+    """TensorFlow, the SavedModel's own function."""
+    import tensorflow as tf
+
+    if tf.config.threading.get_intra_op_parallelism_threads() != case.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(case.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    model = tf.saved_model.load(str(case.folder / "model"))
+    return case.work(lambda x: model.serve(tf.constant(x)).numpy())
+
+
+PEERS: dict[str, Callable[[Case], Work]] = {one.__name__: one for one in (bstf_engine, openvino, litert, tensorflow)}
+SUITE = Suite("network", PEERS, "openvino", {"float32": 1e-4})
+
+
+def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Milliseconds of every peer, a group a network, density and batch."""
+    done = [one for one in records if "seconds" in one]
+    groups = list(dict.fromkeys((one["network"], one["batch"], one["density"]) for one in done))
+    peers = list(dict.fromkeys(one["peer"] for one in done))
+    figure = Figure(figsize=(2 + 1.3 * len(groups), 4.5), layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    for place, peer in enumerate(peers):
+        times = {
+            (one["network"], one["batch"], one["density"]): one["seconds"] * 1e3 / one["batch"]
+            for one in done
+            if one["peer"] == peer
+        }
+        shift, width = (place - (len(peers) - 1) / 2) * 0.8 / len(peers), 0.8 / len(peers)
+        drawn = [(index + shift, times[key]) for index, key in enumerate(groups) if key in times]
+        axes.bar(*zip(*drawn), width, label=peer)
+    labels = [f"{network}\nbatch {batch}\ndensity {density:g}" for network, batch, density in groups]
+    axes.set_xticks(range(len(groups)), labels, fontsize=7)
+    axes.set(ylabel="ms an image, median")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def define_flags() -> None:
+    """The flags of the program."""
+    flags.DEFINE_multi_enum("network", list(NETWORKS), NETWORKS, "networks of keras.applications")
+    flags.DEFINE_multi_float("density", [1.0, 0.5], "fractions of the 8x8 blocks that are kept", 0.01, 1.0)
+    flags.DEFINE_multi_integer("batch", [1], "images of an inference", lower_bound=1)
+    flags.DEFINE_integer("threads", 2, "number of threads", lower_bound=1)
+    flags.DEFINE_multi_enum("algorithm", [], list(PEERS), "who infers; default: all")
+    flags.DEFINE_integer("rounds", 5, "samples of every peer", lower_bound=3)
+    flags.DEFINE_string("output", None, "folder for network.jsonl, network.csv and network.png", required=True)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the cases."""
+    folder = Path(FLAGS.output)
+    log = harness.Log(folder, "network")
+    ceilings = {FLAGS.threads: harness.roofs(["float32"], FLAGS.threads)}
+    log.header({"machine": harness.machine(), "roofs": ceilings})
+    with tempfile.TemporaryDirectory() as work:
+        cases = []
+        for network in FLAGS.network:
+            for density in FLAGS.density:
+                place = Path(work) / f"{network}_{density:g}"
+                with Console().status(f"writing {network} with {density:.0%} of its blocks"):
+                    operations = prepare(place, network, density)
+                for batch in FLAGS.batch:
+                    cases.append(Case(place, network, density, batch, FLAGS.threads, operations * batch))
+        SUITE.measure(cases, FLAGS.algorithm, FLAGS.rounds, log)
+    log.write_csv()
+    SUITE.show(log, ceilings)
+    plot(log.records, folder / "network.png")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
