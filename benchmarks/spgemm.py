@@ -212,7 +212,7 @@ def plot(records: Sequence[dict[str, Any]], ceilings: dict[int, dict[str, float]
 
 def _plot_scatter(records: Sequence[dict[str, Any]], block: str, path: Path) -> None:
     dtypes = list(dict.fromkeys(one["dtype"] for one in records))
-    figure = Figure(figsize=(6 * len(dtypes), 4.5), layout="constrained")
+    figure = Figure(figsize=(1.5 + 5 * len(dtypes), 4.5), layout="constrained")
     panels = FigureCanvasAgg(figure).figure.subplots(1, len(dtypes), squeeze=False)[0]
     for axes, dtype in zip(panels, dtypes):
         band = PUBLISHED.get((int(block.split("x")[0]), dtype))
@@ -230,5 +230,5 @@ def _plot_scatter(records: Sequence[dict[str, Any]], block: str, path: Path) -> 
                 axes.plot(*zip(*points), mark, color=f"C{place}", label=label, markersize=4, fillstyle="none")
         axes.set(xscale="log", xlabel="effective operations", ylabel="effective GFLOPS", title=f"{block} {dtype}")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=6)
+    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=150)
