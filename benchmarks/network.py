@@ -157,7 +157,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def define_flags() -> None:
     """The flags of the program."""
-    flags.DEFINE_multi_enum("network", list(NETWORKS), NETWORKS, "networks of keras.applications")
+    flags.DEFINE_multi_enum("network", ["ResNet50"], NETWORKS, "networks of keras.applications")
     flags.DEFINE_multi_float("density", [1.0, 0.5], "fractions of the 8x8 blocks that are kept", 0.01, 1.0)
     flags.DEFINE_multi_integer("batch", [1], "images of an inference", lower_bound=1)
     flags.DEFINE_integer("threads", 2, "number of threads", lower_bound=1)
