@@ -327,8 +327,7 @@ class Log:
     def add(self, record: dict[str, Any]) -> None:
         """Keeps a record, in memory and on disk."""
         self.records.append(record)
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.header(record)
 
     def header(self, record: dict[str, Any]) -> None:
         """Writes a record that isn't a measurement: the machine, the roofs."""

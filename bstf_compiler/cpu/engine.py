@@ -168,7 +168,7 @@ class Engine:
         for one, times in zip(self._operations, zip(*seconds)):
             layout = plan.layouts[one.output]
             pixels = len(x) * layout.height * layout.width
-            macs = one.weights.values.size * pixels if one.weights is not None else 0
+            macs = one.weights.macs * pixels if one.weights is not None else 0
             layers.append(
                 LayerTime(
                     one.name,
@@ -207,16 +207,11 @@ class Engine:
 
     def _run(self, plan: Plan, x: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
         """Runs the steps [first, last)."""
-        before = numba.get_num_threads()
-        numba.set_num_threads(self.threads)  # for this Python thread only
-        try:
-            executor(self._isa)(
-                plan.steps, first, last, x.reshape(-1), memory, self._weights.values, plan.offsets,
-                self._weights.starts, self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
-                self.threads, team.gather(self.threads),
-            )  # fmt: skip
-        finally:
-            numba.set_num_threads(before)
+        team.run(
+            executor(self._isa), self.threads,
+            plan.steps, first, last, x.reshape(-1), memory, self._weights.values, plan.offsets, self._weights.starts,
+            self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
+        )  # fmt: skip
 
     def _infer(self, x: np.ndarray) -> list[np.ndarray]:
         plan = self._plan(len(x))

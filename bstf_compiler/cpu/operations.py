@@ -76,7 +76,8 @@ def _convolution(graph: Graph, node: Node, isa: Isa) -> list[Operation]:
         made = [Operation(SPLIT, node.name, (source.name,), source_name, node.op.window)]
     bounds = _BOUNDS[node.op.activation]
     macs = kernel.data.size * height * width
-    return [*made, Operation(CONV, node.name, (source_name,), node.output, node.op.window, bounds, weights, None, macs)]
+    layer = Operation(CONV, node.name, (source_name,), node.output, node.op.window, bounds, weights, macs=macs)
+    return [*made, layer]
 
 
 def _other(graph: Graph, node: Node) -> Operation:

@@ -177,6 +177,8 @@ def _split_shape(
 def _step(name: str, channels: int, operations: Sequence[Operation]) -> int:
     """Channels are stored in multiples of this: of one only in images of few channels, before any convolution."""
     source = next(one for one in operations if one.output == name)
+    if source.kind == SPLIT:  # made of whole steps already
+        return 1
     if source.kind == CONV or channels >= conv.DEPTH:
         return conv.DEPTH
     return 1 if source.kind == LOAD else _step(source.inputs[0], channels, operations)
@@ -211,15 +213,8 @@ def _layouts(
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:
             height, width, channels = shapes[name]
-            # A split's channels are whole steps already.
-            step = 1 if name not in shapes else _grid_step(name, channels, operations)
-            layouts[name] = Layout(grid, images, height, width, channels, step)
+            layouts[name] = Layout(grid, images, height, width, channels, _step(name, channels, operations))
     return layouts
-
-
-def _grid_step(name: str, channels: int, operations: Sequence[Operation]) -> int:
-    source = next(one for one in operations if one.output == name)
-    return 1 if source.kind == SPLIT else _step(name, channels, operations)
 
 
 def _allocate(

@@ -102,12 +102,21 @@ def _literals(*values: types.Type) -> bool:
     return all(isinstance(value, types.IntegerLiteral) for value in values)
 
 
-def _address(context: object, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
+def element_address(
+    context: object, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value
+) -> ir.Value:
+    """The address of array[index]."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
 def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=1, typ=kind)
+
+
+def _load_neighbours(builder: ir.IRBuilder, address: ir.Value, kind: ir.VectorType, count: int) -> list[ir.Value]:
+    """`count` vectors that follow one another from `address`, a pointer to an element."""
+    places = [builder.gep(address, [ir.Constant(_INT32, place * kind.count)]) for place in range(count)]
+    return [_load(builder, place, kind) for place in places]
 
 
 def _store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
@@ -128,7 +137,8 @@ def _shuffle(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, lanes: list[i
     return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
 
 
-def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+def call_intrinsic(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+    """Calls an intrinsic of LLVM."""
     function = builder.module.globals.get(name)
     if function is None:
         function = ir.Function(builder.module, ir.FunctionType(result, [one.type for one in arguments]), name)
@@ -137,7 +147,7 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.
 
 def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     # `fmuladd`, not `fma`: without the instruction the latter is a call into the C library for every lane.
-    return _call(builder, f"llvm.fmuladd.v{c.type.count}f{_bits(c.type.element)}", c.type, [a, b, c])
+    return call_intrinsic(builder, f"llvm.fmuladd.v{c.type.count}f{_bits(c.type.element)}", c.type, [a, b, c])
 
 
 def _add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -152,12 +162,8 @@ def load(typing, array, index, lanes, count):
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), count.literal_value)
 
     def generate(context, builder, signature, arguments):
-        kind = context.get_value_type(vectors.dtype)
-        size = vectors.dtype.lanes
-        parts = []
-        for place in range(vectors.count):
-            at = builder.add(arguments[1], ir.Constant(arguments[1].type, place * size))
-            parts.append(_load(builder, _address(context, builder, array, arguments[0], at), kind))
+        start = element_address(context, builder, array, arguments[0], arguments[1])
+        parts = _load_neighbours(builder, start, context.get_value_type(vectors.dtype), vectors.count)
         return context.make_tuple(builder, vectors, parts)
 
     return vectors(array, types.intp, lanes, count), generate
@@ -179,7 +185,7 @@ def load_rows(typing, like, array, index, stride, rows, lanes):
             row = ir.Constant(rows_.type, place)
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
             at = builder.add(index_, builder.mul(row, stride_))
-            parts.append(_load(builder, _address(context, builder, array, base, at), kind))
+            parts.append(_load(builder, element_address(context, builder, array, base, at), kind))
         return context.make_tuple(builder, vectors, parts)
 
     return vectors(like, array, types.intp, types.intp, types.intp, lanes), generate
@@ -194,7 +200,7 @@ def store(typing, vectors, array, index, stride):
     def generate(context, builder, signature, arguments):
         at = arguments[2]
         for vector in cgutils.unpack_tuple(builder, arguments[0]):
-            _store(builder, vector, _address(context, builder, array, arguments[1], at))
+            _store(builder, vector, element_address(context, builder, array, arguments[1], at))
             at = builder.add(at, arguments[3])
         return context.get_dummy_value()
 
@@ -314,7 +320,7 @@ def fma_outer(typing, tile, vectors, weights, index, stride):
         parts = cgutils.unpack_tuple(builder, arguments[1])
         at = arguments[3]
         for row in range(tile.count // vectors.count):
-            address = _address(context, builder, weights, arguments[2], at)
+            address = element_address(context, builder, weights, arguments[2], at)
             weight = _broadcast(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
                 sums[place] = _fma(builder, weight, part, sums[place])
@@ -327,7 +333,7 @@ def fma_outer(typing, tile, vectors, weights, index, stride):
 def _dot_bytes(builder: ir.IRBuilder, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
     """`vpdpbusd`: each int32 gains the sum of the products of its four unsigned and four signed bytes."""
     bits = 32 * sums.type.count
-    return _call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", sums.type, [sums, unsigned, signed])
+    return call_intrinsic(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", sums.type, [sums, unsigned, signed])
 
 
 def _dot_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -357,7 +363,7 @@ def dot_outer(typing, tile, vectors, weights, index):
         parts = cgutils.unpack_tuple(builder, arguments[1])
         for row in range(tile.count // vectors.count):
             at = builder.add(arguments[3], ir.Constant(arguments[3].type, row))
-            word = _load(builder, _address(context, builder, weights, arguments[2], at), _INT32)
+            word = _load(builder, element_address(context, builder, weights, arguments[2], at), _INT32)
             weight = _broadcast(builder, word, tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
                 sums[place] = _dot_bytes(builder, sums[place], part, weight)
@@ -384,7 +390,7 @@ def widened_outer(typing, tile, vectors, weights, index):
         for row in range(tile.count // vectors.count):
             for which, halves in enumerate((even, odd)):
                 at = builder.add(arguments[3], ir.Constant(arguments[3].type, 2 * row + which))
-                word = _load(builder, _address(context, builder, weights, arguments[2], at), _INT32)
+                word = _load(builder, element_address(context, builder, weights, arguments[2], at), _INT32)
                 weight = _broadcast(builder, word, tile.dtype.lanes)
                 for place, half in enumerate(halves, row * len(parts)):
                     sums[place] = builder.add(sums[place], _dot_pairs(builder, half, weight))
@@ -403,7 +409,7 @@ def add_rows(typing, tile, count, values, index):
         sums = cgutils.unpack_tuple(builder, arguments[0])
         for place, one in enumerate(sums):
             row = ir.Constant(arguments[3].type, place // count.literal_value)
-            address = _address(context, builder, values, arguments[2], builder.add(arguments[3], row))
+            address = element_address(context, builder, values, arguments[2], builder.add(arguments[3], row))
             sums[place] = _add(
                 builder, one, _broadcast(builder, _load(builder, address, one.type.element), one.type.count)
             )
@@ -446,9 +452,8 @@ def load_tile(typing, array, index, stride, lanes, rows, count):
     def generate(context, builder, signature, arguments):
         kind, at, parts = context.get_value_type(vectors.dtype), arguments[1], []
         for _ in range(rows.literal_value):
-            address = _address(context, builder, array, arguments[0], at)
-            for place in range(count.literal_value):
-                parts.append(_load(builder, builder.gep(address, [ir.Constant(_INT32, place * kind.count)]), kind))
+            address = element_address(context, builder, array, arguments[0], at)
+            parts += _load_neighbours(builder, address, kind, count.literal_value)
             at = builder.add(at, arguments[2])
         return context.make_tuple(builder, vectors, parts)
 
@@ -464,7 +469,7 @@ def store_tile(typing, tile, count, array, index, stride):
     def generate(context, builder, signature, arguments):
         vectors, at = cgutils.unpack_tuple(builder, arguments[0]), arguments[3]
         for row in range(0, tile.count, count.literal_value):
-            address = _address(context, builder, array, arguments[2], at)
+            address = element_address(context, builder, array, arguments[2], at)
             for place, vector in enumerate(vectors[row : row + count.literal_value]):
                 _store(builder, vector, builder.gep(address, [ir.Constant(_INT32, place * tile.dtype.lanes)]))
             at = builder.add(at, arguments[4])
@@ -518,7 +523,7 @@ def store_transposed(typing, tile, count, array, index, stride):
         vectors = cgutils.unpack_tuple(builder, arguments[0])
         for place in range(count.literal_value):
             for column in _columns(builder, vectors[place :: count.literal_value]):
-                address = _address(context, builder, array, arguments[2], at)
+                address = element_address(context, builder, array, arguments[2], at)
                 for part, piece in enumerate(column):
                     kind = ir.VectorType(element, piece.type.count)
                     narrow = piece if piece.type == kind else builder.trunc(piece, kind)
@@ -539,55 +544,3 @@ def lowest_bit(typing, word):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
-
-
-def _prefetch(array: types.Type, write: int) -> tuple | None:
-    if not isinstance(array, types.Array):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        address = _address(context, builder, array, arguments[0], arguments[1])
-        pointer = builder.bitcast(address, ir.IntType(8).as_pointer())
-        write_, near, data = (ir.Constant(_INT32, value) for value in (write, 3, 1))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, write_, near, data])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
-@intrinsic
-def prefetch(typing, array, index):
-    """Asks for the cache line of array[index], to be read soon."""
-    return _prefetch(array, 0)
-
-
-@intrinsic
-def prefetch_to_write(typing, array, index):
-    """Asks for the cache line of array[index], to be written soon."""
-    return _prefetch(array, 1)
-
-
-@intrinsic
-def fetch_add(typing, array, index, amount):
-    """Adds to array[index] (int64) and returns what it was; atomic, for what threads share."""
-    if not isinstance(array, types.Array):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        address = _address(context, builder, array, arguments[0], arguments[1])
-        return builder.atomic_rmw("add", address, arguments[2], "seq_cst")
-
-    return types.int64(array, types.intp, types.int64), generate
-
-
-@intrinsic
-def atomic_load(typing, array, index):
-    """array[index] (int64), as other threads have left it."""
-    if not isinstance(array, types.Array):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        address = _address(context, builder, array, arguments[0], arguments[1])
-        return builder.load_atomic(address, "seq_cst", align=8)
-
-    return types.int64(array, types.intp), generate

@@ -6,7 +6,7 @@ it, even if others are idle, and then both halve it. And a thread that spins whi
 thread it waits for, when another program keeps the machine busy. So here a thread of the pool that finds itself on a
 core that its team already uses moves to another and stays off that one, and a thread that waits yields its core.
 
-A kernel keeps its team in an int64 array made by `gather` and frames its work so:
+A kernel, called by `run`, gets its team as an int64 array and frames its work so:
 
     for worker in prange(workers):
         team.join(members, worker)
@@ -21,13 +21,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
 
 import numba
 import numpy as np
 from numba import types
 
-from bstf_compiler.cpu import simd
+from bstf_compiler.cpu import access
 
 # Below this many multiply-adds a thread would wait for the other longer than it works.
 _MACS_OF_A_THREAD = 2**20
@@ -36,7 +38,6 @@ _MACS_OF_A_THREAD = 2**20
 _TASK, _DONE, _JOINED, _LEFT, _CALLER, _CALLER_ID, _CORES = range(7)
 # The longest affinity mask that is asked for, in 64-bit words: 1,024 cores.
 _MASK_WORDS = 16
-_STARTING = threading.Lock()
 
 if sys.platform == "linux":
     _core = types.ExternalFunction("sched_getcpu", types.int32())
@@ -52,19 +53,30 @@ else:  # other systems have their own ways, and no way to ask
         return 0
 
 
+def once(build: Callable) -> Callable:
+    """`functools.cache`, and two Python threads that need the same at once don't both build it."""
+    built, building = cache(build), threading.Lock()
+
+    @wraps(build)
+    def get(*arguments: object) -> object:
+        with building:
+            return built(*arguments)
+
+    return get
+
+
 def size(threads: int | None, macs: int) -> int:
     """How many threads to use for so many multiply-adds: `threads`, or as many as are worth their start.
 
     Never more than Numba was given.
     """
-    with _STARTING:
-        most = _start()
+    most = _start()
     if threads is None:
         threads = max(1, min(numba.get_num_threads(), macs // _MACS_OF_A_THREAD))
     return min(threads, most)
 
 
-@cache
+@once
 def _start() -> int:
     """Starts Numba's threads, once; returns how many there are.
 
@@ -93,6 +105,23 @@ def gather(workers: int) -> np.ndarray:
     return members
 
 
+@contextmanager
+def limit(workers: int) -> Iterator[None]:
+    """Sets how many threads a compiled function uses that this Python thread calls inside."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(workers)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def run(kernel: Callable, workers: int, *arguments: object) -> None:
+    """Calls kernel(*arguments, workers, members) with a new team."""
+    with limit(workers):
+        kernel(*arguments, workers, gather(workers))
+
+
 def _inner(function):
     return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
@@ -101,13 +130,13 @@ def _inner(function):
 def join(members, worker):
     """A worker's first step. It moves, if it isn't the caller's thread and a worker before it is on the same core."""
     _find_core(members, worker)
-    simd.fetch_add(members, _JOINED, 1)
+    access.fetch_add(members, _JOINED, 1)
 
 
 @_inner
 def yield_to_missing(members, count):
     """As long as a worker is missing, its thread may be waiting for this core."""
-    if simd.atomic_load(members, _JOINED) < count:
+    if access.atomic_load(members, _JOINED) < count:
         _yield_core()
 
 
@@ -115,13 +144,13 @@ def yield_to_missing(members, count):
 def take(members, count):
     """The number of the next task, from 0."""
     yield_to_missing(members, count)
-    return simd.fetch_add(members, _TASK, 1)
+    return access.fetch_add(members, _TASK, 1)
 
 
 @_inner
 def done(members):
     """Counts a task that others wait for."""
-    simd.fetch_add(members, _DONE, 1)
+    access.fetch_add(members, _DONE, 1)
 
 
 @_inner
@@ -133,15 +162,15 @@ def wait(members, count):
 @_inner
 def wait_for(counters, place, count):
     """Waits until a counter has come to `count`."""
-    while simd.atomic_load(counters, place) < count:
+    while access.atomic_load(counters, place) < count:
         _yield_core()
 
 
 @_inner
 def leave(members):
     """A worker's last step: waits until all that have joined are here, so that the pool's own wait is short."""
-    simd.fetch_add(members, _LEFT, 1)
-    while simd.atomic_load(members, _LEFT) < simd.atomic_load(members, _JOINED):
+    access.fetch_add(members, _LEFT, 1)
+    while access.atomic_load(members, _LEFT) < access.atomic_load(members, _JOINED):
         _yield_core()
 
 

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from bstf_compiler import bsr
-from bstf_compiler.cpu import simd
+from bstf_compiler.cpu import access, simd
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import aligned
 
@@ -100,9 +100,9 @@ def tile_kernel(isa: Isa, vectors: int, depth: int) -> Callable:
     ):  # fmt: skip
         for row in range(columns):  # what the tile's end needs comes from afar, and is asked for before the work
             for vector in range(vectors):
-                simd.prefetch_to_write(memory, y + row * y_plane + vector * lanes)
+                access.prefetch_to_write(memory, y + row * y_plane + vector * lanes)
                 if other >= 0:
-                    simd.prefetch(memory, other + row * other_plane + vector * lanes)
+                    access.prefetch(memory, other + row * other_plane + vector * lanes)
         sums = simd.zeros(memory, lanes, columns, vectors)
         weight = first_value + start * (depth * columns)
         for entry in range(first_offset + start, first_offset + stop):

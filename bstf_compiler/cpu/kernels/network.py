@@ -6,19 +6,15 @@ they share out the tasks of a step through a counter, and meet before the next s
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from functools import cache
 
 import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import simd, team
+from bstf_compiler.cpu import access, team
 from bstf_compiler.cpu.kernels import conv
 from bstf_compiler.cpu.simd import Isa
-
-_BUILDING = threading.Lock()
 
 # What a step does. LOAD: images pixel by pixel to channels. SPLIT: an image to those of every n-th row and column, for
 # strided convolutions. ZERO_MAX_POOL: pixels of the padding take part, as zeros; for the other pools there are none.
@@ -137,6 +133,8 @@ def _pool(step, plane, memory, line):
     outside = np.float32(-np.inf if step.kind == MAX_POOL else 0)
     end = max(step.left + step.x_width, (step.y_width - 1) * step.across + step.window_width)
     _clear(memory, y, step.y_plane, step.lead, 0)
+    line[:end] = outside
+    inner = line[step.left : step.left + step.x_width]
     for image in range(step.images):
         for row in range(step.y_height):
             top = row * step.down - step.top
@@ -144,8 +142,6 @@ def _pool(step, plane, memory, line):
             start = np.float32(-np.inf if maximum else 0)
             if step.kind == ZERO_MAX_POOL and last - first < step.window_height:
                 start = np.float32(0)
-            line[:end] = outside
-            inner = line[step.left : step.left + step.x_width]
             inner[:] = start
             for source_row in range(first, last):
                 source = x + (image * step.x_rows + source_row) * step.x_pitch
@@ -246,6 +242,7 @@ def _convolution(isa: Isa) -> Callable:
     return numba.njit(nogil=True, error_model="numpy")(task_)
 
 
+@team.once
 def executor(isa: Isa) -> Callable:
     """The compiled walk through a table of steps, in float32; it compiles at its first call.
 
@@ -253,12 +250,6 @@ def executor(isa: Isa) -> Callable:
     values, offsets, starts and biases of the convolutions, the masks, counters of tasks taken and of tasks done for
     each step, and the team.
     """
-    with _BUILDING:
-        return _build(isa)
-
-
-@cache
-def _build(isa: Isa) -> Callable:
     convolve = _convolution(isa)
 
     def execute(steps, first, last, images, memory, values, offsets, starts, biases, masks, counts, workers, members):
@@ -273,7 +264,7 @@ def _build(isa: Isa) -> Callable:
                 step = steps[place]
                 while True:
                     team.yield_to_missing(members, workers)
-                    task = simd.fetch_add(counts, place, 1)
+                    task = access.fetch_add(counts, place, 1)
                     if task >= step.tasks:
                         break
                     if step.kind == CONV:
@@ -285,7 +276,7 @@ def _build(isa: Isa) -> Callable:
                             _clear_around(step, memory)
                     else:
                         _planes(step, task, memory, biases, masks, line)
-                    simd.fetch_add(counts, len(steps) + place, 1)
+                    access.fetch_add(counts, len(steps) + place, 1)
                 team.wait_for(counts, len(steps) + place, step.tasks)
             team.leave(members)
 

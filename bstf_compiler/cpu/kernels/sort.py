@@ -30,16 +30,12 @@ def sort(keys: np.ndarray, threads: int | None = None) -> np.ndarray:
     keys, order = keys.astype(np.int64), np.arange(count)
     to_keys, to_order = np.empty_like(keys), np.empty_like(order)
     bounds = np.arange(workers + 1) * count // workers
-    before = numba.get_num_threads()
-    numba.set_num_threads(workers)
-    try:
+    with team.limit(workers):
         _sort_shares(keys, order, to_keys, to_order, bounds)
         while len(bounds) > 2:
             _merge_shares(keys, order, to_keys, to_order, bounds, workers)
             keys, to_keys, order, to_order = to_keys, keys, to_order, order
             bounds = np.append(bounds[:-1:2], count)
-    finally:
-        numba.set_num_threads(before)
     return order
 
 

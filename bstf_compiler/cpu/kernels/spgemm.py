@@ -14,10 +14,8 @@ Either way a block of C stays in registers until its last product, and is writte
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numba
 import numpy as np
@@ -33,7 +31,6 @@ from bstf_compiler.cpu.tiles import empty
 _TASKS_OF_A_THREAD = 16
 # Multiply-adds that take as long as it takes to find a pair of blocks.
 _MACS_OF_A_PAIR = 64
-_BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,12 @@ def gustavson(
     workers = team.size(threads, int(before[-1]) * (bi * bk * bo + _MACS_OF_A_PAIR))
     a_rows, b_rows = a.rows.astype(np.int32), b.rows.astype(np.int32)
     starts = np.zeros(width + 1, np.int64)
-    _call(_count_column_blocks, workers, a.starts, a_rows, b.starts, b_rows, height, starts)
+    team.run(_count_column_blocks, workers, a.starts, a_rows, b.starts, b_rows, height, starts)
     starts = np.cumsum(starts)
     rows = np.empty(starts[-1], np.int64)
     size = len(rows) * bi * bo
     blocks = room[:size] if room is not None and len(room) >= size else empty(size, a.blocks.dtype)
-    _call(
+    team.run(
         _gustavson(a.blocks.dtype, (bi, bk, bo), isa), workers,
         a.starts, a_rows, a.blocks.reshape(-1), b.starts, b_rows, b.blocks.reshape(-1),
         height, int(pairs.max(initial=0)), starts, rows, blocks,
@@ -118,13 +115,13 @@ def coo_merge(a: Coordinates, b: Coordinates, isa: Isa, threads: int | None = No
     # the places of its row's pairs: its column and its first pair.
     left, right, following, columns, heads = np.empty((5, before[-1]), np.int32)
     starts = np.zeros(height + 1, np.int64)
-    _call(
+    team.run(
         _merge_lines, workers,
         a_starts, a_columns, b_starts, b_rows, before, left, right, following, columns, heads, starts,
     )  # fmt: skip
     starts = np.cumsum(starts)
     blocks = empty(starts[-1] * bi * bo, a.blocks.dtype)
-    _call(
+    team.run(
         _multiply_lines(a.blocks.dtype, (bi, bk, bo), isa), workers,
         a.blocks.reshape(-1), b.blocks.reshape(-1), before, left, right, following, heads, starts, blocks,
     )  # fmt: skip
@@ -132,15 +129,6 @@ def coo_merge(a: Coordinates, b: Coordinates, isa: Isa, threads: int | None = No
     rows = np.repeat(np.arange(height), counts)
     place = np.arange(len(rows)) + np.repeat(before[:-1] - starts[:-1], counts)
     return Coordinates((height, width), rows, columns[place].astype(np.int64), blocks.reshape(-1, bi, bo))
-
-
-def _call(kernel: Callable, workers: int, *arguments: object) -> None:
-    before = numba.get_num_threads()
-    numba.set_num_threads(workers)  # for this Python thread only
-    try:
-        kernel(*arguments, workers, team.gather(workers))
-    finally:
-        numba.set_num_threads(before)
 
 
 @numba.njit(nogil=True, parallel=True)
@@ -166,14 +154,9 @@ def _count_column_blocks(a_starts, a_rows, b_starts, b_rows, height, counts, wor
         team.leave(members)
 
 
+@team.once
 def _gustavson(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> Callable:
     """The numeric pass for a type and block shape (bi, bk, bo)."""
-    with _BUILDING:
-        return _build_gustavson(np.dtype(dtype), block, isa)
-
-
-@cache
-def _build_gustavson(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> Callable:
     multiply, size = _block(dtype, block, isa), block[0] * block[2]
 
     def kernel(
@@ -249,14 +232,9 @@ def _merge_lines(
         team.leave(members)
 
 
+@team.once
 def _multiply_lines(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> Callable:
     """The multiplication after `_merge_lines`, for a type and block shape (bi, bk, bo)."""
-    with _BUILDING:
-        return _build_multiply_lines(np.dtype(dtype), block, isa)
-
-
-@cache
-def _build_multiply_lines(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> Callable:
     multiply, size = _block(dtype, block, isa), block[0] * block[2]
 
     def kernel(a_blocks, b_blocks, before, left, right, following, heads, starts, blocks, workers, members):
@@ -274,7 +252,7 @@ def _build_multiply_lines(dtype: np.dtype, block: tuple[int, int, int], isa: Isa
     return numba.njit(nogil=True, parallel=True, error_model="numpy")(kernel)
 
 
-@cache
+@team.once
 def _block(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> Callable:
     """Compiles the computation of one block of C from the list of its pairs."""
     bi, bk, bo = block

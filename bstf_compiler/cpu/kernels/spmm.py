@@ -6,16 +6,14 @@ rows; then each kept weight is one broadcast and `vectors` multiply-adds, and a 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import simd, team
+from bstf_compiler.cpu import access, simd, team
 from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 
 # Tasks a thread should find, so that all end at about the same time.
@@ -26,7 +24,6 @@ _STRIP, _STRIP_BYTES = 4096, 256
 _FUSED = -1
 # Weights beyond so many bytes are not in the level-2 cache when the next panel needs them: several panels share them.
 _LARGE_BYTES, _GROUP = 2**22, 4
-_BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -122,16 +119,11 @@ def _run(
     kernel = _kernel(weights.tile, out.dtype)
     mask = 0x80 if x.dtype == np.int8 else 0  # s8 + 128 is u8
     flat = x.reshape(-1).view(_source_type(weights.tile))
-    before = numba.get_num_threads()
-    numba.set_num_threads(workers)  # for this Python thread only
-    try:
-        kernel(
-            flat, rows, weights.shape[0], weights.depth, mask, buffer, weights.values, weights.offsets,
-            weights.starts, weights.tiles, start, shift, out.reshape(-1), weights.shape[1], pieces, slices, group,
-            workers, team.gather(workers),
-        )  # fmt: skip
-    finally:
-        numba.set_num_threads(before)
+    team.run(
+        kernel, workers,
+        flat, rows, weights.shape[0], weights.depth, mask, buffer, weights.values, weights.offsets, weights.starts,
+        weights.tiles, start, shift, out.reshape(-1), weights.shape[1], pieces, slices, group,
+    )  # fmt: skip
 
 
 def _source_type(tile: Tile) -> np.dtype:
@@ -146,17 +138,6 @@ def _start(bias: np.ndarray | None, weights: TiledWeights, signed: bool) -> np.n
     if bias is not None:
         start[: weights.shape[1]] = bias
     return (start - 128 * weights.sums if signed else start).astype(np.int32)
-
-
-def _kernel(tile: Tile, out: np.dtype) -> Callable:
-    """The compiled kernel of a tile and type of result; it compiles at its first call."""
-    with _BUILDING:
-        return _build(tile, out)
-
-
-@cache
-def _build(tile: Tile, out: np.dtype) -> Callable:
-    return _worker(tile, out)
 
 
 def _compile(function: Callable) -> Callable:
@@ -269,7 +250,7 @@ def _strip(tile: Tile, vectors: int, out: np.dtype) -> Callable:
         width = min(right * columns, stride) - left * columns
         for y in range(row, row + rows):
             for x in range(left * columns, left * columns + width, line):
-                simd.prefetch_to_write(target, y * stride + x)
+                access.prefetch_to_write(target, y * stride + x)
         for place in range(left, right):
             entry = chunk * tiles + place
             start, stop, at = starts[entry], starts[entry + 1], (place - left) * columns
@@ -322,7 +303,8 @@ def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
     return _compile(share)
 
 
-def _worker(tile: Tile, out: np.dtype) -> Callable:
+@team.once
+def _kernel(tile: Tile, out: np.dtype) -> Callable:
     """Compiles the kernel: threads take parts of the packing, then of the product, as they come free."""
     lanes, width, unit, strip_size = tile.lanes, tile.width, tile.unit, tile.width * _strip_columns(tile)
     middle, step = -(-tile.vectors // 2), tile.lanes * tile.unit

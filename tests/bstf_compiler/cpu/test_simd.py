@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from bstf_compiler.cpu import simd
+from bstf_compiler.cpu import access, simd
 
 DTYPES = [np.float32, np.float64, np.int32]
 WIDTHS = [64, 32, 16]  # bytes of a vector; wider ones than the machine's are split by LLVM
@@ -112,7 +112,7 @@ def test_exclusive_or_and_counter():
     @compiled
     def both(a, out, counter):
         simd.store(simd.xor(simd.load(a, 0, 4, 1), 0x80808080), out, 0, 4)
-        return simd.fetch_add(counter, 1, 2) + 10 * simd.fetch_add(counter, 1, 1)
+        return access.fetch_add(counter, 1, 2) + 10 * access.fetch_add(counter, 1, 1)
 
     a, out, counter = np.arange(4, dtype=np.int32), np.zeros(4, np.int32), np.zeros(2, np.int64)
     assert both(a, out, counter) == 20
