@@ -1,8 +1,8 @@
 """The compiler's view of a network: nodes over tensors, in topological order.
 
 Activations are BHWC with a batch of one (`B` is always 1 here: the batch belongs to the caller). Kernels are
-`(kh, kw, cin, cout)` as in Keras and TensorFlow. A tensor with a `position` holds int8 integers `q` that stand for
-`q * 2**-position`; a tensor without one is float.
+`(kh, kw, cin / groups, cout)` as in Keras and TensorFlow. A tensor with a `position` holds int8 integers `q` that
+stand for `q * 2**-position`; a tensor without one is float.
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Window:
-    """A sliding window: `kernel` (kh, kw), `strides` (sh, sw), `padding` (top, bottom, left, right) in pixels."""
+    """A sliding window: `kernel` (kh, kw), `strides` (sh, sw), `padding` (top, bottom, left, right) in pixels,
+    `dilation` (dh, dw): from one kernel position to the next in pixels.
+    """
 
     kernel: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns from the first to the last kernel position."""
+        return tuple((size - 1) * step + 1 for size, step in zip(self.kernel, self.dilation))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns that the window produces from an image of `height` x `width` pixels."""
         top, bottom, left, right = self.padding
+        rows, columns = self.extent
         return (
-            (height + top + bottom - self.kernel[0]) // self.strides[0] + 1,
-            (width + left + right - self.kernel[1]) // self.strides[1] + 1,
+            (height + top + bottom - rows) // self.strides[0] + 1,
+            (width + left + right - columns) // self.strides[1] + 1,
         )
 
     def padded(self, more: tuple[int, int, int, int]) -> Window:
@@ -44,15 +53,20 @@ class Op:
         return type(self).__name__.lower()
 
 
-# --- operations that every back end runs -------------------------------------------------------------------------
+# --- operations of a lowered graph -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Conv(Op):
-    """Convolution: inputs (x, kernel[, bias]); then the activation."""
+    """Convolution: inputs (x, kernel[, bias]); then the activation.
+
+    Channels in and out are cut into `groups` equal runs, and a run of outputs reads the run of inputs of its number:
+    as many groups as input channels make it a depthwise convolution.
+    """
 
     window: Window
     activation: str = "linear"  # linear, relu, relu6
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,11 @@ class AveragePool(Op):
     window: Window
     shift: int
     activation: str = "linear"
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """The channels of two or more images of one size, one after another."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,24 @@ class Pad(Op):
     """Zeros around the image: (top, bottom, left, right) pixels."""
 
     padding: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class SpaceToBatch(Op):
+    """Pads with zeros, then makes every dh-th row and dw-th column an image of its own: `block` (dh, dw), `padding`
+    (top, bottom, left, right) in pixels.
+    """
+
+    block: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class BatchToSpace(Op):
+    """Puts the rows and columns of SpaceToBatch back in their places, then crops `crop` (top, bottom, left, right)."""
+
+    block: tuple[int, int]
+    crop: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

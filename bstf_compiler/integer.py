@@ -13,6 +13,7 @@ import numpy as np
 from bstf_compiler.graph import (
     Add,
     AveragePool,
+    Concat,
     Conv,
     Graph,
     MaxPool,
@@ -62,13 +63,15 @@ def requantize(accumulator: np.ndarray, shift: int, bounds: tuple[int, int]) -> 
     return np.clip(rounded, *bounds).astype(np.int8)
 
 
-def conv(x: np.ndarray, kernel: np.ndarray, window: Window) -> np.ndarray:
-    """Sums of a convolution, int64: x (n, h, w, cin) int8, kernel (kh, kw, cin, cout) int8."""
-    views = _window_views(x, window, fill=0)
+def conv(x: np.ndarray, kernel: np.ndarray, window: Window, groups: int = 1) -> np.ndarray:
+    """Sums of a convolution, int64: x (n, h, w, cin) int8, kernel (kh, kw, cin / groups, cout) int8."""
+    kh, kw, cin, cout = kernel.shape
+    matrices = kernel.reshape(kh, kw, cin, groups, cout // groups).swapaxes(2, 3).astype(np.float64)
     total = 0.0
-    for position, view in views:
-        total = total + view.astype(np.float64) @ kernel[position].astype(np.float64)
-    return total.astype(np.int64)
+    for position, view in _window_views(x, window, fill=0):
+        pixels = view.reshape(-1, groups, cin).swapaxes(0, 1).astype(np.float64)
+        total = total + pixels @ matrices[position]
+    return total.swapaxes(0, 1).reshape(*view.shape[:3], cout).astype(np.int64)
 
 
 def shift_bias(graph: Graph, node: Node) -> int:
@@ -90,9 +93,13 @@ def evaluate(graph: Graph, node: Node, values: list[np.ndarray]) -> np.ndarray:
     if isinstance(op, MaxPool):
         fill = 0 if op.zero_padding else INT8_MIN
         return np.maximum.reduce([view for _, view in _window_views(values[0], op.window, fill)])
+    if isinstance(op, Concat):
+        shifts = [tensor.position - out.position for tensor in tensors]
+        parts = [requantize(value, shift, (INT8_MIN, INT8_MAX)) for value, shift in zip(values, shifts)]
+        return np.concatenate(parts, axis=-1)
     bounds = activation_bounds(op.activation, out.position)
     if isinstance(op, Conv):
-        total = conv(values[0], values[1], op.window)
+        total = conv(values[0], values[1], op.window, op.groups)
         total += values[2].astype(np.int64) << shift_bias(graph, node)
         return requantize(total, shift_cut(graph, node), bounds)
     if isinstance(op, Add):
@@ -189,9 +196,10 @@ def _window_views(x: np.ndarray, window: Window, fill: int) -> list[tuple[tuple[
     top, bottom, left, right = window.padding
     padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
     oh, ow = window.output_size(*x.shape[1:3])
-    sh, sw = window.strides
+    (sh, sw), (dh, dw) = window.strides, window.dilation
+    rows, columns = (oh - 1) * sh + 1, (ow - 1) * sw + 1
     return [
-        ((i, j), padded[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw])
+        ((i, j), padded[:, i * dh : i * dh + rows : sh, j * dw : j * dw + columns : sw])
         for i in range(window.kernel[0])
         for j in range(window.kernel[1])
     ]

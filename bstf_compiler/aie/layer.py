@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from bstf_compiler import bsr
-from bstf_compiler.graph import Add, AveragePool, Conv, Graph, MaxPool, Node, Requantize, Window
+from bstf_compiler.graph import Add, AveragePool, Conv, Graph, MaxPool, Node, Op, Requantize, Softmax, Window
 
 BLOCK = 8
 """Channels of a block, in and out: the native multiply of the cores is 4x8x8."""
@@ -95,17 +95,34 @@ def layers_of(graph: Graph) -> list[Layer]:
     """
     layers = []
     for node in graph:
-        if isinstance(node.op, ON_ARRAY):
+        if _runs_on_array(node):
             layers.append(_layer(graph, node))
-        elif node.output not in graph.outputs or not _runs_on_array(graph.producer(node.inputs[0])):
+        elif not isinstance(node.op, Softmax) or not _ends_network(graph, node):
             raise ValueError(
-                f"layer '{node.name}': operation '{node.op.kind}' can't run on the array; end the network before it"
+                f"layer '{node.name}': {_named(node.op)} can't run on the array; end the network before it, or run "
+                "the float network on the CPU"
             )
     return layers
 
 
 def _runs_on_array(node: Node | None) -> bool:
-    return node is not None and isinstance(node.op, ON_ARRAY)
+    if node is None or not isinstance(node.op, ON_ARRAY):
+        return False
+    window = getattr(node.op, "window", Window((1, 1)))
+    return window.dilation == (1, 1) and getattr(node.op, "groups", 1) == 1
+
+
+def _ends_network(graph: Graph, node: Node) -> bool:
+    return node.output in graph.outputs and _runs_on_array(graph.producer(node.inputs[0]))
+
+
+def _named(op: Op) -> str:
+    """What an operation that the array can't run is, for a sentence."""
+    if getattr(op, "groups", 1) != 1:
+        return f"a convolution in {op.groups} groups"
+    if isinstance(op, Conv):
+        return "a dilated convolution"
+    return f"operation '{op.kind}'"
 
 
 def _layer(graph: Graph, node: Node) -> Layer:

@@ -67,6 +67,9 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
 
 def _convolution(graph: Graph, node: Node, isa: Isa) -> list[Operation]:
     """A convolution, after a split of its input if it has strides."""
+    if node.op.groups != 1 or node.op.window.dilation != (1, 1):
+        what = "grouped" if node.op.groups != 1 else "dilated"
+        raise ValueError(f"layer '{node.name}': the CPU engine has no {what} convolution; end the network before it")
     source, kernel, *bias = (graph.tensors[name] for name in node.inputs)
     height, width = graph.tensors[node.output].shape[1:3]
     weights = pack(kernel.data, bias[0].data if bias else None, isa)

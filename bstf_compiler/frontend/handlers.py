@@ -11,7 +11,9 @@ import numpy as np
 from bstf_compiler.graph import (
     Add,
     Average,
+    BatchToSpace,
     BiasAdd,
+    Concat,
     Conv,
     FakeQuant,
     MatMul,
@@ -21,6 +23,7 @@ from bstf_compiler.graph import (
     Relu,
     Reshape,
     Softmax,
+    SpaceToBatch,
     SumPool,
     Window,
 )
@@ -83,18 +86,39 @@ def _fake_quant(reader: _Reader, op: tf.Operation) -> None:
 def _conv(reader: _Reader, op: tf.Operation) -> None:
     kernel = reader.constant(op, 1)
     channels = reader.shape(op.inputs[0])[-1]
-    _require(reader, op, kernel.shape[2] == channels, "grouped convolution")
-    _require(reader, op, all(d == 1 for d in op.get_attr("dilations")), "dilated convolution")
     window = _window(reader, op, kernel.shape[:2])
-    reader.add(op, Conv(window), [reader.input(op), reader.input(op, 1)])
+    reader.add(op, Conv(window, groups=channels // kernel.shape[2]), [reader.input(op), reader.input(op, 1)])
 
 
 @handles("DepthwiseConv2dNative")
 def _depthwise(reader: _Reader, op: tf.Operation) -> None:
     kernel = reader.constant(op, 1)
-    sums = kernel.shape[3] == 1 and (kernel == 1).all() and all(d == 1 for d in op.get_attr("dilations"))
-    _require(reader, op, sums, "depthwise convolution (other than a sum over a window)")
-    reader.add(op, SumPool(_window(reader, op, kernel.shape[:2])), [reader.input(op)])
+    kh, kw, channels, multiplier = kernel.shape
+    window = _window(reader, op, (kh, kw))
+    # Ones without a grid are the first half of a fixed-point average; a quantised layer's kernel has a grid.
+    if multiplier == 1 and window.dilation == (1, 1) and (kernel == 1).all() and reader.grid(op, 1) is None:
+        reader.add(op, SumPool(window), [reader.input(op)])
+    else:
+        grouped = kernel.reshape(kh, kw, 1, channels * multiplier)
+        reader.add(op, Conv(window, groups=channels), [reader.input(op), reader.derived(op, 1, grouped)])
+
+
+@handles("SpaceToBatchND", "BatchToSpaceND")
+def _move_to_batch(reader: _Reader, op: tf.Operation) -> None:
+    block = reader.constant(op, 1).tolist()
+    _require(reader, op, len(block) == 2, f"{op.type} over {len(block)} axes")
+    amounts = tuple(reader.constant(op, 2).ravel().tolist())
+    kind = SpaceToBatch if op.type == "SpaceToBatchND" else BatchToSpace
+    reader.add(op, kind(tuple(block), amounts), [reader.input(op)])
+
+
+@handles("ConcatV2")
+def _concat(reader: _Reader, op: tf.Operation) -> None:
+    parts, rank = range(len(op.inputs) - 1), len(reader.shape(op.outputs[0]))
+    axis = int(reader.constant(op, len(parts))) % rank
+    _require(reader, op, axis == rank - 1, "a concatenation over another axis than channels")
+    _require(reader, op, not any(reader.is_constant(op, index) for index in parts), "a concatenation with a constant")
+    reader.add(op, Concat(), [reader.input(op, index) for index in parts])
 
 
 @handles("MatMul")
@@ -113,6 +137,22 @@ def _add(reader: _Reader, op: tf.Operation) -> None:
         same = op.inputs[0].shape.as_list()[1:] == op.inputs[1].shape.as_list()[1:]
         _require(reader, op, same, "broadcasting sum of two activations")
         reader.add(op, Add(), [reader.input(op, 0), reader.input(op, 1)])
+
+
+@handles("Sub")
+def _subtract(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, reader.is_constant(op, 1), "difference with an activation to subtract")
+    x, _ = _with_constant(reader, op)
+    reader.add(op, BiasAdd(), [x, reader.derived(op, 1, -reader.constant(op, 1))])
+
+
+@handles("RealDiv")
+def _divide(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, reader.is_constant(op, 1), "division by an activation")
+    divisor = reader.constant(op, 1)
+    _require(reader, op, divisor.all(), "division by zero")
+    x, _ = _with_constant(reader, op)
+    reader.add(op, Multiply(), [x, reader.derived(op, 1, 1 / divisor)])
 
 
 @handles("Mul")
@@ -193,16 +233,18 @@ def _window(reader: _Reader, op: tf.Operation, kernel: tuple[int, int]) -> Windo
     steps = list(op.get_attr("strides")) + (list(op.get_attr("ksize")) if "Pool" in op.type else [])
     _require(reader, op, all(steps[i] == 1 for i in range(len(steps)) if i % 4 in (0, 3)), "a window over channels")
     strides = tuple(int(s) for s in op.get_attr("strides")[1:3])
+    dilation = (1, 1) if "Pool" in op.type else tuple(int(d) for d in op.get_attr("dilations")[1:3])
+    window = Window(kernel, strides, dilation=dilation)
     padding = op.get_attr("padding").decode()
     if padding == "VALID":
-        return Window(kernel, strides)
+        return window
     if padding == "EXPLICIT":
-        return Window(kernel, strides, tuple(int(p) for p in op.get_attr("explicit_paddings")[2:6]))
+        return window.padded(tuple(int(p) for p in op.get_attr("explicit_paddings")[2:6]))
     pads = []
-    for size, window, stride in zip(reader.shape(op.inputs[0])[1:3], kernel, strides):
-        total = max(0, (-(-size // stride) - 1) * stride + window - size)
+    for size, extent, stride in zip(reader.shape(op.inputs[0])[1:3], window.extent, strides):
+        total = max(0, (-(-size // stride) - 1) * stride + extent - size)
         pads += [total // 2, total - total // 2]
-    return Window(kernel, strides, tuple(pads))
+    return window.padded(tuple(pads))
 
 
 def _require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:

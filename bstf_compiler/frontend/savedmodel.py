@@ -63,7 +63,29 @@ def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[st
             "export it with bstf.export or keras.Model.export"
         )
     function = loaded.signatures["serving_default"]
-    return convert_variables_to_constants_v2(function, lower_control_flow=False), list(function.structured_outputs)
+    frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
+    return _inlined(frozen), list(function.structured_outputs)
+
+
+def _inlined(function: tf.types.experimental.ConcreteFunction) -> tf.types.experimental.ConcreteFunction:
+    """The function without calls: those marked for XLA, as Keras makes of grouped convolutions, survive freezing."""
+    definition = function.graph.as_graph_def()
+    library = definition.library.function
+    nodes = [*definition.node, *(node for body in library for node in body.node_def)]
+    if not any("_XlaMustCompile" in node.attr for node in nodes):
+        return function
+    for item in (*nodes, *library):
+        for mark in ("_XlaMustCompile", "_noinline"):
+            item.attr.pop(mark, None)
+    for node in nodes:  # TensorFlow knows the functions by their names, for good
+        for value in node.attr.values():
+            if value.HasField("func"):
+                value.func.name += "_unmarked"
+    for body in library:
+        body.signature.name += "_unmarked"
+    whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
+    ends = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
+    return convert_variables_to_constants_v2(whole.prune(*ends), lower_control_flow=False)
 
 
 class _Reader:
@@ -125,6 +147,14 @@ class _Reader:
                 f"layer '{self.layer(op)}': operand {index} of {op.type} is computed; it must be a constant"
             )
         return self._graph.tensors[self.input(op, index)].data
+
+    def grid(self, op: tf.Operation, index: int) -> int | None:
+        """Position of an operation's input, which must be known; None if it has no grid."""
+        return self._graph.tensors[self.input(op, index)].position
+
+    def derived(self, op: tf.Operation, index: int, data: np.ndarray) -> str:
+        """Our name of a new constant, made of the values of an operation's known input."""
+        return self._graph.add_constant(f"{self.input(op, index)} of {self.layer(op)}", data, self.grid(op, index))
 
     def shape(self, tensor: tf.Tensor) -> tuple[int, ...]:
         """Static shape with a batch of one."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bstf_compiler.graph import Add, AveragePool, Conv, Graph, MaxPool, Node, Requantize, Softmax
+from bstf_compiler.graph import Add, AveragePool, Concat, Conv, Graph, MaxPool, Node, Requantize, Softmax
 from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
-from bstf_compiler.passes.affine import FoldBias, FoldScale
-from bstf_compiler.passes.averages import FormAveragePool
+from bstf_compiler.passes.affine import FoldBias, FoldScale, MergeAffine
+from bstf_compiler.passes.averages import FormAveragePool, SumToConv
+from bstf_compiler.passes.concat import FlattenConcat
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
+from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
@@ -26,13 +28,17 @@ class Pass(Protocol):
         """Applies it: changes `graph` in place."""
 
 
-LOWERED = (Conv, Add, Requantize, MaxPool, AveragePool, Softmax)
+LOWERED = (Conv, Add, Requantize, MaxPool, AveragePool, Concat, Softmax)
 """What a fixed-point graph consists of after lowering."""
 
 LOWERING: tuple[Pass, ...] = (
     RemoveReshape(),
+    FlattenConcat(),
+    SumToConv(),
+    FormDilation(),
     FoldScale(),
     FoldBias(),
+    MergeAffine(),
     DenseToConv(),
     MergeRelu6(),
     FoldPadding(),

@@ -7,11 +7,41 @@ import numpy as np
 from bstf_compiler.graph import BiasAdd, Conv, Graph, MatMul, Multiply, Node
 
 _LINEAR = (Conv, MatMul)
+_AFFINE = (Multiply, BiasAdd)
 
 
 def _is_per_channel(graph: Graph, node: Node) -> bool:
     constant, channels = graph.constants(node)[0].data, graph.tensors[node.output].shape[-1]
     return constant.size == 1 or (constant.size == channels and constant.shape[-1] == channels)
+
+
+class MergeAffine:
+    """Scales and shifts in a row become one scale, then one shift: (x + b) * c -> x * c + b c."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A float constant a channel, right after another one that nobody else reads; a shift after a scale is left."""
+        before = graph.producer(node.inputs[0])
+        return (
+            before is not None
+            and graph.only_consumer(before.output) is not None
+            and all(isinstance(n.op, _AFFINE) and _is_per_channel(graph, n) for n in (before, node))
+            and all(c.position is None for n in (before, node) for c in graph.constants(n))
+            and not (isinstance(before.op, Multiply) and isinstance(node.op, BiasAdd))
+        )
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Joins two of a kind; a scale goes before a shift, where the next scale may be."""
+        before = graph.producer(node.inputs[0])
+        first, second = (graph.constants(n)[0].data for n in (before, node))
+        if type(before.op) is type(node.op):
+            joined = first * second if isinstance(node.op, Multiply) else first + second
+            before.inputs[1] = graph.add_constant(f"{before.name} joined", joined)
+            graph.bypass(node)
+            return
+        before.op, node.op = node.op, before.op
+        before.inputs[1], node.inputs[1] = node.inputs[1], graph.add_constant(f"{node.name} scaled", first * second)
+        if self.match(graph, before):
+            self.rewrite(graph, before)
 
 
 class FoldScale:

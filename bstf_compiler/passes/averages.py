@@ -1,12 +1,27 @@
-"""Sums over a window times constant factors are averages."""
+"""Sums over a window: averages if constant factors follow, depthwise convolutions in a float graph."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from bstf_compiler.graph import AveragePool, Graph, Multiply, Node, SumPool
+from bstf_compiler.graph import AveragePool, Conv, FakeQuant, Graph, Multiply, Node, SumPool
 
 _MOST_SHIFT = 20  # any float32 is n / 2**m for a large enough m
+
+
+class SumToConv:
+    """In a float graph a sum over a window is a depthwise convolution with ones, and takes part in its rules."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A window sum in a graph without grids: those that end in a fixed-point average have one around them."""
+        return isinstance(node.op, SumPool) and not any(isinstance(other.op, FakeQuant) for other in graph)
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Adds the kernel."""
+        channels = graph.tensors[node.output].shape[-1]
+        ones = np.ones((*node.op.window.kernel, 1, channels), np.float32)
+        node.inputs.append(graph.add_constant(f"{node.name} kernel", ones))
+        node.op = Conv(node.op.window, groups=channels)
 
 
 class FormAveragePool:

@@ -7,6 +7,7 @@ import numpy as np
 from bstf_compiler.graph import (
     Add,
     AveragePool,
+    Concat,
     Conv,
     FakeQuant,
     Graph,
@@ -28,7 +29,7 @@ class AbsorbGrid:
     def rewrite(self, graph: Graph, node: Node) -> None:
         """Sets the position, or requantises a tensor that already has one (or has other readers)."""
         source, layer = graph.tensors[node.inputs[0]], graph.producer(node.inputs[0])
-        takes_grid = layer is None or isinstance(layer.op, (Conv, Add, AveragePool))
+        takes_grid = layer is None or isinstance(layer.op, (Conv, Add, AveragePool, Concat))
         readers = graph.consumers(source.name)
         agree = all(reader.op == node.op for reader in readers) and source.name not in graph.outputs
         if takes_grid and source.position is None and agree:
@@ -45,14 +46,15 @@ class AbsorbGrid:
 
 
 class KeepGrid:
-    """A maximum, and a rectifier that stands alone, keep the grid of their input; a requantisation to the same grid is
-    nothing.
+    """A maximum, a rectifier that stands alone and a concatenation keep the grid of their inputs; a requantisation to
+    the same grid is nothing.
     """
 
     def match(self, graph: Graph, node: Node) -> bool:
-        """A maximum or relu without a grid whose input has one, or an idle requantisation."""
-        if isinstance(node.op, (MaxPool, Relu)):
-            return graph.tensors[node.output].position is None and _position(graph, node) is not None
+        """A maximum, relu or concatenation without a grid whose inputs have one, or an idle requantisation."""
+        if isinstance(node.op, (MaxPool, Relu, Concat)):
+            gridded = all(tensor.position is not None for tensor in graph.activations(node))
+            return gridded and graph.tensors[node.output].position is None
         return node.op == Requantize() and graph.tensors[node.output].position == _position(graph, node)
 
     def rewrite(self, graph: Graph, node: Node) -> None:
@@ -61,6 +63,8 @@ class KeepGrid:
         if isinstance(node.op, Requantize):
             graph.bypass(node)
             return
+        if isinstance(node.op, Concat):
+            self._require_one_grid(graph, node)
         graph.tensors[node.output].position = position
         if isinstance(node.op, Relu):
             if node.op.activation == "relu6" and position < -1:
@@ -69,6 +73,14 @@ class KeepGrid:
                     "put a FakeQuant after it"
                 )
             node.op = Requantize(node.op.activation)
+
+    def _require_one_grid(self, graph: Graph, node: Node) -> None:
+        positions = sorted({tensor.position for tensor in graph.activations(node)})
+        if len(positions) > 1:
+            raise ValueError(
+                f"layer '{node.name}': it joins channels of positions {', '.join(map(str, positions))} and has no grid "
+                "of its own; put a FakeQuant after it"
+            )
 
 
 class IntegerConstants:

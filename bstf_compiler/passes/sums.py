@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bstf_compiler import integer
-from bstf_compiler.graph import Add, AveragePool, Conv, Graph, Node, Requantize
+from bstf_compiler.graph import Add, AveragePool, Concat, Conv, Graph, Node, Requantize
 
 _LIMIT = 2**31
 
@@ -14,8 +14,9 @@ def check_sums(graph: Graph) -> None:
     """Raises ValueError, with the layer's name, where a sum or its requantisation could leave int32."""
     for node in graph:
         gridded = all(t.position is not None for t in [*graph.activations(node), graph.tensors[node.output]])
-        if gridded and isinstance(node.op, (Conv, Add, AveragePool, Requantize)):
-            largest, shift = _largest(graph, node)
+        if not gridded or not isinstance(node.op, (Conv, Add, AveragePool, Concat, Requantize)):
+            continue
+        for largest, shift in _sums(graph, node):
             if shift > 31 or largest * 2 ** max(0, -shift) + 2 ** max(0, shift - 1) >= _LIMIT:
                 raise ValueError(
                     f"layer '{node.name}': its sums can reach {largest} and are shifted by {shift} bits, beyond 32-bit "
@@ -23,17 +24,19 @@ def check_sums(graph: Graph) -> None:
                 )
 
 
-def _largest(graph: Graph, node: Node) -> tuple[int, int]:
-    """Largest magnitude of a node's sums, and the bits that requantisation cuts (negative: adds)."""
+def _sums(graph: Graph, node: Node) -> list[tuple[int, int]]:
+    """Largest magnitude of each kind of a node's sums, and the bits that requantisation cuts (negative: adds)."""
     positions = [tensor.position for tensor in graph.activations(node)]
     out = graph.tensors[node.output].position
     if isinstance(node.op, Conv):
         kernel, bias = (graph.tensors[name].data.astype(np.int64) for name in node.inputs[1:])
         sums = np.abs(kernel).sum(axis=(0, 1, 2)) * 128 + (np.abs(bias) << integer.shift_bias(graph, node))
-        return int(sums.max()), integer.shift_cut(graph, node)
+        return [(int(sums.max()), integer.shift_cut(graph, node))]
     if isinstance(node.op, AveragePool):
         kh, kw = node.op.window.kernel
         numerators = graph.constants(node)[0].data
-        return 128 * kh * kw * int(numerators.max()), node.op.shift + positions[0] - out
+        return [(128 * kh * kw * int(numerators.max()), node.op.shift + positions[0] - out)]
+    if isinstance(node.op, Concat):
+        return [(128, position - out) for position in positions]
     finest = max(positions)
-    return sum(128 * 2 ** (finest - position) for position in positions), finest - out
+    return [(sum(128 * 2 ** (finest - position) for position in positions), finest - out)]

@@ -9,6 +9,7 @@ import numpy as np
 from bstf_compiler.graph import (
     Add,
     AveragePool,
+    Concat,
     Conv,
     Graph,
     MaxPool,
@@ -35,12 +36,14 @@ class Builder:
         self.graph.input, self.graph.input_shape = "image", (height, width, channels)
         return "image"
 
-    def conv(self, x: str, channels: int, window: Window, ratio: float = 0.5, activation: str = "relu") -> str:
+    def conv(
+        self, x: str, channels: int, window: Window, ratio: float = 0.5, activation: str = "relu", groups: int = 1
+    ) -> str:
         source = self.graph.tensors[x]
-        kernel = self.rng.integers(-128, 128, (*window.kernel, source.shape[-1], channels)).astype(np.int8)
-        rows, columns = -(-source.shape[-1] // 8), -(-channels // 8)
-        keep = self.rng.random((rows, columns)) >= ratio
-        kernel *= np.kron(keep, np.ones((8, 8), np.int8))[: source.shape[-1], :channels]
+        cin = source.shape[-1] // groups
+        kernel = self.rng.integers(-128, 128, (*window.kernel, cin, channels)).astype(np.int8)
+        keep = self.rng.random((-(-cin // 8), -(-channels // 8))) >= ratio
+        kernel *= np.kron(keep, np.ones((8, 8), np.int8))[:cin, :channels]
         bias = self.rng.integers(-128, 128, channels).astype(np.int8)
         kernel_position, shift_bias = int(self.rng.integers(4, 10)), int(self.rng.integers(0, 9))
         products = kernel_position + source.position
@@ -50,12 +53,17 @@ class Builder:
         self.graph.add_constant(f"{name} bias", bias, products - shift_bias)
         inputs = [x, f"{name} kernel", f"{name} bias"]
         shape = (*window.output_size(*source.shape[1:3]), channels)
-        return self._add(name, Conv(window, activation), inputs, shape, products - int(np.clip(spread, 0, 16)))
+        return self._add(name, Conv(window, activation, groups), inputs, shape, products - int(np.clip(spread, 0, 16)))
 
     def add(self, a: str, b: str, activation: str = "linear") -> str:
         positions = [self.graph.tensors[name].position for name in (a, b)]
         position = min(positions) - int(self.rng.integers(-1, 3))
         return self._add("add", Add(activation), [a, b], self.graph.tensors[a].shape[1:], position)
+
+    def concat(self, *parts: str, position: int) -> str:
+        first = self.graph.tensors[parts[0]]
+        shape = (*first.shape[1:3], sum(self.graph.tensors[part].shape[-1] for part in parts))
+        return self._add("concat", Concat(), list(parts), shape, position)
 
     def requantize(self, x: str, activation: str = "relu") -> str:
         source = self.graph.tensors[x]
@@ -92,7 +100,7 @@ class Builder:
         return self.graph
 
     def _add(self, name: str, op: Op, inputs: list[str], shape: tuple[int, ...], position: int) -> str:
-        name = f"{name}{len(self.graph.nodes)}" if name in ("add", "grid", "max") else name
+        name = f"{name}{len(self.graph.nodes)}" if name in ("add", "grid", "max", "concat") else name
         self.graph.nodes.append(Node(name, op, inputs))
         self.graph.tensors[name] = Tensor(name, (1, *shape), position=position)
         return name

@@ -68,9 +68,14 @@ def test_float_networks_load_with_batch_norm_folded(tmp_path):
     ("function", "words"),
     [
         (tf.math.erf, ["operation 'Erf' is not supported", "replace the layer"]),
-        (lambda x: tf.nn.conv2d(x, KERNEL[:, :, :4], 1, "SAME"), ["grouped convolution"]),
-        (lambda x: tf.nn.conv2d(x, KERNEL, 1, "SAME", dilations=2), ["dilated convolution"]),
-        (lambda x: tf.nn.depthwise_conv2d(x, KERNEL[..., :1], [1, 1, 1, 1], "SAME"), ["depthwise convolution"]),
+        (lambda x: tf.concat([x, x], 1), ["concatenation over another axis"]),
+        (lambda x: tf.concat([x, np.ones((1, 8, 8, 2), np.float32)], -1), ["concatenation with a constant"]),
+        (
+            lambda x: tf.batch_to_space(tf.nn.relu(tf.space_to_batch(x, [2, 2], [[0, 0]] * 2)), [2, 2], [[0, 0]] * 2),
+            ["right after a convolution"],
+        ),
+        (lambda x: 1.0 - x, ["difference with an activation"]),
+        (lambda x: 1.0 / x, ["division by an activation"]),
         (lambda x: x * x, ["product of two activations"]),
         (lambda x: tf.quantization.fake_quant_with_min_max_args(x, -1, 1), ["not an 8-bit power-of-two grid"]),
         (lambda x: tf.nn.conv2d(x, KERNEL * np.nan, 1, "SAME"), ["NaN"]),
@@ -94,6 +99,10 @@ def conv(x):
     return tf.nn.conv2d(x, grid(KERNEL, 7), 1, "SAME")
 
 
+def depthwise(x, kernel, dilation=1):
+    return tf.nn.depthwise_conv2d(x, kernel, [1] * 4, "SAME", dilations=[dilation, dilation])
+
+
 @pytest.mark.parametrize(
     ("function", "shape", "words"),
     [
@@ -112,6 +121,13 @@ def conv(x):
         (lambda x: grid(conv(grid(x, 5)), 62), IMAGE, "beyond 32-bit"),
         (lambda x: grid(grid(x, 0) + grid(grid(x, 0), 57), 0), IMAGE, "beyond 32-bit"),
         (lambda x: grid(grid(x, 62), -5), IMAGE, "beyond 32-bit"),
+        (lambda x: grid(tf.concat([grid(x, 5), grid(grid(x, 5), 40)], -1), 4), IMAGE, "beyond 32-bit"),
+        (lambda x: grid(depthwise(grid(x, 5), grid(KERNEL[..., :1], 7)), 62), IMAGE, "beyond 32-bit"),
+        (
+            lambda x: tf.concat([grid(x, 5), grid(grid(x, 5), 4)], -1),
+            IMAGE,
+            "positions 4, 5 and has no grid of its own",
+        ),
         (lambda x: {"a": tf.constant([1.0]), "b": grid(x, 5)}, IMAGE, "output 'a'"),
         (lambda x: tf.argmax(grid(x, 5), -1), IMAGE, "output 'output_0'"),
         (lambda x: tf.nn.relu(grid(x, 5)), (None, 16, 4), "an image .* or a vector"),
@@ -142,6 +158,16 @@ def test_a_softmax_of_a_softmax_is_refused(tmp_path):
         lambda x: grid(tf.cast(tf.cast(conv(grid(x, 5)), tf.float64), tf.float32), 3),
         lambda x: grid(tf.nn.depthwise_conv2d(grid(x, 5), ONES, [1, 2, 2, 1], "SAME") * (7 / 64), 5),
         lambda x: {"first": grid(x, 5), "second": grid(grid(x, 5) + grid(x, 5), 4)},
+        lambda x: grid(tf.nn.relu(tf.nn.conv2d(grid(x, 5), grid(KERNEL[:, :, :2], 7), [1, 2], "SAME")), 3),
+        lambda x: grid(tf.nn.conv2d(grid(x, 5), grid(KERNEL, 7), 1, "SAME", dilations=[1, 2]), 3),
+        lambda x: grid(tf.nn.convolution(grid(x, 5), grid(KERNEL, 7), 1, "SAME", dilations=[2, 3]), 3),
+        lambda x: grid(tf.nn.convolution(grid(x, 5), grid(KERNEL[:2, :2], 7), 1, "VALID", dilations=[3, 1]), 3),
+        lambda x: grid(depthwise(grid(x, 5), grid(KERNEL[..., :3], 7), 2) + grid(np.ones(24, np.float32), 5), 3),
+        lambda x: grid(depthwise(grid(x, 5), grid(ONES, 5)), 2),
+        lambda x: grid(tf.concat([grid(x, 5), grid(conv(grid(x, 5)), 2), grid(x, 5)], -1), 3),
+        lambda x: tf.nn.relu(tf.concat([grid(x, 5), tf.nn.max_pool2d(grid(x, 5), 2, 1, "SAME")], -1)),
+        lambda x: grid(tf.concat([tf.concat([grid(x, 5), grid(conv(grid(x, 5)), 2)], -1), grid(grid(x, 5), 4)], -1), 1),
+        lambda x: grid(tf.concat([grid(tf.concat([grid(x, 5), grid(grid(x, 5), 4)], -1), 2), grid(x, 5)], -1), 4),
     ],
 )
 def test_legal_graphs_give_the_numbers_of_tensorflow(tmp_path, function):

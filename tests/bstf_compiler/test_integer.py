@@ -60,6 +60,55 @@ def test_conv_is_convolution_of_tensorflow(window, height, width, cin, cout, see
     assert np.array_equal(integer.conv(x, kernel, window), expected.numpy().astype(np.int64))
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_grouped_and_dilated_conv_is_that_of_tensorflow(data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    kernel, dilation, strides = ((draw(1, most), draw(1, most)) for most in (4, 3, 3))
+    pads = draw(0, 3), draw(0, 3), draw(0, 3), draw(0, 3)
+    window = Window(kernel, strides, pads, dilation)
+    groups, cin, cout, images = draw(1, 6), draw(1, 4), draw(1, 4), draw(1, 2)
+    size = [extent + draw(0, 6) for extent in window.extent]
+    rng = np.random.default_rng(draw(0, 999))
+    x = rng.integers(-128, 128, (images, *size, groups * cin)).astype(np.int8)
+    weights = rng.integers(-128, 128, (*kernel, cin, groups * cout)).astype(np.int8)
+    padded = tf.cast(np.pad(x, ((0, 0), pads[:2], pads[2:], (0, 0))), tf.float64)
+    every = tf.nn.conv2d(padded, tf.cast(weights, tf.float64), 1, "VALID", dilations=dilation)
+    found = integer.conv(x, weights, window, groups)
+    assert np.array_equal(found, every[:, :: strides[0], :: strides[1]])
+    assert found.shape[1:3] == window.output_size(*size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["SAME", "VALID"]), st.integers(0, 99))
+def test_depthwise_conv_is_that_of_tensorflow(channels, multiplier, dilation, padding, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-128, 128, (2, 9, 8, channels)).astype(np.int8)
+    kernel = rng.integers(-128, 128, (3, 2, channels, multiplier)).astype(np.int8)
+    pads = (dilation, dilation, dilation // 2, dilation - dilation // 2) if padding == "SAME" else (0, 0, 0, 0)
+    wide = [tf.cast(value, tf.float64) for value in (x, kernel)]
+    expected = tf.nn.depthwise_conv2d(*wide, [1, 1, 1, 1], padding, dilations=(dilation, dilation))
+    grouped = kernel.reshape(3, 2, 1, channels * multiplier)
+    window = Window((3, 2), padding=pads, dilation=(dilation, dilation))
+    assert np.array_equal(integer.conv(x, grouped, window, channels), expected)
+
+
+def test_concat_puts_every_part_on_the_grid_of_the_whole():
+    build = Builder(np.random.default_rng(0))
+    x = build.input(3, 4, 5, position=4)
+    y = build.requantize(x, "linear")
+    graph = build.finish(build.concat(x, y, x, position=2))
+    images = random_images(0, graph, 3)
+    parts = [
+        integer.dequantize(value, graph.tensors[name].position) for name, value in integer.trace(graph, images).items()
+    ]
+    whole = np.concatenate([parts[0], parts[1], parts[0]], axis=-1)
+    expected = tf.quantization.fake_quant_with_min_max_args(whole, -32.0, 127 / 4)
+    assert np.array_equal(integer.run(graph, images), expected)
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_max_pool_is_that_of_tensorflow(padding):
     rng = np.random.default_rng(0)

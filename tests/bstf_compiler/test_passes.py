@@ -7,7 +7,9 @@ from bstf_compiler import passes
 from bstf_compiler.graph import (
     Add,
     AveragePool,
+    BatchToSpace,
     BiasAdd,
+    Concat,
     Conv,
     FakeQuant,
     Graph,
@@ -19,15 +21,18 @@ from bstf_compiler.graph import (
     Relu,
     Requantize,
     Reshape,
+    SpaceToBatch,
     SumPool,
     Tensor,
     Window,
 )
 from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
-from bstf_compiler.passes.affine import FoldBias, FoldScale
-from bstf_compiler.passes.averages import FormAveragePool
+from bstf_compiler.passes.affine import FoldBias, FoldScale, MergeAffine
+from bstf_compiler.passes.averages import FormAveragePool, SumToConv
+from bstf_compiler.passes.concat import FlattenConcat
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
+from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
@@ -104,6 +109,47 @@ def test_fold_bias_leaves_a_layer_with_another_reader_alone():
     graph.tensors["sum"] = Tensor("sum", (1, 5, 5, 4))
     graph.outputs = ["sum"]
     assert passes.apply(FoldBias(), graph) == 0
+
+
+def test_fold_scale_and_bias_into_a_grouped_convolution():
+    kernel, scale, shift = RNG.normal(size=(3, 3, 1, 8)), RNG.normal(size=8), RNG.normal(size=8)
+    graph = (
+        Chain(1, 5, 5, 4)
+        .then("conv", Conv(Window((3, 3)), groups=4), (1, 3, 3, 8), kernel)
+        .then("scale", Multiply(), (1, 3, 3, 8), scale)
+        .then("shift", BiasAdd(), (1, 3, 3, 8), shift)
+        .done()
+    )
+    passes.lower(graph)
+    (node,) = graph.nodes
+    assert node.op == Conv(Window((3, 3)), groups=4)
+    np.testing.assert_allclose(graph.tensors[node.inputs[1]].data, kernel * scale, rtol=1e-6)
+    np.testing.assert_allclose(graph.tensors[node.inputs[2]].data, shift, rtol=1e-6)
+
+
+def test_scales_and_shifts_in_a_row_become_one_of_each():
+    chain, expected = Chain(1, 2, 2, 3), np.array([1.5, -2.0, 0.5])
+    for index, op in enumerate([BiasAdd, BiasAdd, Multiply, BiasAdd, Multiply, Multiply]):
+        constant = RNG.normal(size=() if index == 2 else 3)
+        expected = expected * constant if op is Multiply else expected + constant
+        chain.then(f"n{index}", op(), (1, 2, 2, 3), constant)
+    graph = chain.done()
+    passes.apply(MergeAffine(), graph)
+    assert [node.op for node in graph] == [Multiply(), BiasAdd()]
+    scale, shift = (graph.tensors[node.inputs[1]].data for node in graph)
+    np.testing.assert_allclose(np.array([1.5, -2.0, 0.5]) * scale + shift, expected, rtol=1e-5)
+    assert graph.nodes[1].inputs[0] == graph.nodes[0].output and graph.outputs == [graph.nodes[1].output]
+
+
+def test_a_shift_that_another_layer_reads_keeps_its_place():
+    graph = (
+        Chain(1, 2, 2, 3)
+        .then("shift", BiasAdd(), (1, 2, 2, 3), RNG.normal(size=3))
+        .then("scale", Multiply(), (1, 2, 2, 3), RNG.normal(size=3))
+        .done()
+    )
+    graph.outputs.append("shift")
+    assert passes.apply(MergeAffine(), graph) == 0
 
 
 def test_dense_to_conv():
@@ -205,6 +251,98 @@ def test_activation_joins_the_layer():
     )
     passes.apply(FoldActivation(), graph)
     assert [node.op.activation for node in graph] == ["relu6"]
+
+
+def concatenation(graph, name, channels, *inputs):
+    graph.nodes.append(Node(name, Concat(), list(inputs)))
+    graph.tensors[name] = Tensor(name, (1, 2, 2, channels))
+    graph.outputs = [name]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inner", "outer", "expected"),
+    [
+        ([], None, None, ["a", "a", "image", "b", "a", "image"]),
+        ([], 3, 3, ["a", "a", "image", "b", "a", "image"]),
+        ([], 3, None, ["a", "in", "b", "in"]),  # its own grid rounds
+        (["in"], None, None, ["a", "in", "b", "in"]),
+    ],
+)
+def test_a_concatenation_joins_the_one_after_it(outputs, inner, outer, expected):
+    graph = Chain(1, 2, 2, 3).then("a", Relu("relu"), (1, 2, 2, 3)).then("b", Relu("relu"), (1, 2, 2, 3)).done()
+    concatenation(graph, "in", 6, "a", "image")
+    concatenation(graph, "out", 18, "a", "in", "b", "in")
+    graph.outputs += outputs
+    graph.tensors["in"].position, graph.tensors["out"].position = inner, outer
+    passes.apply(FlattenConcat(), graph)
+    assert graph.producer("out").inputs == expected
+    assert ("in" in graph.tensors) == ("in" in expected)
+
+
+def test_a_concatenation_has_the_grid_after_it_or_that_of_its_inputs():
+    for after in (2, None):
+        graph = Chain(1, 2, 2, 3).then("grid", FakeQuant(5), (1, 2, 2, 3)).then("a", Relu("relu"), (1, 2, 2, 3)).done()
+        concatenation(graph, "whole", 6, "a", "grid")
+        if after is not None:
+            graph.nodes.append(Node("after", FakeQuant(after), ["whole"]))
+            graph.tensors["after"], graph.outputs = Tensor("after", (1, 2, 2, 6)), ["after"]
+        passes.lower(graph)
+        assert graph.producer("whole").inputs == ["a", "image"]
+        assert graph.tensors["whole"].position == (5 if after is None else after)
+
+
+def dilated(block=(2, 3), pads=(2, 4, 4, 4), crop=(0, 2, 0, 1), strides=(1, 1)):
+    return (
+        Chain(1, 12, 10, 4)
+        .then("to", SpaceToBatch(block, pads), (1, 9, 6, 4))
+        .then("conv", Conv(Window((3, 2), strides), groups=2), (1, 7, 5, 8), RNG.normal(size=(3, 2, 2, 8)))
+        .then("from", BatchToSpace((2, 3), crop), (1, 12, 14, 8))
+        .then("bias", BiasAdd(), (1, 12, 14, 8), RNG.normal(size=8))
+        .done()
+    )
+
+
+def test_a_convolution_of_images_in_the_batch_is_dilated():
+    graph = dilated()
+    assert passes.apply(FormDilation(), graph) == 1
+    assert names(graph) == ["conv", "bias"]
+    node = graph.nodes[0]
+    assert node.op == Conv(Window((3, 2), padding=(2, 2, 4, 3), dilation=(2, 3)), groups=2)
+    assert graph.tensors["conv"].shape[1:3] == node.op.window.output_size(12, 10) == (12, 14)
+
+
+@pytest.mark.parametrize(
+    "change", [{"block": (2, 2)}, {"crop": (3, 0, 0, 0)}, {"strides": (2, 1)}, {"pads": (0, 0, 0, 0)}]
+)
+def test_other_moves_into_the_batch_are_refused(change):
+    with pytest.raises(ValueError, match="layer 'from'"):
+        passes.apply(FormDilation(), dilated(**change))
+
+
+def test_a_window_sum_in_a_float_graph_is_a_depthwise_convolution():
+    graph = (
+        Chain(1, 5, 5, 3)
+        .then("pad", Pad((1, 0, 1, 0)), (1, 6, 6, 3))
+        .then("sum", SumPool(Window((2, 3), (2, 1), (0, 1, 1, 1))), (1, 3, 6, 3))
+        .then("scale", Multiply(), (1, 3, 6, 3), [1.0, 2.0, 4.0])
+        .done()
+    )
+    assert passes.apply(SumToConv(), graph) == 1
+    passes.lower(graph)
+    (node,) = graph.nodes
+    assert node.op == Conv(Window((2, 3), (2, 1), (1, 1, 2, 1)), groups=3)
+    kernel = graph.tensors[node.inputs[1]].data
+    assert kernel.shape == (2, 3, 1, 3) and (kernel == [1, 2, 4]).all()
+
+
+def test_a_window_sum_between_grids_stays():
+    graph = (
+        Chain(1, 5, 5, 3)
+        .then("grid", FakeQuant(5), (1, 5, 5, 3))
+        .then("sum", SumPool(Window((5, 5))), (1, 1, 1, 3))
+        .done()
+    )
+    assert passes.apply(SumToConv(), graph) == 0
 
 
 def test_average_from_sum_and_factors():

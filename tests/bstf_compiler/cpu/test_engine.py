@@ -15,6 +15,7 @@ from bstf_compiler.graph import (
     Add,
     Average,
     BiasAdd,
+    Concat,
     Conv,
     Graph,
     MaxPool,
@@ -245,4 +246,21 @@ def test_unknown_operations_are_refused_by_name():
     network.add(SumPool(Window((2, 2))), ["x"], lambda x: x[:, 1:, 1:], name="strange")
     network.graph.outputs, network.graph.output_shapes = ["strange"], [(3, 3, 3)]
     with pytest.raises(ValueError, match="layer 'strange': the CPU engine has no sumpool"):
+        Engine(network.graph)
+
+
+@pytest.mark.parametrize(
+    ("op", "kernel", "words"),
+    [
+        (Conv(Window((1, 1)), groups=3), (1, 1, 1, 3), "grouped convolution"),
+        (Conv(Window((2, 2), dilation=(1, 2))), (2, 2, 3, 5), "dilated convolution"),
+        (Concat(), None, "concat"),
+    ],
+)
+def test_what_the_kernels_lack_is_refused_by_name(op, kernel, words):
+    network = Network((4, 4, 3))
+    constants = [] if kernel is None else [np.ones(kernel, np.float32)]
+    network.add(op, ["x"], lambda x: x, constants, name="strange")
+    network.graph.outputs, network.graph.output_shapes = ["strange"], [(4, 4, 3)]
+    with pytest.raises(ValueError, match=f"layer 'strange': the CPU engine has no {words}"):
         Engine(network.graph)
