@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bstf.quantization.fixed_point import MAX_CUT
-from bstf.quantization.network import Add, Network, Operation, Weights
+from bstf.quantization.network import Add, Concat, Network, Operation, Weights
 
 MAX_BIAS_SHIFT = 16
 MAX_ADD_DIFFERENCE = 15  # positions of the two inputs of an add
 MAX_ADD_GAIN = 15  # how much finer the result of an add may be than its finer input
+MAX_CONCAT_GAIN = 15  # how much finer a concatenation may be than a part of it
 _LOWEST_POSITION = -96  # float32 ends near; only rules that no positions satisfy lead here
 
 
@@ -46,9 +47,10 @@ def adjust(network: Network, positions: Positions) -> Positions:
     """Lowers positions until every shift is in its range.
 
     With i, k, b, o the positions of input, kernel, bias and output: 0 <= k + i - b <= 16 and
-    0 <= k + i - o <= 16 for convolution and dense; |i0 - i1| <= 15 and -15 <= max(i0, i1) - o <= 16 for add.
-    Too small a cut lowers the output, too large a cut the kernel, an add the finer of its inputs. No position
-    is lowered further than the limits ask for. A bias of zeros follows its sum.
+    0 <= k + i - o <= 16 for convolution and dense; |i0 - i1| <= 15 and -15 <= max(i0, i1) - o <= 16 for add;
+    -15 <= i - o <= 16 for every part of a concatenation. Too small a cut lowers the output, too large a cut
+    the kernel, of an add the finer of its inputs, of a concatenation that part. No position is lowered further
+    than the limits ask for. A bias of zeros follows its sum.
 
     Args:
         network: the folded network.
@@ -93,13 +95,16 @@ def shifts(network: Network, positions: Positions) -> Iterator[Shift]:
     """All shifts of a network whose ranges are limited."""
     grids = network.grids()
     for op in network.operations.values():
-        if not isinstance(op, (Weights, Add)):
+        if not isinstance(op, (Weights, Add, Concat)):
             continue
         inputs = [positions.activation[grids[name]] for name in op.inputs]
         if isinstance(op, Weights):
             total = positions.kernel[op.name] + inputs[0]
             yield Shift(op.name, "shift of the bias", total - positions.bias[op.name], 0, MAX_BIAS_SHIFT)
             yield Shift(op.name, "shift of the sum", total - positions.activation[op.name], 0, MAX_CUT)
+        elif isinstance(op, Concat):
+            for part in inputs:
+                yield Shift(op.name, "shift of a part", part - positions.activation[op.name], -MAX_CONCAT_GAIN, MAX_CUT)
         else:
             difference = max(inputs) - min(inputs)
             gain = max(inputs) - positions.activation[op.name]
@@ -146,6 +151,10 @@ def _bounds(op: Operation, grids: dict[str, str], positions: Positions) -> Itera
         for owner in owners:
             yield _Bound(activation, owner, min(coarser + MAX_ADD_DIFFERENCE, activation[op.name] + MAX_CUT))
         yield _Bound(activation, op.name, max(activation[owner] for owner in owners) + MAX_ADD_GAIN)
+    elif isinstance(op, Concat):
+        for owner in [grids[name] for name in op.inputs]:
+            yield _Bound(activation, op.name, activation[owner] + MAX_CONCAT_GAIN)
+            yield _Bound(activation, owner, activation[op.name] + MAX_CUT)
 
 
 def _lower_kernel(op: Weights, input_position: int, positions: Positions) -> None:

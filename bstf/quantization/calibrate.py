@@ -20,6 +20,7 @@ from bstf.quantization import positions
 from bstf.quantization.network import (
     Add,
     AveragePool,
+    Concat,
     Convolution,
     Dense,
     GlobalAveragePool,
@@ -176,7 +177,10 @@ def _compute(operation: Operation, *x: Any) -> Any:
 @_compute.register
 def _(op: Convolution, x: Any) -> Any:
     # The format is given everywhere: a user's global default may differ.
-    return ops.conv(x, op.kernel, op.strides, op.padding, data_format="channels_last") + op.bias
+    format = {"data_format": "channels_last", "dilation_rate": op.dilation}
+    if op.depthwise_kernel is not None:
+        return ops.depthwise_conv(x, op.depthwise_kernel, op.strides[0], op.padding, **format) + op.bias
+    return ops.conv(x, op.kernel, op.strides, op.padding, **format) + op.bias
 
 
 @_compute.register
@@ -192,6 +196,11 @@ def _(op: Relu, x: Any) -> Any:
 @_compute.register
 def _(op: Add, x: Any, y: Any) -> Any:
     return ops.add(x, y)
+
+
+@_compute.register
+def _(op: Concat, *x: Any) -> Any:
+    return ops.concatenate(x, axis=-1)
 
 
 @_compute.register

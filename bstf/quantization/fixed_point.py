@@ -113,7 +113,7 @@ class FixedPoint(keras.layers.Layer):
 
 
 class _FixedPointWeights:
-    """What FixedPointConv2D and FixedPointDense share: grids of kernel and bias, block, type of the sum."""
+    """What the layers with weights share: grids of kernel and bias, block, type of the sum."""
 
     def __init__(
         self,
@@ -165,11 +165,11 @@ class FixedPointConv2D(_FixedPointWeights, keras.layers.Conv2D):
     """A convolution whose kernel, bias and input lie on grids; its exact sums go to the `FixedPoint` that
     follows.
 
-    Kernel (h, w, cin, cout) and bias (cout,) are stored as float32 values on their grids.
+    Kernel (h, w, cin / groups, cout) and bias (cout,) are stored as float32 values on their grids.
 
     Args:
         *args: of `keras.layers.Conv2D`: filters, kernel_size, strides, padding. Activation linear, with a
-            bias, no groups, no dilation, channels last.
+            bias, channels last.
         kernel_position: position of the kernel.
         bias_position: position of the bias.
         block: block shape of the kernel's zeros, an int or (bi, bo).
@@ -185,11 +185,54 @@ class FixedPointConv2D(_FixedPointWeights, keras.layers.Conv2D):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "data_format": "channels_last"})
-        if self.groups != 1 or tuple(self.dilation_rate) != (1, 1):
-            raise ValueError(f"FixedPointConv2D {self.name!r} supports neither groups nor dilation.")
 
     def _product(self, inputs: Any, kernel: Any) -> Any:
-        return ops.conv(inputs, kernel, strides=list(self.strides), padding=self.padding, data_format="channels_last")
+        return ops.conv(
+            inputs,
+            kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            data_format="channels_last",
+            dilation_rate=self.dilation_rate,
+        )
+
+
+@keras.saving.register_keras_serializable("bstf")
+class FixedPointDepthwiseConv2D(_FixedPointWeights, keras.layers.DepthwiseConv2D):
+    """A depthwise convolution whose kernel, bias and input lie on grids; its exact sums go to the `FixedPoint`
+    that follows.
+
+    Kernel (h, w, cin, depth_multiplier) and bias (cin * depth_multiplier,) are stored as float32 values on
+    their grids.
+
+    Args:
+        *args: of `keras.layers.DepthwiseConv2D`: kernel_size, strides, padding. Activation linear, with a bias,
+            channels last.
+        kernel_position: position of the kernel.
+        bias_position: position of the bias.
+        block: block shape of the kernel's zeros, of which a depthwise kernel has none.
+        accumulator: "float32", or "float64" where the sums can reach 2**24 units.
+        **kwargs: of `keras.layers.DepthwiseConv2D`; the layer computes in float32 under any dtype policy.
+
+    Raises:
+        ValueError: an argument is out of the ranges above.
+
+    Example:
+        >>> FixedPointDepthwiseConv2D(3, padding="same", kernel_position=8, bias_position=7)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "data_format": "channels_last"})
+
+    def _product(self, inputs: Any, kernel: Any) -> Any:
+        return ops.depthwise_conv(
+            inputs,
+            kernel,
+            strides=self.strides[0],
+            padding=self.padding,
+            data_format="channels_last",
+            dilation_rate=self.dilation_rate,
+        )
 
 
 @keras.saving.register_keras_serializable("bstf")

@@ -21,6 +21,7 @@ from bstf.quantization.network import (
     Add,
     AveragePool,
     BatchNorm,
+    Concat,
     Convolution,
     Dense,
     GlobalAveragePool,
@@ -39,9 +40,9 @@ from bstf.quantization.network import (
 )
 
 SUPPORTED = (
-    "Conv2D, Dense, MaskedConv2D, MaskedDense, BatchNormalization, ReLU, Add, MaxPooling2D, "
-    "AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, Reshape to a "
-    "vector, Dropout and a last Softmax"
+    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, MaskedConv2D, MaskedDense, BatchNormalization, ReLU, Add, "
+    "Concatenate, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, "
+    "Reshape to a vector, Dropout and a last Softmax"
 )
 _DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse
 
@@ -205,26 +206,79 @@ def _array(layer: Any, variable: Any, what: str) -> np.ndarray:
 def _weights(layer: Any) -> dict[str, Any]:
     masked = isinstance(layer, (MaskedConv2D, MaskedDense))
     kernel = _array(layer, layer.masked_kernel() if masked else layer.kernel, "kernel")
-    bias = _array(layer, layer.bias, "bias") if layer.use_bias else np.zeros(kernel.shape[-1], np.float32)
-    return {"kernel": kernel + 0.0, "bias": bias, "block": layer.block if masked else _DEFAULT_BLOCK}
+    return {
+        "kernel": kernel + 0.0,
+        "bias": _bias(layer, kernel.shape[-1]),
+        "block": layer.block if masked else _DEFAULT_BLOCK,
+    }
+
+
+def _bias(layer: Any, channels: int) -> np.ndarray:
+    return _array(layer, layer.bias, "bias") if layer.use_bias else np.zeros(channels, np.float32)
 
 
 def _convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    if layer.groups != 1 or tuple(layer.dilation_rate) != (1, 1):
-        _refuse(
-            layer,
-            f"it has groups={layer.groups}, dilation_rate={tuple(layer.dilation_rate)}; both must be 1.",
-        )
-    if layer.padding not in ("valid", "same"):
-        _refuse(layer, f"its padding is {layer.padding!r}; supported are 'valid' and 'same'.")
-    shape = _output_shape(tracer, layer, inputs[0])
     operation = Convolution(
         name=layer.name,
         inputs=(inputs[0],),
-        shape=shape,
+        shape=_output_shape(tracer, layer, inputs[0]),
         **_weights(layer),
-        strides=tuple(layer.strides),
-        padding=layer.padding,
+        **_window(layer),
+        groups=layer.groups,
+    )
+    return tracer.activation(layer, tracer.add(operation))
+
+
+def _window(layer: Any) -> dict[str, Any]:
+    if layer.padding not in ("valid", "same"):
+        _refuse(layer, f"its padding is {layer.padding!r}; supported are 'valid' and 'same'.")
+    strides, dilation = tuple(layer.strides), tuple(layer.dilation_rate)
+    if max(strides) > 1 and max(dilation) > 1:
+        _refuse(layer, f"it has strides {strides} and dilation_rate {dilation}; one of both must be 1.")
+    return {"strides": strides, "padding": layer.padding, "dilation": dilation}
+
+
+def _depthwise_convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shape = _output_shape(tracer, layer, inputs[0])
+    bias = _bias(layer, shape[-1])
+    name = _add_depthwise(tracer, layer, inputs[0], layer.name, layer.kernel, bias, shape)
+    return tracer.activation(layer, name)
+
+
+def _add_depthwise(
+    tracer: _Tracer, layer: Any, source: str, name: str, kernel: Any, bias: np.ndarray, shape: tuple[int, ...]
+) -> str:
+    """A depthwise convolution is one of as many groups as channels: kernel (h, w, cin, n) as (h, w, 1, cin * n)."""
+    values = _array(layer, kernel, "depthwise kernel") + 0.0
+    height, width, channels, _ = values.shape
+    operation = Convolution(
+        name=name,
+        inputs=(source,),
+        shape=shape,
+        kernel=values.reshape(height, width, 1, -1),
+        bias=bias,
+        block=_DEFAULT_BLOCK,
+        **_window(layer),
+        groups=channels,
+    )
+    return tracer.add(operation)
+
+
+def _separable_convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    """A depthwise convolution without bias, on a grid of its own, then one of 1x1."""
+    shape = _output_shape(tracer, layer, inputs[0])
+    kernel = _array(layer, layer.pointwise_kernel, "pointwise kernel") + 0.0
+    zeros, between = np.zeros(kernel.shape[2], np.float32), (*shape[:2], kernel.shape[2])
+    name = f"{layer.name}_depthwise"
+    operation = Convolution(
+        name=layer.name,
+        inputs=(_add_depthwise(tracer, layer, inputs[0], name, layer.depthwise_kernel, zeros, between),),
+        shape=shape,
+        kernel=kernel,
+        bias=_bias(layer, shape[-1]),
+        block=_DEFAULT_BLOCK,
+        strides=(1, 1),
+        padding="valid",
     )
     return tracer.activation(layer, tracer.add(operation))
 
@@ -297,6 +351,14 @@ def _add(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     return total
 
 
+def _concat(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    shapes = [tracer.shape(name) for name in inputs]
+    if layer.axis % (len(shapes[0]) + 1) != len(shapes[0]):
+        _refuse(layer, f"it joins along axis {layer.axis}; only the last axis, the channels, is supported.")
+    shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+    return tracer.add(Concat(name=layer.name, inputs=tuple(inputs), shape=shape))
+
+
 def _pool(kind: type[Pool]) -> Callable[[_Tracer, Any, list[str]], str]:
     def pool(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
         shape = _output_shape(tracer, layer, inputs[0])
@@ -344,6 +406,8 @@ def _identity(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
 _HANDLERS = {
     keras.layers.Conv2D: _convolution,
     MaskedConv2D: _convolution,
+    keras.layers.DepthwiseConv2D: _depthwise_convolution,
+    keras.layers.SeparableConv2D: _separable_convolution,
     keras.layers.Dense: _dense,
     MaskedDense: _dense,
     keras.layers.BatchNormalization: _batch_norm,
@@ -351,6 +415,7 @@ _HANDLERS = {
     keras.layers.Activation: _activation_layer,
     keras.layers.Softmax: _softmax_layer,
     keras.layers.Add: _add,
+    keras.layers.Concatenate: _concat,
     keras.layers.MaxPooling2D: _pool(MaxPool),
     keras.layers.AveragePooling2D: _pool(AveragePool),
     keras.layers.GlobalAveragePooling2D: _global_pool(GlobalAveragePool),
@@ -366,7 +431,12 @@ _HANDLERS = {
     keras.layers.ActivityRegularization: _identity,
     keras.layers.Identity: _identity,
 }
-_FUNCTIONS = {"Add": _add, "Relu": _function(None), "Relu6": _function(6.0)}  # of keras.ops
+_FUNCTIONS = {  # of keras.ops
+    "Add": _add,
+    "Concatenate": _concat,
+    "Relu": _function(None),
+    "Relu6": _function(6.0),
+}
 
 
 def _fold_batch_norms(network: Network) -> None:

@@ -40,10 +40,22 @@ class Weights(Operation):
 
 @dataclass(kw_only=True)
 class Convolution(Weights):
-    """2D convolution; kernel (h, w, cin, cout)."""
+    """2D convolution; kernel (h, w, cin / groups, cout)."""
 
     strides: tuple[int, int]
     padding: str
+    groups: int = 1
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def depthwise_kernel(self) -> np.ndarray | None:
+        """The kernel (h, w, cin, cout / cin) of a depthwise convolution of one channel a group and equal strides, which
+        Keras computes without compiling a grouped one; None for others.
+        """
+        height, width, cin, cout = self.kernel.shape
+        if self.groups == 1 or cin != 1 or len(set(self.strides)) > 1:
+            return None
+        return self.kernel.reshape(height, width, self.groups, cout // self.groups)
 
 
 class Dense(Weights):
@@ -67,6 +79,10 @@ class Relu(Operation):
 
 class Add(Operation):
     """Sum of two tensors of one shape."""
+
+
+class Concat(Operation):
+    """The channels of several tensors, one after another."""
 
 
 @dataclass(kw_only=True)
@@ -116,7 +132,8 @@ class Softmax(Operation):
     """Softmax over the last axis, in float; only at the end."""
 
 
-# Their results are put on a grid; every other operation's result lies on the grid of its input.
+# Their results are put on a grid, after a relu that follows; but for a concatenation, whose parts are on grids, every
+# other operation's result lies on the grid of its input.
 REQUANTISED = (Convolution, Dense, Add, AveragePool, GlobalAveragePool)
 
 
@@ -166,12 +183,12 @@ class Network:
     def grids(self) -> dict[str, str]:
         """Tensors that lie on a grid -> the operation that owns their position.
 
-        The input, convolutions, dense layers and adds own one; all other operations pass on the grid of
-        their input.
+        The input, convolutions, dense layers, adds and concatenations own one; all other operations pass on
+        the grid of their input.
         """
         fused, owners = self.fused(), {}
         for name, operation in self.operations.items():
-            if isinstance(operation, (Input, Weights, Add)):
+            if isinstance(operation, (Input, Weights, Add, Concat)):
                 owner = name
             elif isinstance(operation, Softmax):
                 continue

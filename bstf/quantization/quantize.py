@@ -14,6 +14,7 @@ from bstf.quantization.fixed_point import (
     FixedPointAveragePooling2D,
     FixedPointConv2D,
     FixedPointDense,
+    FixedPointDepthwiseConv2D,
     FixedPointGlobalAveragePooling2D,
     accumulator_type,
 )
@@ -22,6 +23,7 @@ from bstf.quantization.network import (
     REQUANTISED,
     Add,
     AveragePool,
+    Concat,
     Convolution,
     GlobalAveragePool,
     GlobalMaxPool,
@@ -47,9 +49,9 @@ def quantize(model: keras.Model, calibration: Any) -> keras.Model:
 
     Args:
         model: a built Sequential or functional model (nested ones included) with one input of fixed size,
-            of Conv2D, Dense, their masked siblings, BatchNormalization after these, ReLU and relu6, Add,
-            max, average and global pooling, ZeroPadding2D, Flatten, Dropout and a last Softmax. It stays
-            untouched.
+            of Conv2D (grouped and dilated too), DepthwiseConv2D, SeparableConv2D, Dense, the masked layers,
+            BatchNormalization after these, ReLU and relu6, Add, Concatenate of channels, max, average and
+            global pooling, ZeroPadding2D, Flatten, Dropout and a last Softmax. It stays untouched.
         calibration: images like those the model will see: an array (n, height, width, channels), a
             `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. A few dozen images suffice. Read
             once.
@@ -100,7 +102,7 @@ class _Builder:
                 continue
             inputs = [tensors[source] for source in operation.inputs]
             tensors[name] = self.layer(operation, inputs)
-            requantised = isinstance(operation, (*REQUANTISED, Relu))
+            requantised = isinstance(operation, (*REQUANTISED, Concat, Relu))
             if requantised and name not in self.fused:
                 tensors[name] = self.grid(name, tensors[name])
         return entry, [tensors[name] for name in self.network.outputs]
@@ -116,7 +118,7 @@ class _Builder:
     def layer(self, operation: Operation, inputs: list[Any]) -> Any:
         if isinstance(operation, Weights):
             return self.weights(operation, inputs[0])
-        tensor = inputs if isinstance(operation, Add) else inputs[0]
+        tensor = inputs if isinstance(operation, (Add, Concat)) else inputs[0]
         for layer in _layers(operation, self.network.operations[operation.inputs[0]].shape):
             tensor = layer(tensor)
         return tensor
@@ -136,13 +138,16 @@ class _Builder:
             "name": op.name,
         }
         if isinstance(op, Convolution):
-            layer = FixedPointConv2D(
-                kernel.shape[-1], kernel.shape[:2], strides=op.strides, padding=op.padding, **common
-            )
+            common |= {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation}
+            size, depthwise = kernel.shape[:2], op.depthwise_kernel
+            if depthwise is None:
+                layer = FixedPointConv2D(kernel.shape[-1], size, groups=op.groups, **common)
+            else:
+                layer = FixedPointDepthwiseConv2D(size, depth_multiplier=depthwise.shape[-1], **common)
         else:
             layer = FixedPointDense(kernel.shape[-1], **common)
         result = layer(tensor)
-        layer.kernel.assign(np.ldexp(kernel, -kernel_position))
+        layer.kernel.assign(np.ldexp(kernel, -kernel_position).reshape(layer.kernel.shape))
         layer.bias.assign(np.ldexp(bias, -bias_position))
         return result
 
@@ -177,6 +182,11 @@ def _(op: Relu, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
 @_layers.register
 def _(op: Add, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
     return [keras.layers.Add(**_options(op))]
+
+
+@_layers.register
+def _(op: Concat, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.Concatenate(**_options(op))]
 
 
 @_layers.register

@@ -80,6 +80,25 @@ def test_every_rule(network, tables, expected):
             assert new[key] == value, (name, key)
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ({"a": 4, "b": -3, "c": 5}, {"a": 4, "b": -3, "c": 5}),
+        ({"a": 4, "b": -3, "c": 14}, {"a": 4, "b": -3, "c": 12}),  # 15 finer than its coarsest part
+        ({"a": 4, "b": -3, "c": -14}, {"a": 2, "b": -3, "c": -14}),  # a part is cut by 16 bits at most
+    ],
+)
+def test_parts_of_a_concatenation_are_shifted_within_limits(activation, expected):
+    entry = keras.Input((4, 4, 4), name="image")
+    parts = [layers.Conv2D(4, 1, name=name)(entry) for name in "ab"]
+    net = flatten(keras.Model(entry, layers.Concatenate(name="c")(parts)))
+    before = Positions({"image": 6, **activation}, {"a": 8, "b": 2}, {"a": 7, "b": 7})
+    after = adjust(net, before)
+    assert after.activation == {"image": 6, **expected}
+    limited = [shift.operation for shift in shifts(net, before)]
+    assert limited.count("c") == 2
+
+
 def test_a_lowered_pool_input_reaches_the_convolution_before_it(network):
     after = adjust(network, changed(activation={"add": -14}))
     assert after.activation["a"] == after.activation["b"] == 2  # -14 + 16

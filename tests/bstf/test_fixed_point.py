@@ -11,6 +11,7 @@ from bstf.quantization.fixed_point import (
     FixedPointAveragePooling2D,
     FixedPointConv2D,
     FixedPointDense,
+    FixedPointDepthwiseConv2D,
     FixedPointGlobalAveragePooling2D,
     accumulator_type,
     average_factor,
@@ -169,6 +170,7 @@ def layers_of_every_kind():
             accumulator="float64",
         ),
         FixedPointDense(4, kernel_position=3, bias_position=2),
+        FixedPointDepthwiseConv2D(3, depth_multiplier=2, dilation_rate=2, kernel_position=3, bias_position=2),
         FixedPointAveragePooling2D(3, 2, "same"),
         FixedPointGlobalAveragePooling2D(keepdims=True),
     ]
@@ -210,8 +212,6 @@ def test_float64_sums_are_exact_where_float32_is_not():
         ({"accumulator": "int32"}, "'float32' or 'float64'"),
         ({"use_bias": False}, "needs a bias and a linear activation"),
         ({"activation": "relu"}, "needs a bias and a linear activation"),
-        ({"groups": 2}, "neither groups nor dilation"),
-        ({"dilation_rate": 2}, "neither groups nor dilation"),
         ({"block": 0}, "block"),
     ],
 )

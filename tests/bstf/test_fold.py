@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from bstf.layers import MaskedConv2D, MaskedDense
@@ -45,6 +46,41 @@ def test_folded_batch_norm_computes_the_same(use_bias, options):
     expected = keras.ops.convert_to_numpy(model(x))
     got = keras.ops.convert_to_numpy(keras.ops.conv(x, op.kernel, 1, "valid")) + op.bias
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_folds_into_a_depthwise_convolution_which_is_a_grouped_one():
+    model = sequential(
+        layers.DepthwiseConv2D((3, 2), depth_multiplier=2, padding="same", name="dw"), layers.BatchNormalization(),
+        layers.ReLU(name="relu"),
+    )  # fmt: skip
+    randomize(model)
+    net = fold.flatten(model)
+    assert kinds(net) == ["Input", "Convolution", "Relu"]
+    op = net.operations["dw"]
+    assert (op.groups, op.kernel.shape, op.depthwise_kernel.shape) == (4, (3, 2, 1, 8), (3, 2, 4, 2))
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
+    computed = tf.nn.depthwise_conv2d(x, op.depthwise_kernel, [1, 1, 1, 1], "SAME") + op.bias
+    np.testing.assert_allclose(tf.nn.relu(computed), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_separable_convolution_is_two():
+    net = fold.flatten(sequential(layers.SeparableConv2D(6, 3, dilation_rate=2, name="s", activation="relu")))
+    assert list(net.operations)[1:] == ["s_depthwise", "s", "s_relu"]
+    first, second = net.operations["s_depthwise"], net.operations["s"]
+    assert (first.groups, first.dilation, first.shape) == (4, (2, 2), (4, 4, 4))
+    assert (second.groups, second.dilation, second.kernel.shape) == (1, (1, 1), (1, 1, 4, 6))
+    assert net.grids()["s_depthwise"] == "s_depthwise"
+
+
+def test_a_concatenation_owns_its_grid():
+    entry = keras.Input((4, 4, 3), name="image")
+    whole = layers.Concatenate(name="whole")([entry, layers.Conv2D(2, 1, name="conv")(entry), entry])
+    joined = keras.ops.concatenate([whole, entry], axis=-1)
+    net = fold.flatten(keras.Model(entry, layers.ReLU(name="relu")(joined)))
+    assert [op.shape[-1] for op in net.operations.values()] == [3, 2, 8, 11, 11]
+    grids, last = net.grids(), net.operations["relu"].inputs[0]
+    assert grids["whole"] == "whole" and grids[last] == grids["relu"] == last
+    assert net.fused() == {}
 
 
 def test_dense_folds_too():
@@ -261,6 +297,11 @@ def norm_with_rival():
     return keras.Model(entry, layers.Add()([x, layers.BatchNormalization(name="norm")(x)]))
 
 
+def rows_joined():
+    entry = keras.Input((4, 4, 4))
+    return keras.Model(entry, layers.Concatenate(axis=1, name="rows")([entry, entry]))
+
+
 def early_softmax():
     return sequential(layers.Dense(4), layers.Softmax(name="soft"), layers.Dense(3, name="after"), shape=(5,))
 
@@ -294,13 +335,12 @@ def early_softmax():
             "'n' can't be folded.*'c_relu'",
         ),
         (
-            lambda: sequential(layers.DepthwiseConv2D(3, name="dw")),
+            lambda: sequential(layers.DepthwiseConv2D(3, 2, dilation_rate=2, name="dw")),
             ValueError,
-            "'dw'.*DepthwiseConv2D.*supported are",
+            r"'dw'.*strides \(2, 2\) and dilation_rate \(2, 2\)",
         ),
+        (rows_joined, ValueError, "'rows'.*axis 1"),
         (lambda: sequential(Own(4, 3, name="own")), ValueError, "'own'.*Own.*supported are"),
-        (lambda: sequential(layers.Conv2D(4, 3, groups=2, name="g")), ValueError, "'g'.*groups=2"),
-        (lambda: sequential(layers.Conv2D(4, 3, dilation_rate=2, name="d")), ValueError, "'d'.*dilation"),
         (
             lambda: sequential(layers.Conv2D(4, 3, activation="tanh", name="t")),
             ValueError,

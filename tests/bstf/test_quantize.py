@@ -16,6 +16,7 @@ from bstf.quantization.fixed_point import (
     FixedPointAveragePooling2D,
     FixedPointConv2D,
     FixedPointDense,
+    FixedPointDepthwiseConv2D,
     FixedPointGlobalAveragePooling2D,
     average_factor,
 )
@@ -39,6 +40,19 @@ def windows(x, size, strides):
     return view[:, :: strides[0], :: strides[1]]
 
 
+def convolution(x, kernel, layer):
+    """Grouped and dilated; the kernel of a depthwise layer is one of as many groups as channels."""
+    groups, (down, across) = getattr(layer, "groups", x.shape[-1]), layer.dilation_rate
+    if isinstance(layer, FixedPointDepthwiseConv2D):
+        kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
+    spread = np.zeros([(size - 1) * step + 1 for size, step in zip(kernel.shape, (down, across, 1, 1))], np.int64)
+    spread[::down, ::across] = kernel
+    size = spread.shape[:2]
+    view = windows(padded(x, size, layer.strides, layer.padding, 0), size, layer.strides)
+    parts = zip(np.split(view, groups, axis=3), np.split(spread, groups, axis=3))
+    return np.concatenate([np.einsum("nyxchw,hwco->nyxo", *part, optimize=True) for part in parts], axis=-1)
+
+
 def integers_of(values, position):
     integers = np.ldexp(np.asarray(values, np.float64), position)
     assert np.array_equal(integers, np.rint(integers))
@@ -55,17 +69,12 @@ def compute(layer, inputs):
         assert cut <= 16
         x = (2 * x + (1 << cut)) >> (cut + 1) if cut >= 0 else x << -cut
         return np.clip(x, -128, 127), layer.position
-    if isinstance(layer, (FixedPointConv2D, FixedPointDense)):
+    if isinstance(layer, (FixedPointConv2D, FixedPointDense, FixedPointDepthwiseConv2D)):
         kernel = integers_of(layer.kernel, layer.kernel_position)
         shift = layer.kernel_position + position - layer.bias_position
         assert 0 <= shift <= 16
         bias = integers_of(layer.bias, layer.bias_position) << shift
-        if isinstance(layer, FixedPointConv2D):
-            size = kernel.shape[:2]
-            view = windows(padded(x, size, layer.strides, layer.padding, 0), size, layer.strides)
-            y = np.einsum("nyxchw,hwco->nyxo", view, kernel, optimize=True)
-        else:
-            y = x @ kernel
+        y = x @ kernel if isinstance(layer, FixedPointDense) else convolution(x, kernel, layer)
         return y + bias, position + layer.kernel_position
     if isinstance(layer, layers.ReLU):
         y = np.maximum(x, 0)
@@ -76,6 +85,9 @@ def compute(layer, inputs):
     if isinstance(layer, layers.Add):
         finest = max(p for _, p in inputs)
         return sum(values << (finest - p) for values, p in inputs), finest
+    if isinstance(layer, layers.Concatenate):
+        finest = max(p for _, p in inputs)
+        return np.concatenate([values << (finest - p) for values, p in inputs], axis=-1), finest
     if isinstance(layer, layers.MaxPooling2D):
         lowest = np.iinfo(np.int64).min
         view = windows(padded(x, layer.pool_size, layer.strides, layer.padding, lowest), layer.pool_size, layer.strides)
@@ -168,12 +180,41 @@ def random_network(draw):
 
     for _ in range(draw(st.integers(1, 4))):
         h, w, c = x.shape[1:]
-        kind = draw(st.sampled_from(["conv", "conv", "residual", "max", "average", "pad", "relu"]))
+        kinds = [
+            "conv",
+            "conv",
+            "residual",
+            "max",
+            "average",
+            "pad",
+            "relu",
+            "grouped",
+            "depthwise",
+            "separable",
+            "concat",
+        ]
+        kind = draw(st.sampled_from(kinds))
         padding = draw(st.sampled_from(["same", "valid"]))
         limit = min(h, w) if padding == "valid" else 7
         kernel, stride = draw(st.integers(1, max(1, min(limit, 7)))), draw(st.integers(1, 3))
+        dilation = draw(st.integers(1, 2)) if stride == 1 and (padding == "same" or 2 * kernel - 1 <= limit) else 1
+        options = {"padding": padding, "dilation_rate": dilation, "bias_initializer": "random_normal"}
         if kind == "conv":
             x = conv(x, draw(st.integers(1, 24)), kernel, stride, padding)
+        elif kind == "grouped":
+            groups = draw(st.sampled_from([n for n in range(1, c + 1) if c % n == 0]))
+            filters = groups * draw(st.integers(1, 4))
+            x = layers.Conv2D(filters, kernel, stride, groups=groups, name=name("grouped"), **options)(x)
+        elif kind == "depthwise":
+            x = layers.DepthwiseConv2D(
+                kernel, stride, depth_multiplier=draw(st.integers(1, 2)), name=name("dw"), **options
+            )(x)
+            x = layers.ReLU(6.0, name=name("relu"))(layers.BatchNormalization(name=name("norm"))(x))
+        elif kind == "separable":
+            x = layers.SeparableConv2D(draw(st.integers(1, 9)), kernel, stride, name=name("separable"), **options)(x)
+        elif kind == "concat":
+            parts = [x, conv(x, draw(st.integers(1, 9)), kernel, 1, "same"), layers.ReLU(name=name("relu"))(x)]
+            x = layers.Concatenate(name=name("concat"))(parts[: draw(st.integers(2, 3))])
         elif kind == "residual":
             x = layers.Add(name=name("add"))([x, conv(x, c, kernel, 1, "same")])
         elif kind == "max":

@@ -13,8 +13,11 @@ from bstf_compiler import integer
 layers = keras.layers
 
 
-def random_keras_network(seed):
-    """Channels 1 to 40, kernels 1 to 7, strides 1 to 3, both paddings, odd sizes; ends in dense layers."""
+def random_keras_network(seed, on_array=True):
+    """Channels 1 to 40, kernels 1 to 7, strides 1 to 3, both paddings, odd sizes; ends in dense layers.
+
+    With convolutions in groups, dilated convolutions and concatenations unless `on_array`.
+    """
     rng = np.random.default_rng(seed)
 
     def channels():
@@ -52,9 +55,39 @@ def random_keras_network(seed):
         size = int(min(rng.integers(1, 4), *x.shape[1:3]))
         return layers.AveragePooling2D(size, int(rng.integers(1, 3)), padding())(x)
 
+    def steps(x, kernel):
+        """Strides and dilation, one of which is 1, and a padding that leaves something."""
+        stride, dilation = ((int(rng.integers(1, 4)), 1), (1, int(rng.integers(1, 4))))[rng.integers(2)]
+        fits = all((size - 1) * dilation < extent for size, extent in zip(kernel, x.shape[1:3]))
+        return {"strides": stride, "dilation_rate": dilation, "padding": padding() if fits else "same"}
+
+    def dilated(x):
+        kernel = window(x, 4)
+        return activation(layers.Conv2D(channels(), kernel, **steps(x, kernel))(x))
+
+    def grouped(x):
+        groups = int(rng.choice([n for n in range(1, x.shape[-1] + 1) if x.shape[-1] % n == 0]))
+        kernel, filters = window(x, 4), groups * -(-channels() // groups)
+        return activation(layers.Conv2D(filters, kernel, groups=groups, **steps(x, kernel))(x))
+
+    def depthwise(x):
+        kernel, multiplier = window(x, 4), int(rng.integers(1, 3)) if x.shape[-1] < 40 else 1
+        y = layers.DepthwiseConv2D(kernel, depth_multiplier=multiplier, **steps(x, kernel))(x)
+        return activation(layers.BatchNormalization()(y))
+
+    def separable(x):
+        kernel = window(x, 4)
+        return activation(layers.SeparableConv2D(channels(), kernel, **steps(x, kernel))(x))
+
+    def join(x):
+        parts = [x, activation(layers.Conv2D(channels(), 1)(x)), layers.MaxPooling2D(3, 1, "same")(x)]
+        whole = layers.Concatenate()([parts[i] for i in rng.permutation(3)[: rng.integers(2, 4)]])
+        return activation(layers.Conv2D(channels(), 1)(whole) if whole.shape[-1] > 60 else whole)
+
     x = image = keras.Input((*(int(n) for n in rng.integers(1, 16, 2)), channels()), name="image")
+    made = [conv, conv, residual, residual, pad, max_pool, average_pool]
     for _ in range(5):
-        x = rng.choice([conv, conv, residual, residual, pad, max_pool, average_pool])(x)
+        x = rng.choice(made if on_array else [*made[1:3], dilated, grouped, depthwise, separable, join, join])(x)
     x = layers.Flatten()(x) if x.shape[1] * x.shape[2] * x.shape[3] < 700 else layers.GlobalAveragePooling2D()(x)
     if rng.integers(2):
         x = layers.Dense(channels(), activation="relu")(x)
@@ -67,8 +100,8 @@ def randomize_batch_norm(model, rng):
             layer.set_weights([rng.uniform(0.5, 1.5, value.shape) for value in layer.get_weights()])
 
 
-def check_one_set_of_numbers(model, images, ratio, folder, device):
-    """The whole road; returns the program. Compares every layer that Keras has a grid for."""
+def quantised_graph(model, images, ratio, folder):
+    """The fixed-point model, its outputs, and the graph, which must have the same outputs, as TensorFlow does."""
     sparse = bstf.sparsify(model, ratio=ratio) if ratio else model
     fixed = bstf.quantize(sparse, images)
     bstf.export(fixed, folder)
@@ -77,9 +110,20 @@ def check_one_set_of_numbers(model, images, ratio, folder, device):
     assert np.array_equal(next(iter(reloaded.values())), expected)
     graph = bstf_compiler.load(folder)
     assert np.array_equal(integer.run(graph, images), expected)
+    return fixed, expected, graph
+
+
+def check_one_set_of_numbers(model, images, ratio, folder, device):
+    """The whole road; returns the program."""
+    fixed, expected, graph = quantised_graph(model, images, ratio, folder)
     program = bstf_compiler.compile(graph, device)
     assert np.array_equal(program.simulate(images), expected)
-    traced = program.trace(images)
+    check_layers(fixed, images, graph, program.trace(images))
+    return program
+
+
+def check_layers(fixed, images, graph, traced):
+    """Compares every layer that Keras has a grid for."""
     grids = {
         layer.name.removesuffix("_grid"): layer.output
         for layer in fixed.layers
@@ -90,7 +134,6 @@ def check_one_set_of_numbers(model, images, ratio, folder, device):
     for name, value in keras_values.items():
         simulated = integer.dequantize(traced[name], graph.tensors[name].position)
         assert np.array_equal(simulated.reshape(value.shape), value), name
-    return program
 
 
 # An example takes seconds: a failing one is reported as found, without shrinking.
@@ -105,3 +148,14 @@ def test_one_set_of_numbers_on_random_networks(tmp_path_factory, seed, ratio, me
     randomize_batch_norm(model, rng)
     images = rng.normal(size=(2, *model.input_shape[1:])).astype(np.float32)
     check_one_set_of_numbers(model, images, ratio, tmp_path_factory.mktemp("road") / "saved", f"aie2_{mesh}x{mesh}")
+
+
+@settings(max_examples=12, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32), ratio=st.sampled_from([0, 0.5]))
+def test_one_set_of_numbers_on_what_the_array_lacks(tmp_path_factory, seed, ratio):
+    model = random_keras_network(seed, on_array=False)
+    rng = np.random.default_rng(seed)
+    randomize_batch_norm(model, rng)
+    images = rng.normal(size=(2, *model.input_shape[1:])).astype(np.float32)
+    fixed, _, graph = quantised_graph(model, images, ratio, tmp_path_factory.mktemp("road") / "saved")
+    check_layers(fixed, images, graph, integer.trace(graph, images))
