@@ -113,14 +113,13 @@ class FixedPoint(keras.layers.Layer):
 
 
 class _FixedPointWeights:
-    """What the layers with weights share: grids of kernel and bias, block, type of the sum."""
+    """What the layers with weights share: grids of kernel and bias, type of the sum."""
 
     def __init__(
         self,
         *args: Any,
         kernel_position: int,
         bias_position: int,
-        block: int | Sequence[int] = 8,
         accumulator: str = "float32",
         **kwargs: Any,
     ):
@@ -134,7 +133,6 @@ class _FixedPointWeights:
             )
         self.kernel_position = int(kernel_position)
         self.bias_position = int(bias_position)
-        self.block = BlockShape.of(block)
         self.accumulator = accumulator
 
     def call(self, inputs: Any) -> Any:
@@ -155,13 +153,24 @@ class _FixedPointWeights:
             **super().get_config(),
             "kernel_position": self.kernel_position,
             "bias_position": self.bias_position,
-            "block": list(self.block),
             "accumulator": self.accumulator,
         }
 
 
+class _FixedPointBlocks(_FixedPointWeights):
+    """What those whose kernels have blocks share."""
+
+    def __init__(self, *args: Any, block: int | Sequence[int] = 8, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.block = BlockShape.of(block)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "block": list(self.block)}
+
+
 @keras.saving.register_keras_serializable("bstf")
-class FixedPointConv2D(_FixedPointWeights, keras.layers.Conv2D):
+class FixedPointConv2D(_FixedPointBlocks, keras.layers.Conv2D):
     """A convolution whose kernel, bias and input lie on grids; its exact sums go to the `FixedPoint` that
     follows.
 
@@ -210,7 +219,6 @@ class FixedPointDepthwiseConv2D(_FixedPointWeights, keras.layers.DepthwiseConv2D
             channels last.
         kernel_position: position of the kernel.
         bias_position: position of the bias.
-        block: block shape of the kernel's zeros, of which a depthwise kernel has none.
         accumulator: "float32", or "float64" where the sums can reach 2**24 units.
         **kwargs: of `keras.layers.DepthwiseConv2D`; the layer computes in float32 under any dtype policy.
 
@@ -236,7 +244,7 @@ class FixedPointDepthwiseConv2D(_FixedPointWeights, keras.layers.DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable("bstf")
-class FixedPointDense(_FixedPointWeights, keras.layers.Dense):
+class FixedPointDense(_FixedPointBlocks, keras.layers.Dense):
     """A dense layer on vectors whose kernel, bias and input lie on grids; the `FixedPoint` that follows
     takes its sums.
 

@@ -132,7 +132,6 @@ class _Builder:
         common = {
             "kernel_position": kernel_position,
             "bias_position": bias_position,
-            "block": op.block,
             "accumulator": accumulator_type(_largest_sum(kernel, bias, shift)),
             "trainable": False,
             "name": op.name,
@@ -141,11 +140,11 @@ class _Builder:
             common |= {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation}
             size, depthwise = kernel.shape[:2], op.depthwise_kernel
             if depthwise is None:
-                layer = FixedPointConv2D(kernel.shape[-1], size, groups=op.groups, **common)
+                layer = FixedPointConv2D(kernel.shape[-1], size, groups=op.groups, block=op.block, **common)
             else:
                 layer = FixedPointDepthwiseConv2D(size, depth_multiplier=depthwise.shape[-1], **common)
         else:
-            layer = FixedPointDense(kernel.shape[-1], **common)
+            layer = FixedPointDense(kernel.shape[-1], block=op.block, **common)
         result = layer(tensor)
         layer.kernel.assign(np.ldexp(kernel, -kernel_position).reshape(layer.kernel.shape))
         layer.bias.assign(np.ldexp(bias, -bias_position))

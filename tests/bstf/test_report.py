@@ -135,3 +135,10 @@ def test_dict_and_csv(tmp_path):
 def test_not_a_model():
     with pytest.raises(TypeError, match=r"report takes a keras.Model; got str"):
         bstf.report("model")
+
+
+def test_fixed_point_depthwise_kernels_have_no_blocks():
+    model = keras.Sequential([keras.Input((4, 4, 8)), layers.DepthwiseConv2D(3, depth_multiplier=8)])
+    (row,) = bstf.report(bstf.quantize(model, np.ones((1, 4, 4, 8), "float32"))).layers
+    assert row.gamma is None and "no block-sparse form" in row.skipped
+    assert row.macs == row.dense_macs == 4 * 9 * 64
