@@ -33,7 +33,7 @@ LOWERED = (Conv, Add, Requantize, MaxPool, AveragePool, Concat, Softmax)
 
 LOWERING: tuple[Pass, ...] = (
     RemoveReshape(),
-    FlattenConcat(),
+    FlattenConcat(),  # those that no grid rounds before
     SumToConv(),
     FormDilation(),
     FoldScale(),
@@ -47,6 +47,7 @@ LOWERING: tuple[Pass, ...] = (
     FoldActivation(),
     AbsorbGrid(),
     KeepGrid(),
+    FlattenConcat(),  # those that have the grid of the next
     IntegerConstants(),
 )
 

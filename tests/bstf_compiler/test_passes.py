@@ -291,6 +291,18 @@ def test_a_concatenation_has_the_grid_after_it_or_that_of_its_inputs():
         assert graph.tensors["whole"].position == (5 if after is None else after)
 
 
+def test_concatenations_of_one_grid_become_one_and_stay_so():
+    graph = Chain(1, 2, 2, 3).then("grid", FakeQuant(5), (1, 2, 2, 3)).done()
+    for name, channels, inputs in (("in", 6, ["grid", "grid"]), ("out", 9, ["in grid", "grid"])):
+        concatenation(graph, name, channels, *inputs)
+        graph.nodes.append(Node(f"{name} grid", FakeQuant(4), [name]))
+        graph.tensors[f"{name} grid"] = Tensor(f"{name} grid", (1, 2, 2, channels))
+    graph.outputs = ["out grid"]
+    text = str(passes.lower(graph))
+    assert names(graph) == ["out"] and graph.nodes[0].inputs == ["image"] * 3
+    assert str(passes.lower(graph)) == text
+
+
 def dilated(block=(2, 3), pads=(2, 4, 4, 4), crop=(0, 2, 0, 1), strides=(1, 1)):
     return (
         Chain(1, 12, 10, 4)
