@@ -19,8 +19,8 @@ from bstf_compiler import integer
 from bstf_compiler.cpu import team
 from bstf_compiler.cpu.kernels.conv import DEPTH
 from bstf_compiler.cpu.kernels.network import executor
-from bstf_compiler.cpu.layout import Layout
-from bstf_compiler.cpu.operations import operations
+from bstf_compiler.cpu.layout import WORDS, Layout
+from bstf_compiler.cpu.operations import format_of, operations
 from bstf_compiler.cpu.plan import Plan, Weights, make_plan
 from bstf_compiler.cpu.simd import Isa, host_isa
 from bstf_compiler.cpu.tiles import empty
@@ -76,7 +76,10 @@ class Profile:
 
 
 class Engine:
-    """A float32 network, ready to run on NumPy images; zero blocks are neither stored nor multiplied.
+    """A network, ready to run on NumPy images; zero blocks are neither stored nor multiplied.
+
+    A float network is computed in float32, a fixed-point one in int8: its results are those of `integer.run`, bit by
+    bit.
 
     It may be called from several threads at once. Layouts, tasks and the memory of activations are planned once for
     each number of images. The first call compiles the kernels, which takes seconds.
@@ -103,18 +106,16 @@ class Engine:
             from bstf_compiler import load
 
             source = load(source)
-        if source.tensors[source.input].position is not None:
-            raise ValueError(
-                f"'{source.name}' is a fixed-point network, and this engine computes in float32: load the export of "
-                "the float model, or use `bstf_compiler.integer.run`."
-            )
+        self._format = format_of(source)
+        if self._format == WORDS:
+            integer.require_fixed_point(source)
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; an inference takes at least 1.")
         self.graph = source
         self.threads = team.size(threads or numba.config.NUMBA_NUM_THREADS, 0)
         self._isa = host_isa()
         self._operations = operations(source, self._isa)
-        self._weights = Weights.of(self._operations)
+        self._weights = Weights.of(self._operations, self._format)
         self._ends = [_before_softmax(source, name) for name in source.outputs]
         self._plans: dict[int, Plan] = {}
         self._memories: dict[int, deque[np.ndarray]] = {}
@@ -177,7 +178,7 @@ class Engine:
                     2 * macs,
                     2 * one.macs * len(x),
                     one.weights.nbytes if one.weights is not None else 0,
-                    4 * layout.channels * pixels,
+                    4 * layout.planes * pixels,
                 )
             )
         return Profile(len(x), layers)
@@ -188,7 +189,14 @@ class Engine:
                 tensors = self.graph.tensors.values()
                 shapes = {tensor.name: _shape(tensor.shape) for tensor in tensors if not tensor.is_constant}
                 self._plans[images] = make_plan(
-                    self._operations, shapes, self._ends, self._weights, images, self.threads, self._isa
+                    self._operations,
+                    shapes,
+                    self._ends,
+                    self._weights,
+                    images,
+                    self.threads,
+                    self._format,
+                    self._isa,
                 )
             return self._plans[images]
 
@@ -199,7 +207,7 @@ class Engine:
         try:
             memory = free.pop()
         except IndexError:
-            memory = empty(plan.elements + _SLACK + DEPTH * int(plan.steps["x_plane"].max()), np.float32)
+            memory = empty(plan.elements + _SLACK + DEPTH * int(plan.steps["x_plane"].max()), self._format.dtype)
         try:
             yield memory
         finally:
@@ -208,7 +216,7 @@ class Engine:
     def _run(self, plan: Plan, x: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
         """Runs the steps [first, last)."""
         team.run(
-            executor(self._isa), self.threads,
+            executor(self._isa, self._format), self.threads,
             plan.steps, first, last, x.reshape(-1), memory, self._weights.values, plan.offsets, self._weights.starts,
             self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
         )  # fmt: skip
@@ -220,6 +228,8 @@ class Engine:
             found = [_images(memory, plan.layouts[name], self._isa) for name in self._ends]
         results = []
         for name, end, values, shape in zip(self.graph.outputs, self._ends, found, self.graph.output_shapes):
+            if self._format == WORDS:
+                values = integer.dequantize(values, self.graph.tensors[end].position)
             results.append((values if name == end else integer.softmax(values)).reshape(-1, *shape))
         return results
 
@@ -236,8 +246,11 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _images(memory: np.ndarray, layout: Layout, isa: Isa) -> np.ndarray:
-    """A copy of a tensor in the order (n, height, width, channels)."""
+    """A copy of a tensor in the order (n, height, width, channels), float32 or int8."""
     first = memory[layout.offset + layout.lead :]
-    shape = layout.images, layout.height, layout.width, layout.channels
-    strides = layout.grid.rows * layout.grid.pitch, layout.grid.pitch, 1, layout.plane(isa.lanes(np.float32))
-    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(first, shape, [4 * step for step in strides]))
+    shape = layout.images, layout.height, layout.width, layout.planes
+    strides = layout.grid.rows * layout.grid.pitch, layout.grid.pitch, 1, layout.plane(layout.format.lanes(isa))
+    values = np.ascontiguousarray(np.lib.stride_tricks.as_strided(first, shape, [4 * step for step in strides]))
+    if layout.format == WORDS:
+        values = (values ^ np.int32(WORDS.zero)).view(np.int8)
+    return values[..., : layout.channels]

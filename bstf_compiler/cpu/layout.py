@@ -5,15 +5,44 @@ of the same pitch, that holds for the flat index too: a kernel position is an of
 pixels may run over the end of a row. What it computes there is thrown away, or zeroed where the next layer needs zeros.
 Nothing is copied or gathered ("im2col").
 
-Tensors that such operations join share a `Grid`: pitch, rows of an image, and margins.
+Tensors that such operations join share a `Grid`: pitch, rows of an image, and margins. For int8 an element is a word of
+four channels, so that a vector of pixels meets weights in dot products of four.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from bstf_compiler.cpu.simd import Isa
+
 # Planes start at multiples of so many elements: a cache line of float32.
 ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Format:
+    """What an element of memory is.
+
+    Attributes:
+        dtype: of the element.
+        channels: that it holds: a plane stands for so many neighbouring ones.
+        zero: the element that stands for zeros.
+    """
+
+    dtype: np.dtype
+    channels: int
+    zero: int
+
+    def lanes(self, isa: Isa) -> int:
+        """Elements of a vector."""
+        return isa.lanes(self.dtype)
+
+
+FLOATS = Format(np.dtype(np.float32), 1, 0)
+# A word is four int8 values, each plus 128: `vpdpbusd` multiplies unsigned bytes by signed ones.
+WORDS = Format(np.dtype(np.int32), 4, -0x7F7F7F80)
 
 
 def round_up(value: int, step: int) -> int:
@@ -42,15 +71,17 @@ class Grid:
 class Layout:
     """A tensor of several images on a grid.
 
-    Element (n, y, x, c) is at `offset + c * plane + lead + (n * grid.rows + y) * grid.pitch + x`.
+    Pixel (n, y, x) of plane p is at `offset + p * plane + lead + (n * grid.rows + y) * grid.pitch + x`.
 
     Attributes:
+        format: of its elements.
         grid: what it shares with others.
         images, height, width, channels: its shape.
         step: channels are stored in multiples of it; those beyond `channels` hold zeros.
         offset: of the first plane, in elements.
     """
 
+    format: Format
     grid: Grid
     images: int
     height: int
@@ -76,5 +107,5 @@ class Layout:
 
     @property
     def planes(self) -> int:
-        """Channels, with those that fill up the last step."""
-        return round_up(self.channels, self.step)
+        """Planes of all channels, with those that fill up the last step."""
+        return round_up(self.channels, self.step) // self.format.channels

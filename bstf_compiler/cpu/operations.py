@@ -1,23 +1,71 @@
-"""A float graph as the operations of the CPU engine: residual sums in the convolution before them, weights packed."""
+"""A graph as the operations of the CPU engine: residual sums in the convolution before them, weights packed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bstf_compiler.cpu.kernels.conv import ConvWeights, pack
-from bstf_compiler.cpu.kernels.network import CONV, ELEMENTWISE, LOAD, MAX_POOL, MEAN_POOL, SPLIT, ZERO_MAX_POOL
+from bstf_compiler import integer
+from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights, pack
+from bstf_compiler.cpu.kernels.step import (
+    CONCAT,
+    CONV,
+    ELEMENTWISE,
+    LOAD,
+    MAX_POOL,
+    MEAN_POOL,
+    SPLIT,
+    ZERO_MAX_POOL,
+)
+from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
-from bstf_compiler.graph import Add, Average, BiasAdd, Conv, Graph, MaxPool, Multiply, Node, Relu, Softmax, Window
+from bstf_compiler.graph import (
+    Add,
+    Average,
+    AveragePool,
+    BiasAdd,
+    Concat,
+    Conv,
+    Graph,
+    MaxPool,
+    Multiply,
+    Node,
+    Relu,
+    Requantize,
+    Softmax,
+    Window,
+)
 
 _NAMES = {
     LOAD: "load", CONV: "conv", SPLIT: "split", ELEMENTWISE: "elementwise", MAX_POOL: "max pool",
-    ZERO_MAX_POOL: "max pool", MEAN_POOL: "mean pool",
+    ZERO_MAX_POOL: "max pool", MEAN_POOL: "mean pool", CONCAT: "concat",
 }  # fmt: skip
 _PIXEL = Window((1, 1))
 _BOUNDS = {"linear": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Bits between the grids of a fixed-point operation; none is negative.
+
+    A convolution's sums lose `own`; then that, or the input, gains `up`, the tensor to add gains `other`, and the total
+    loses `cut`. Each loss is rounded and clamped to int8.
+    """
+
+    own: int = 0
+    up: int = 0
+    other: int = 0
+    cut: int = 0
+
+    @classmethod
+    def between(cls, positions: list[int], result: int) -> Shifts:
+        """Those of a sum of one or two tensors at `positions`."""
+        finest = max(*positions, result)
+        ups = [finest - position for position in positions]
+        return cls(up=ups[0], other=ups[-1], cut=finest - result)
 
 
 @dataclass(frozen=True)
@@ -25,14 +73,17 @@ class Operation:
     """One step of the engine.
 
     Attributes:
-        kind: of `bstf_compiler.cpu.kernels.network`.
+        kind: of `bstf_compiler.cpu.kernels.step`.
         name: of the layer.
         inputs: names of the tensors it reads; the second one is added.
         output: name of the tensor that it writes.
         window: of convolutions, splits and pools.
         bounds: that it clamps its result to.
         weights: of a convolution.
-        scale: a factor and a summand a channel, of an elementwise operation.
+        constants: of an elementwise operation in float32, a factor and a summand a channel; of a mean of int8, a factor
+            a pixel.
+        shifts: of a fixed-point operation.
+        factor: from images to integers, of the load of a fixed-point network.
         macs: multiply-adds of the layer an image if all its weights were kept.
     """
 
@@ -43,7 +94,9 @@ class Operation:
     window: Window = _PIXEL
     bounds: tuple[float, float] = _BOUNDS["linear"]
     weights: ConvWeights | None = None
-    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    constants: np.ndarray | None = None
+    shifts: Shifts = Shifts()
+    factor: float = 1.0
     macs: int = 0
 
     @property
@@ -52,62 +105,141 @@ class Operation:
         return _NAMES[self.kind]
 
 
+def format_of(graph: Graph) -> Format:
+    """How the engine holds the activations of a graph."""
+    return FLOATS if graph.tensors[graph.input].position is None else WORDS
+
+
 def operations(graph: Graph, isa: Isa) -> list[Operation]:
-    """The operations that compute what a lowered float graph does, up to its softmax.
+    """The operations that compute what a lowered graph does, up to its softmax.
 
     Raises:
         ValueError: the graph holds an operation that the engine doesn't know.
     """
-    made = [Operation(LOAD, graph.input, (), graph.input)]
+    made = [_load(graph)]
     for node in graph:
-        if not isinstance(node.op, Softmax):
-            made += _convolution(graph, node, isa) if isinstance(node.op, Conv) else [_other(graph, node)]
+        if isinstance(node.op, Conv):
+            made += _convolution(graph, node, isa)
+        elif isinstance(node.op, Concat):
+            made += _concat(graph, node, made, isa)
+        elif not isinstance(node.op, Softmax):
+            made.append(_other(graph, node))
     return _fuse_sums(graph, made)
 
 
-def _convolution(graph: Graph, node: Node, isa: Isa) -> list[Operation]:
-    """A convolution, after a split of its input if it has strides."""
-    if node.op.groups != 1 or node.op.window.dilation != (1, 1):
-        what = "grouped" if node.op.groups != 1 else "dilated"
-        raise ValueError(f"layer '{node.name}': the CPU engine has no {what} convolution; end the network before it")
-    source, kernel, *bias = (graph.tensors[name] for name in node.inputs)
+def _load(graph: Graph) -> Operation:
+    position = graph.tensors[graph.input].position
+    if position is None:
+        return Operation(LOAD, graph.input, (), graph.input)
+    bounds = tuple(math.ldexp(bound, -position) for bound in (integer.INT8_MIN, integer.INT8_MAX))
+    return Operation(LOAD, graph.input, (), graph.input, bounds=bounds, factor=math.ldexp(1.0, position))
+
+
+def _bounds(graph: Graph, tensor: str, activation: str) -> tuple[float, float]:
+    position = graph.tensors[tensor].position
+    return _BOUNDS[activation] if position is None else integer.activation_bounds(activation, position)
+
+
+def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
+    """A convolution, after a split of its input if it has strides, and before a shift if it makes the grid finer."""
+    op, (source, kernel, *bias) = node.op, (graph.tensors[name] for name in node.inputs)
     height, width = graph.tensors[node.output].shape[1:3]
-    weights = pack(kernel.data, bias[0].data if bias else None, isa)
-    made, source_name = [], source.name
-    if node.op.window.strides != (1, 1):
+    bounds, own, start = _bounds(graph, node.output, op.activation), 0, np.zeros(kernel.shape[3])
+    if bias:
+        start = bias[0].data
+    if source.position is not None:
+        own = integer.shift_cut(graph, node)
+        # Activations are stored plus 128, and rounding is a summand: both go where the sums start.
+        start = start.astype(np.int64) << integer.shift_bias(graph, node)
+        start -= 128 * kernel.data.sum(axis=(0, 1, 2), dtype=np.int64)
+        start = (start + (1 << max(0, own) >> 1)).astype(np.int32)
+    source_name = source.name
+    if op.window.strides != (1, 1):
         source_name = f"{node.name} split"
-        made = [Operation(SPLIT, node.name, (source.name,), source_name, node.op.window)]
-    bounds = _BOUNDS[node.op.activation]
+        yield Operation(SPLIT, node.name, (source.name,), source_name, op.window)
+    weights = pack(kernel.data, start, op.groups, isa, format_of(graph))
     macs = kernel.data.size * height * width
-    layer = Operation(CONV, node.name, (source_name,), node.output, node.op.window, bounds, weights, macs=macs)
-    return [*made, layer]
+    layer = Operation(
+        CONV, node.name, (source_name,), node.output, op.window, bounds, weights, shifts=Shifts(max(0, own)), macs=macs
+    )
+    if own >= 0:
+        yield layer
+        return
+    coarse = f"{node.name} coarse"
+    yield replace(layer, output=coarse, bounds=_bounds(graph, node.output, "linear"))
+    yield Operation(ELEMENTWISE, node.name, (coarse,), node.output, bounds=bounds, shifts=Shifts(up=-own))
+
+
+def _concat(graph: Graph, node: Node, made: list[Operation], isa: Isa) -> Iterator[Operation]:
+    """Nothing to do for parts that can be written in their places; the others are copied there.
+
+    Parts that don't end with a whole step of channels are put together by convolutions with ones.
+    """
+    parts, bounds, whole = [], _bounds(graph, node.output, "linear"), graph.tensors[node.output]
+    taken = {name for one in made if one.kind == CONCAT for name in one.inputs} | {graph.input}
+    for name in node.inputs:
+        part = graph.tensors[name]
+        if part.position != whole.position or name in taken or name in parts:
+            shifts = Shifts() if whole.position is None else Shifts.between([part.position], whole.position)
+            copy = f"{node.name} part {len(parts)}"
+            yield Operation(ELEMENTWISE, node.name, (name,), copy, bounds=bounds, shifts=shifts)
+            name = copy
+        parts.append(name)
+    channels = [graph.tensors[name].shape[-1] for name in node.inputs]
+    if all(count % DEPTH == 0 for count in channels[:-1]) and channels[-1] >= DEPTH:
+        yield Operation(CONCAT, node.name, tuple(parts), node.output)
+        return
+    first, sum_before = 0, ()
+    for place, (part, count) in enumerate(zip(parts, channels)):
+        kernel = np.zeros((1, 1, count, whole.shape[-1]), np.float32 if whole.position is None else np.int8)
+        kernel[0, 0, np.arange(count), first + np.arange(count)] = 1
+        start = -128 * kernel.sum(axis=(0, 1, 2)) if whole.position is not None else np.zeros(whole.shape[-1])
+        weights = pack(kernel, start, 1, isa, format_of(graph))
+        output = node.output if place == len(parts) - 1 else f"{node.name} to {place}"
+        yield Operation(CONV, node.name, (part, *sum_before), output, bounds=bounds, weights=weights)
+        first, sum_before = first + count, (output,)
 
 
 def _other(graph: Graph, node: Node) -> Operation:
     """An operation without weights."""
-    op, inputs = node.op, tuple(tensor.name for tensor in graph.activations(node))
-    if isinstance(op, Add):
-        return Operation(ELEMENTWISE, node.name, inputs, node.output, bounds=_BOUNDS[op.activation])
-    if isinstance(op, Relu) and op.activation in _BOUNDS:
-        return Operation(ELEMENTWISE, node.name, inputs, node.output, bounds=_BOUNDS[op.activation])
+    op, tensors, out = node.op, graph.activations(node), graph.tensors[node.output]
+    inputs = tuple(tensor.name for tensor in tensors)
+    fixed = out.position is not None
+    shifts = Shifts.between([tensor.position for tensor in tensors], out.position) if fixed else Shifts()
+    if isinstance(op, (Add, Requantize)) or (isinstance(op, Relu) and op.activation in _BOUNDS):
+        bounds = _bounds(graph, node.output, op.activation)
+        return Operation(ELEMENTWISE, node.name, inputs, node.output, bounds=bounds, shifts=shifts)
     if isinstance(op, MaxPool):
         kind = ZERO_MAX_POOL if op.zero_padding else MAX_POOL
         return Operation(kind, node.name, inputs, node.output, op.window)
     if isinstance(op, Average):
         return Operation(MEAN_POOL, node.name, inputs, node.output, op.window)
+    if isinstance(op, AveragePool):
+        cut = op.shift + tensors[0].position - out.position
+        return Operation(
+            MEAN_POOL,
+            node.name,
+            inputs,
+            node.output,
+            op.window,
+            _bounds(graph, node.output, op.activation),
+            constants=graph.constants(node)[0].data.astype(np.int32).ravel(),
+            shifts=Shifts(up=max(0, -cut), cut=max(0, cut)),
+        )
     if isinstance(op, (BiasAdd, Multiply)):
-        channels = graph.tensors[node.output].shape[-1]
+        channels = out.shape[-1]
         constant = graph.constants(node)[0].data
         if constant.size in (1, channels):
-            values = tuple(np.broadcast_to(constant.ravel(), channels).tolist())
-            ones, zeros = (1.0,) * channels, (0.0,) * channels
-            scale = (values, zeros) if isinstance(op, Multiply) else (ones, values)
-            return Operation(ELEMENTWISE, node.name, inputs, node.output, scale=scale)
+            pairs = np.zeros((round_up(channels, DEPTH), 2), np.float32)
+            pairs[:channels] = (1, 0)
+            pairs[:channels, 0 if isinstance(op, Multiply) else 1] = constant.ravel()
+            return Operation(ELEMENTWISE, node.name, inputs, node.output, constants=pairs.ravel())
     raise ValueError(f"layer '{node.name}': the CPU engine has no {op.kind} like this; end the network before it")
 
 
 def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
     """A sum right after a convolution that nobody else reads becomes a part of it."""
+    linear = _bounds(graph, graph.input, "linear")
     place = {operation.output: index for index, operation in enumerate(made)}
     for index, operation in enumerate(made):
         if operation.kind != ELEMENTWISE or len(operation.inputs) != 2:
@@ -118,14 +250,21 @@ def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
                 before is not None
                 and before.kind == CONV
                 and len(before.inputs) == 1
-                and before.bounds == _BOUNDS["linear"]
+                and before.bounds == linear
                 and name != other
                 and name not in graph.outputs
                 and sum(name in reader.inputs for reader in made) == 1
                 and place[other] < place[name]
             ):
+                shifts = operation.shifts
+                if name != operation.inputs[0]:
+                    shifts = replace(shifts, up=shifts.other, other=shifts.up)
                 fused = replace(
-                    before, inputs=(*before.inputs, other), output=operation.output, bounds=operation.bounds
+                    before,
+                    inputs=(*before.inputs, other),
+                    output=operation.output,
+                    bounds=operation.bounds,
+                    shifts=replace(shifts, own=before.shifts.own),
                 )
                 made[place[name]], made[index] = fused, replace(operation, kind=-1)
                 place[operation.output] = place[name]

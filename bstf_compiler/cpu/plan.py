@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import networkx as nx
 import numpy as np
 
 from bstf_compiler.cpu.kernels import conv
-from bstf_compiler.cpu.kernels.network import CONV, ELEMENTWISE, LOAD, SPLIT, STEP
-from bstf_compiler.cpu.layout import ALIGNMENT, Grid, Layout, round_up
+from bstf_compiler.cpu.kernels.step import CONCAT, CONV, ELEMENTWISE, LOAD, SPLIT, STEP
+from bstf_compiler.cpu.layout import ALIGNMENT, Format, Grid, Layout, round_up
 from bstf_compiler.cpu.operations import Operation
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import empty
@@ -32,30 +33,28 @@ class Weights:
     entries: int
 
     @classmethod
-    def of(cls, operations: Sequence[Operation]) -> Weights:
+    def of(cls, operations: Sequence[Operation], format: Format) -> Weights:
         """Gathers them."""
         first, values, starts, biases = {}, [], [], []
         places = [0, 0, 0, 0]
         for one in operations:
             if one.weights is not None:
                 parts = one.weights.values, one.weights.channels, one.weights.starts, one.weights.bias
-            elif one.scale is not None:
-                bias = np.zeros((round_up(len(one.scale[0]), conv.DEPTH), 2), np.float32)
-                bias[: len(one.scale[0])] = np.transpose(one.scale)
-                parts = np.empty(0, np.float32), (), np.empty(0, np.int64), bias.ravel()
+            elif one.constants is not None:
+                parts = np.empty(0, format.dtype), (), np.empty(0, np.int64), one.constants
             else:
                 continue
             first[one.output] = tuple(places)
             places = [place + len(part) for place, part in zip(places, parts)]
             for whole, part in zip((values, starts, biases), (parts[0], *parts[2:])):
                 whole.append(part)
-        joined = empty(places[0], np.float32)
+        joined = empty(places[0], format.dtype)
         if values:
             np.concatenate(values, out=joined)
         return cls(
             joined,
             np.concatenate([*starts, np.empty(0, np.int64)]),
-            np.concatenate([*biases, np.empty(0, np.float32)]),
+            np.concatenate([*biases, np.empty(0, format.dtype)]),
             first,
             places[1],
         )
@@ -89,6 +88,7 @@ def make_plan(
     weights: Weights,
     images: int,
     threads: int,
+    format: Format,
     isa: Isa,
 ) -> Plan:
     """Plans an inference of so many images.
@@ -100,23 +100,27 @@ def make_plan(
         weights: of these operations.
         images: how many.
         threads: how many will share out the tasks.
+        format: of the activations.
         isa: what the kernels are compiled for.
     """
-    lanes = isa.lanes(np.float32)
-    shapes = shapes | {one.output: _split_shape(one, shapes, operations) for one in operations if one.kind == SPLIT}
-    layouts = _layouts(operations, shapes, images)
-    sizes = {name: layout.planes * layout.plane(lanes) for name, layout in layouts.items()}
-    places, elements, live = _allocate(operations, sizes, outputs)
-    layouts = {name: replace(layout, offset=places[name]) for name, layout in layouts.items()}
-    padded = _padded(operations)
-    masks, mask_places = _masks(layouts, padded, lanes)
+    lanes = format.lanes(isa)
+    shapes = _all_shapes(operations, shapes, format)
+    layouts = _layouts(operations, shapes, images, format)
+    wholes = _wholes(operations, layouts)
+    sizes = {name: layout.planes * layout.plane(lanes) for name, layout in layouts.items() if wholes[name][0] == name}
+    places, elements, live = _allocate(operations, sizes, wholes, outputs)
+    for name, (whole, planes) in wholes.items():
+        offset = places[whole] + planes * layouts[whole].plane(lanes)
+        layouts[name] = replace(layouts[name], offset=offset)
+    masks, mask_places = _masks(layouts, _padded(operations), lanes, format)
     steps = np.zeros(len(operations), STEP)
     offsets = np.zeros(max(1, weights.entries), np.int32)
     for step, one in zip(steps, operations):
         y = layouts[one.output]
         step["kind"], step["images"], step["planes"] = one.kind, images, y.planes
         step["mask"], step["other"], step["scale"] = mask_places.get(one.output, -1), -1, -1
-        step["low"], step["high"] = one.bounds
+        step["low"], step["high"], step["factor"], step["zero"] = *one.bounds, one.factor, format.zero
+        step["shift"], step["up"], step["other_up"], step["cut"] = astuple(one.shifts)
         step["lead"], step["length"] = y.lead, round_up(y.length, lanes)
         _describe(step, "y", y, lanes)
         if one.inputs:
@@ -124,6 +128,8 @@ def make_plan(
         step["channels"] = layouts[one.inputs[0]].planes if one.inputs else y.channels
         if one.kind == LOAD:
             step["x_height"], step["x_width"] = y.height, y.width
+        if one.kind == CONCAT:
+            continue
         if len(one.inputs) == 2:
             other = layouts[one.inputs[1]]
             step["other"], step["other_plane"] = other.offset + other.lead, other.plane(lanes)
@@ -133,14 +139,14 @@ def make_plan(
         step["tasks"] = min(images * y.height if one.kind == LOAD else y.planes, _wanted(threads))
         if one.kind == SPLIT:
             step["window_height"], step["window_width"] = _phases(one)
-        elif one.kind == ELEMENTWISE and one.scale is not None:
+        elif one.constants is not None:
             step["scale"] = weights.first[one.output][3]
         elif one.kind == CONV:
             x = layouts[one.inputs[0]]
             step["values"], step["offsets"], step["starts"], step["bias"] = weights.first[one.output]
             entries = slice(step["offsets"], step["offsets"] + len(one.weights.channels))
             offsets[entries] = _offsets(one, x, lanes)
-            _cut(step, one.weights, x, threads, lanes)
+            _cut(step, one.weights, x, threads, lanes, conv.tile_vectors(isa, format))
     return Plan(steps, offsets, masks, layouts, elements, live)
 
 
@@ -159,48 +165,61 @@ def _describe(step: np.void, side: str, layout: Layout, lanes: int) -> None:
 
 def _phases(split: Operation) -> tuple[int, int]:
     """Rows and columns of the grid of images that a split makes: no more than the window reads."""
-    return tuple(min(pair) for pair in zip(split.window.kernel, split.window.strides))
+    return tuple(min(pair) for pair in zip(split.window.extent, split.window.strides))
 
 
-def _split_shape(
-    split: Operation, shapes: dict[str, tuple[int, int, int]], operations: Sequence[Operation]
-) -> tuple[int, int, int]:
-    """Shape of what a split makes: the images of the grid are channels."""
-    height, width, channels = shapes[split.inputs[0]]
-    (kh, kw), (sh, sw) = split.window.kernel, split.window.strides
-    out_height, out_width = split.window.output_size(height, width)
-    rows, columns = _phases(split)
-    planes = round_up(channels, _step(split.inputs[0], channels, operations))
-    return out_height + (kh - 1) // sh, out_width + (kw - 1) // sw, rows * columns * planes
+def _all_shapes(
+    operations: Sequence[Operation], shapes: dict[str, tuple[int, int, int]], format: Format
+) -> dict[str, tuple[int, int, int]]:
+    """Shapes of the graph's tensors, and of those between the operations of a layer."""
+    shapes, unsplit = dict(shapes), {}
+    for one in operations:
+        if one.output in shapes:
+            continue
+        height, width, channels = shapes[one.inputs[0]]
+        if one.kind == SPLIT:  # the images of the grid are channels
+            (rows, columns), (sh, sw) = one.window.extent, one.window.strides
+            out_height, out_width = one.window.output_size(height, width)
+            unsplit[one.output] = height, width
+            height, width = out_height + (rows - 1) // sh, out_width + (columns - 1) // sw
+            channels = math.prod(_phases(one)) * round_up(channels, _step(one.inputs[0], channels, operations, format))
+        elif one.kind == CONV:
+            height, width = one.window.output_size(*unsplit.get(one.inputs[0], (height, width)))
+            channels = one.weights.shape[3]
+        shapes[one.output] = height, width, channels
+    return shapes
 
 
-def _step(name: str, channels: int, operations: Sequence[Operation]) -> int:
-    """Channels are stored in multiples of this: of one only in images of few channels, before any convolution."""
+def _step(name: str, channels: int, operations: Sequence[Operation], format: Format) -> int:
+    """Channels are stored in multiples of this: of an element's only in images of few, before any convolution."""
     source = next(one for one in operations if one.output == name)
     if source.kind == SPLIT:  # made of whole steps already
-        return 1
+        return format.channels
     if source.kind == CONV or channels >= conv.DEPTH:
         return conv.DEPTH
-    return 1 if source.kind == LOAD else _step(source.inputs[0], channels, operations)
+    return format.channels if source.kind == LOAD else _step(source.inputs[0], channels, operations, format)
 
 
 def _padded(operations: Sequence[Operation]) -> dict[str, list[tuple[int, int, int, int]]]:
-    """By tensor: the paddings that convolutions without strides need around it."""
+    """By tensor: the paddings that convolutions without strides need around it, or around what it is a part of."""
     padded: dict[str, list[tuple[int, int, int, int]]] = {}
-    for one in operations:
+    for one in reversed(operations):
         if one.kind == CONV and one.window.strides == (1, 1) and any(one.window.padding):
             padded.setdefault(one.inputs[0], []).append(one.window.padding)
+        elif one.kind == CONCAT and one.output in padded:
+            for part in one.inputs:
+                padded.setdefault(part, []).extend(padded[one.output])
     return padded
 
 
 def _layouts(
-    operations: Sequence[Operation], shapes: dict[str, tuple[int, int, int]], images: int
+    operations: Sequence[Operation], shapes: dict[str, tuple[int, int, int]], images: int, format: Format
 ) -> dict[str, Layout]:
-    """Every tensor's layout. Tensors that convolutions and elementwise operations join share a grid."""
+    """Every tensor's layout. Tensors that convolutions, concatenations and elementwise operations join share a grid."""
     joined = nx.Graph()
     for one in operations:
         joined.add_node(one.output)
-        if one.kind in (CONV, ELEMENTWISE):
+        if one.kind in (CONV, CONCAT, ELEMENTWISE):
             joined.add_edges_from((name, one.output) for name in one.inputs)
     padded = _padded(operations)
     layouts = {}
@@ -213,23 +232,39 @@ def _layouts(
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:
             height, width, channels = shapes[name]
-            layouts[name] = Layout(grid, images, height, width, channels, _step(name, channels, operations))
+            step = _step(name, channels, operations, format)
+            layouts[name] = Layout(format, grid, images, height, width, channels, step)
     return layouts
 
 
+def _wholes(operations: Sequence[Operation], layouts: dict[str, Layout]) -> dict[str, tuple[str, int]]:
+    """The tensor in whose memory each tensor lies, itself unless it is a part of it, and after how many planes."""
+    wholes = {one.output: (one.output, 0) for one in operations}
+    for one in reversed(operations):
+        if one.kind == CONCAT:
+            whole, planes = wholes[one.output]
+            for part in one.inputs:
+                wholes[part] = whole, planes
+                planes += layouts[part].planes
+    return wholes
+
+
 def _allocate(
-    operations: Sequence[Operation], sizes: dict[str, int], outputs: Sequence[str]
+    operations: Sequence[Operation],
+    sizes: dict[str, int],
+    wholes: dict[str, tuple[str, int]],
+    outputs: Sequence[str],
 ) -> tuple[dict[str, int], int, int]:
     """Places tensors so that those alive at the same time don't overlap: the largest first, each as low as it fits.
 
     Returns:
         Offsets by tensor, the elements used in all, and the most that are alive at a time.
     """
-    born = {one.output: index for index, one in enumerate(operations)}
-    dies = dict(born)
+    born, dies = {}, {}
     for index, one in enumerate(operations):
-        dies.update(dict.fromkeys(one.inputs, index))
-    dies.update(dict.fromkeys(outputs, len(operations)))
+        born.setdefault(wholes[one.output][0], index)
+        dies.update(dict.fromkeys([wholes[name][0] for name in (*one.inputs, one.output)], index))
+    dies.update(dict.fromkeys([wholes[name][0] for name in outputs], len(operations)))
     placed: dict[str, int] = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], born[name])):
         others = sorted(
@@ -250,7 +285,7 @@ def _allocate(
 
 
 def _masks(
-    layouts: dict[str, Layout], padded: dict[str, list[tuple[int, int, int, int]]], lanes: int
+    layouts: dict[str, Layout], padded: dict[str, list[tuple[int, int, int, int]]], lanes: int, format: Format
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Where pixels are, for each tensor that needs zeros elsewhere; tensors of one shape and grid share a mask."""
     masks, places, known, size = [], {}, {}, 0
@@ -259,22 +294,22 @@ def _masks(
         key = layout.grid, layout.height, layout.width
         if key not in known:
             grid = layout.grid
-            mask = np.zeros((layout.images, grid.rows, grid.pitch), np.float32)
+            mask = np.zeros((layout.images, grid.rows, grid.pitch), format.dtype)
             mask[:, : layout.height, : layout.width] = 1
-            whole = np.zeros(round_up(layout.length, lanes), np.float32)
+            whole = np.zeros(round_up(layout.length, lanes), format.dtype)
             whole[: layout.length] = mask.ravel()[: layout.length]
             known[key] = size
             masks.append(whole)
             size += len(whole)
         places[name] = known[key]
-    return np.concatenate([*masks, np.zeros(1, np.float32)]), places
+    return np.concatenate([*masks, np.zeros(1, format.dtype)]), places
 
 
 def _offsets(one: Operation, x: Layout, lanes: int) -> np.ndarray:
     """From an output pixel to the input pixel of each entry."""
     weights, window = one.weights, one.window
-    row, column = weights.positions.T
-    plane = weights.channels
+    row, column = (weights.positions * window.dilation).T
+    plane = weights.channels // x.format.channels
     if window.strides == (1, 1):
         row, column = row - window.padding[0], column - window.padding[2]
     else:
@@ -285,16 +320,17 @@ def _offsets(one: Operation, x: Layout, lanes: int) -> np.ndarray:
     return plane * x.plane(lanes) + row * x.grid.pitch + column
 
 
-def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lanes: int) -> None:
-    """Cuts a convolution into tiles and tasks, and chooses the order of loops."""
+def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lanes: int, widest: int) -> None:
+    """Cuts a convolution into tiles of at most `widest` vectors, and tasks, and chooses the order of loops."""
     vectors = step["length"] // lanes
-    wide, rest = divmod(vectors, conv.VECTORS)
+    wide, rest = divmod(vectors, conv.VECTORS) if widest == conv.VECTORS else (0, vectors)
     if rest == 1 and wide:  # two tiles of two vectors are faster than one of three and one of one
         wide, middle, narrow = wide - 1, 2, 0
     else:
         middle, narrow = rest // 2, rest % 2
     step["wide"], step["middle"], step["narrow"] = wide, middle, narrow
-    step["depth"], step["tiles"] = weights.depth, len(weights.starts) - 1
+    step["shape"], step["tiles"] = weights.shape_of_tiles, len(weights.starts) - 1
+    step["tile_planes"] = weights.columns // x.format.channels
     pixel_tiles, tiles = wide + middle + narrow, len(weights.starts) - 1
     # The outer loop's operand is read once, the inner one's once for each of its tiles, unless a cache holds it.
     image_bytes, weight_bytes = 4 * x.planes * x.plane(lanes), weights.values.nbytes

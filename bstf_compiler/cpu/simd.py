@@ -98,7 +98,8 @@ class _VectorModel(models.PrimitiveModel):
 _INT32 = ir.IntType(32)
 
 
-def _literals(*values: types.Type) -> bool:
+def are_literals(*values: types.Type) -> bool:
+    """Whether the compiler knows these integers."""
     return all(isinstance(value, types.IntegerLiteral) for value in values)
 
 
@@ -123,17 +124,20 @@ def _store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
     builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=1)
 
 
-def _constant(kind: ir.VectorType, value: int) -> ir.Constant:
+def constant(kind: ir.VectorType, value: int) -> ir.Constant:
+    """A vector of one value."""
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _broadcast(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+def splat(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    """A vector of so many times the scalar."""
     kind = ir.VectorType(scalar.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(_INT32, 0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes))
 
 
-def _shuffle(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, lanes: list[int]) -> ir.Value:
+def shuffle(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, lanes: list[int]) -> ir.Value:
+    """The vector of these lanes of two vectors, one after the other."""
     return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
 
 
@@ -157,7 +161,7 @@ def _add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 @intrinsic(prefer_literal=True)
 def load(typing, array, index, lanes, count):
     """A tuple of `count` vectors of `lanes` elements that follow one another from array[index]."""
-    if not (isinstance(array, types.Array) and _literals(lanes, count)):
+    if not (isinstance(array, types.Array) and are_literals(lanes, count)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), count.literal_value)
 
@@ -172,7 +176,7 @@ def load(typing, array, index, lanes, count):
 @intrinsic(prefer_literal=True)
 def load_rows(typing, like, array, index, stride, rows, lanes):
     """A square: `lanes` vectors of the type of `like`, vector i from array[index + min(i, rows - 1) * stride] on."""
-    if not (isinstance(like, types.Array) and isinstance(array, types.Array) and _literals(lanes)):
+    if not (isinstance(like, types.Array) and isinstance(array, types.Array) and are_literals(lanes)):
         return None
     vectors = types.UniTuple(Vector(like.dtype, lanes.literal_value), lanes.literal_value)
 
@@ -210,7 +214,7 @@ def store(typing, vectors, array, index, stride):
 @intrinsic(prefer_literal=True)
 def zeros(typing, array, lanes, rows, count):
     """A tile of zeros of the array's type: `rows` rows of `count` vectors of `lanes` elements."""
-    if not (isinstance(array, types.Array) and _literals(lanes, rows, count)):
+    if not (isinstance(array, types.Array) and are_literals(lanes, rows, count)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
 
@@ -244,7 +248,7 @@ def _interleave(builder: ir.IRBuilder, vectors: list[ir.Value], segment: int, un
             high += range(start + segment // 2, start + segment // 2 + unit)
     for _ in range(half.bit_length()):
         pairs = list(zip(vectors[:half], vectors[half:]))
-        vectors = [_shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
+        vectors = [shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
     return vectors
 
 
@@ -263,7 +267,7 @@ def _columns(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[list[ir.Value]
             vector, start = vectors[place * length // lanes], place * length % lanes
             piece = place // pieces
             column = piece // neighbours * segment + which * neighbours + piece % neighbours
-            part = _shuffle(builder, vector, vector, list(range(start, start + length))) if length < lanes else vector
+            part = shuffle(builder, vector, vector, list(range(start, start + length))) if length < lanes else vector
             columns[column].append(part)
     return columns
 
@@ -289,7 +293,7 @@ def xor(typing, vectors, mask):
 
     def generate(context, builder, signature, arguments):
         kind = context.get_value_type(vectors.dtype)
-        spread = _broadcast(builder, builder.trunc(arguments[1], kind.element), kind.count)
+        spread = splat(builder, builder.trunc(arguments[1], kind.element), kind.count)
         parts = [builder.xor(vector, spread) for vector in cgutils.unpack_tuple(builder, arguments[0])]
         return context.make_tuple(builder, vectors, parts)
 
@@ -321,7 +325,7 @@ def fma_outer(typing, tile, vectors, weights, index, stride):
         at = arguments[3]
         for row in range(tile.count // vectors.count):
             address = element_address(context, builder, weights, arguments[2], at)
-            weight = _broadcast(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
+            weight = splat(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
                 sums[place] = _fma(builder, weight, part, sums[place])
             at = builder.add(at, arguments[4])
@@ -344,7 +348,7 @@ def _dot_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     for first in (0, 1):
         order = list(range(first, 2 * lanes, 2))
         halves = [builder.bitcast(value, pairs) for value in (a, b)]
-        wide = [builder.sext(_shuffle(builder, half, half, order), a.type) for half in halves]
+        wide = [builder.sext(shuffle(builder, half, half, order), a.type) for half in halves]
         products.append(builder.mul(*wide))
     return builder.add(*products)
 
@@ -364,7 +368,7 @@ def dot_outer(typing, tile, vectors, weights, index):
         for row in range(tile.count // vectors.count):
             at = builder.add(arguments[3], ir.Constant(arguments[3].type, row))
             word = _load(builder, element_address(context, builder, weights, arguments[2], at), _INT32)
-            weight = _broadcast(builder, word, tile.dtype.lanes)
+            weight = splat(builder, word, tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
                 sums[place] = _dot_bytes(builder, sums[place], part, weight)
         return context.make_tuple(builder, tile, sums)
@@ -384,14 +388,14 @@ def widened_outer(typing, tile, vectors, weights, index):
     def generate(context, builder, signature, arguments):
         sums = cgutils.unpack_tuple(builder, arguments[0])
         parts = cgutils.unpack_tuple(builder, arguments[1])
-        mask, byte = (_constant(parts[0].type, value) for value in (0x00FF00FF, 8))
+        mask, byte = (constant(parts[0].type, value) for value in (0x00FF00FF, 8))
         even = [builder.and_(part, mask) for part in parts]
         odd = [builder.and_(builder.lshr(part, byte), mask) for part in parts]
         for row in range(tile.count // vectors.count):
             for which, halves in enumerate((even, odd)):
                 at = builder.add(arguments[3], ir.Constant(arguments[3].type, 2 * row + which))
                 word = _load(builder, element_address(context, builder, weights, arguments[2], at), _INT32)
-                weight = _broadcast(builder, word, tile.dtype.lanes)
+                weight = splat(builder, word, tile.dtype.lanes)
                 for place, half in enumerate(halves, row * len(parts)):
                     sums[place] = builder.add(sums[place], _dot_pairs(builder, half, weight))
         return context.make_tuple(builder, tile, sums)
@@ -400,9 +404,28 @@ def widened_outer(typing, tile, vectors, weights, index):
 
 
 @intrinsic(prefer_literal=True)
+def rows_of(typing, values, index, lanes, rows, count):
+    """A tile of which every element of row r is values[index + r]."""
+    if not (isinstance(values, types.Array) and are_literals(lanes, rows, count)):
+        return None
+    tile = types.UniTuple(Vector(values.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        parts = []
+        for row in range(rows.literal_value):
+            at = builder.add(arguments[1], ir.Constant(arguments[1].type, row))
+            address = element_address(context, builder, values, arguments[0], at)
+            value = _load(builder, address, context.get_value_type(values.dtype))
+            parts += [splat(builder, value, tile.dtype.lanes)] * count.literal_value
+        return context.make_tuple(builder, tile, parts)
+
+    return tile(values, types.intp, lanes, rows, count), generate
+
+
+@intrinsic(prefer_literal=True)
 def add_rows(typing, tile, count, values, index):
     """tile[r] + values[index + r] for every row r of a tile of `count` vectors a row."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(values, types.Array) and _literals(count)):
+    if not (isinstance(tile, types.UniTuple) and isinstance(values, types.Array) and are_literals(count)):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -410,12 +433,16 @@ def add_rows(typing, tile, count, values, index):
         for place, one in enumerate(sums):
             row = ir.Constant(arguments[3].type, place // count.literal_value)
             address = element_address(context, builder, values, arguments[2], builder.add(arguments[3], row))
-            sums[place] = _add(
-                builder, one, _broadcast(builder, _load(builder, address, one.type.element), one.type.count)
-            )
+            sums[place] = _add(builder, one, splat(builder, _load(builder, address, one.type.element), one.type.count))
         return context.make_tuple(builder, tile, sums)
 
     return tile(tile, count, values, types.intp), generate
+
+
+def limit(builder: ir.IRBuilder, value: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
+    """min(max(value, low), high) for signed integers."""
+    value = builder.select(builder.icmp_signed("<", value, low), low, value)
+    return builder.select(builder.icmp_signed(">", value, high), high, value)
 
 
 @intrinsic
@@ -428,15 +455,11 @@ def requantise(typing, tile, shift):
         kind = context.get_value_type(tile.dtype)
         one = ir.Constant(arguments[1].type, 1)
         half = builder.lshr(builder.shl(one, arguments[1]), one)
-        half, cut = (
-            _broadcast(builder, builder.trunc(value, kind.element), kind.count) for value in (half, arguments[1])
-        )
-        low, high = _constant(kind, -128), _constant(kind, 127)
+        half, cut = (splat(builder, builder.trunc(value, kind.element), kind.count) for value in (half, arguments[1]))
+        low, high = constant(kind, -128), constant(kind, 127)
         results = []
         for value in cgutils.unpack_tuple(builder, arguments[0]):
-            cutted = builder.ashr(builder.add(value, half), cut)
-            cutted = builder.select(builder.icmp_signed("<", cutted, low), low, cutted)
-            results.append(builder.select(builder.icmp_signed(">", cutted, high), high, cutted))
+            results.append(limit(builder, builder.ashr(builder.add(value, half), cut), low, high))
         return context.make_tuple(builder, tile, results)
 
     return tile(tile, types.int64), generate
@@ -445,7 +468,7 @@ def requantise(typing, tile, shift):
 @intrinsic(prefer_literal=True)
 def load_tile(typing, array, index, stride, lanes, rows, count):
     """A tile: row r is `count` vectors that follow one another from array[index + r * stride]."""
-    if not (isinstance(array, types.Array) and _literals(lanes, rows, count)):
+    if not (isinstance(array, types.Array) and are_literals(lanes, rows, count)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
 
@@ -463,7 +486,7 @@ def load_tile(typing, array, index, stride, lanes, rows, count):
 @intrinsic(prefer_literal=True)
 def store_tile(typing, tile, count, array, index, stride):
     """Stores a tile of `count` vectors a row: row r from array[index + r * stride] on."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and _literals(count)):
+    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and are_literals(count)):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -485,7 +508,7 @@ def clamp(typing, tile, low, high):
         return None
 
     def generate(context, builder, signature, arguments):
-        low_, high_ = (_broadcast(builder, bound, tile.dtype.lanes) for bound in arguments[1:])
+        low_, high_ = (splat(builder, bound, tile.dtype.lanes) for bound in arguments[1:])
         results = []
         for value in cgutils.unpack_tuple(builder, arguments[0]):
             value = builder.select(builder.fcmp_ordered("<", value, low_), low_, value)
@@ -503,7 +526,8 @@ def keep(typing, tile, mask):
 
     def generate(context, builder, signature, arguments):
         zero = ir.Constant(context.get_value_type(tile.dtype), None)
-        tests = [builder.fcmp_ordered("!=", one, zero) for one in cgutils.unpack_tuple(builder, arguments[1])]
+        differs = builder.fcmp_ordered if isinstance(tile.dtype.element, types.Float) else builder.icmp_signed
+        tests = [differs("!=", one, zero) for one in cgutils.unpack_tuple(builder, arguments[1])]
         vectors = cgutils.unpack_tuple(builder, arguments[0])
         results = [builder.select(tests[place % len(tests)], one, zero) for place, one in enumerate(vectors)]
         return context.make_tuple(builder, tile, results)
@@ -514,7 +538,7 @@ def keep(typing, tile, mask):
 @intrinsic(prefer_literal=True)
 def store_transposed(typing, tile, count, array, index, stride):
     """Stores a tile of `count` vectors a row: its column c at array[index + c * stride :][:rows]."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and _literals(count)):
+    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and are_literals(count)):
         return None
 
     def generate(context, builder, signature, arguments):

@@ -141,12 +141,20 @@ def cut(weights: bsr.BlockColumns, isa: Isa) -> TiledWeights:
 
 def _stream(parts: np.ndarray, tile: Tile) -> np.ndarray:
     """Entries (n, depth, columns) in the form in which the inner loop reads them."""
-    if tile.dtype != np.int8:
-        return parts.ravel()
-    quads = parts.reshape(len(parts), tile.depth // 4, 4, tile.columns).swapaxes(2, 3)
-    if tile.isa.dot:
-        return np.ascontiguousarray(quads).view(np.int32).ravel()
-    return np.ascontiguousarray(quads[..., [0, 2, 1, 3]].astype(np.int16)).view(np.int32).ravel()
+    return quads(parts, tile.isa) if tile.dtype == np.int8 else parts.ravel()
+
+
+def quads(parts: np.ndarray, isa: Isa) -> np.ndarray:
+    """int8 entries (n, depth, columns), the depth a multiple of 4, as the int32 that the dot products take.
+
+    With `vpdpbusd` four values of a column, else eight bytes: the first and third value widened to int16, then the
+    second and fourth.
+    """
+    count, depth, columns = parts.shape
+    fours = parts.reshape(count, depth // 4, 4, columns).swapaxes(2, 3)
+    if isa.dot:
+        return np.ascontiguousarray(fours).view(np.int32).ravel()
+    return np.ascontiguousarray(fours[..., [0, 2, 1, 3]].astype(np.int16)).view(np.int32).ravel()
 
 
 def empty(size: int, dtype: np.dtype) -> np.ndarray:

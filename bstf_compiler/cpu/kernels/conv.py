@@ -14,19 +14,32 @@ import numba
 import numpy as np
 
 from bstf_compiler import bsr
-from bstf_compiler.cpu import access, simd
+from bstf_compiler.cpu import access, simd, words
+from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
 from bstf_compiler.cpu.simd import Isa
-from bstf_compiler.cpu.tiles import aligned
+from bstf_compiler.cpu.tiles import aligned, quads
 
-# Input channels of an entry. Images with fewer are read channel by channel.
+# Channels are stored in multiples of this, and an entry has so many input channels.
 DEPTH = 8
+# Shapes of tiles: DEPTH channels in; a plane in, for images of few channels; a plane in and out, for depthwise layers.
+DEEP, SHALLOW, THIN = range(3)
 # Vectors of pixels of the widest tile.
 VECTORS = 3
 
 
 def tile_columns(isa: Isa) -> int:
-    """Output channels of a tile: with `VECTORS` vectors each, they leave registers for operands."""
+    """Output channels of a tile: with the most vectors each, they leave registers for operands."""
     return 8 if isa.registers >= 32 else 4
+
+
+def tile_shape(isa: Isa, format: Format, shape: int) -> tuple[int, int]:
+    """Input and output channels of the entries of a tile."""
+    return (DEPTH if shape == DEEP else format.channels), (format.channels if shape == THIN else tile_columns(isa))
+
+
+def tile_vectors(isa: Isa, format: Format) -> int:
+    """Vectors of pixels of a tile. Bytes that are widened to int16 take two registers each."""
+    return VECTORS if format == FLOATS or isa.dot else VECTORS - 1
 
 
 @dataclass(frozen=True)
@@ -35,20 +48,25 @@ class ConvWeights:
 
     Attributes:
         shape: (kh, kw, cin, cout).
-        depth: input channels of an entry.
+        shape_of_tiles: DEEP, SHALLOW or THIN.
+        depth, columns: input and output channels of an entry.
         starts: (tiles + 1) where the entries of each tile of output channels begin.
         channels: first input channel of each entry.
         positions: (entries, 2) row and column of the kernel of each entry.
-        values: flat, `depth` x columns each entry.
-        bias: one value an output channel, zeros up to the last tile.
+        values: flat, `depth` x columns each entry; for int8 as the dot products take them.
+        macs: effective multiply-adds an output pixel.
+        bias: what the sums of each output channel start with, zeros up to the last tile.
     """
 
     shape: tuple[int, int, int, int]
+    shape_of_tiles: int
     depth: int
+    columns: int
     starts: np.ndarray
     channels: np.ndarray
     positions: np.ndarray
     values: np.ndarray
+    macs: int
     bias: np.ndarray
 
     @property
@@ -56,67 +74,135 @@ class ConvWeights:
         """Bytes of weights, bias and index."""
         return self.values.nbytes + self.bias.nbytes + 4 * len(self.channels) + self.starts.nbytes
 
-    @property
-    def macs(self) -> int:
-        """Effective multiply-adds an output pixel."""
-        return self.values.size
 
+def pack(kernel: np.ndarray, start: np.ndarray, groups: int, isa: Isa, format: Format) -> ConvWeights:
+    """Packs a kernel (kh, kw, cin / groups, cout), float32 or int8, and what its sums start with (cout,).
 
-def pack(kernel: np.ndarray, bias: np.ndarray | None, isa: Isa) -> ConvWeights:
-    """Packs a float kernel (kh, kw, cin, cout) and its bias (cout,), or None for zeros."""
-    kh, kw, cin, cout = kernel.shape
-    columns, depth = tile_columns(isa), DEPTH if cin >= DEPTH else 1
+    Groups are blocks along the diagonal of a kernel without groups, whose other blocks are zero.
+    """
+    kh, kw, per_group, cout = kernel.shape
+    cin = per_group * groups
+    shape = THIN if groups == cin == cout else DEEP if cin >= DEPTH else SHALLOW
+    depth, columns = tile_shape(isa, format, shape)
     # Whole steps of channels are written, so that the next layer reads zeros beyond the last one.
-    packed = bsr.pack(np.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -cout % DEPTH))), (depth, columns))
+    packed = bsr.pack(np.pad(_spread(kernel, groups), ((0, 0), (0, 0), (0, 0), (0, -cout % DEPTH))), (depth, columns))
     entries = len(packed.rows) * kh * kw
+    blocks = packed.blocks.reshape(entries, depth, columns)
     row, column = np.divmod(np.tile(np.arange(kh * kw), len(packed.rows)), kw)
-    filled = np.zeros((len(packed.starts) - 1) * columns, kernel.dtype)
-    if bias is not None:
-        filled[:cout] = bias
+    filled = np.zeros((len(packed.starts) - 1) * columns, format.dtype)
+    filled[:cout] = start
     return ConvWeights(
-        kernel.shape,
+        (kh, kw, cin, cout),
+        shape,
         depth,
+        columns,
         packed.starts * kh * kw,
         np.repeat(packed.rows * depth, kh * kw),
         np.stack([row, column], axis=1).reshape(entries, 2),
-        aligned(packed.blocks),
+        aligned(blocks if format == FLOATS else quads(blocks, isa)),
+        blocks.size,
         filled,
     )
 
 
-def tile_kernel(isa: Isa, vectors: int, depth: int) -> Callable:
-    """Compiles the computation of a tile of float32 sums.
+def _spread(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """A kernel with groups as one without."""
+    if groups == 1:
+        return kernel
+    kh, kw, cin, cout = kernel.shape
+    whole = np.zeros((kh, kw, groups, cin, groups, cout // groups), kernel.dtype)
+    parts = kernel.reshape(kh, kw, cin, groups, cout // groups)
+    for group in range(groups):
+        whole[:, :, group, :, group] = parts[:, :, :, group]
+    return whole.reshape(kh, kw, groups * cin, cout)
 
-    Its arguments: the memory of all activations; `x`, index of the first output pixel's own place in the input, and the
-    input's plane; values and offsets with the layer's first of each, and the tile's entries [start, stop); the bias and
-    its index; `other`, index of a tensor to add or -1, and its plane; the rectifier's bounds; the mask (nonzero: a
-    pixel of the image) and its index or -1; index and plane of the output.
+
+def _compile(function: Callable) -> Callable:
+    return numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
+    """Compiles the computation of a tile of so many vectors of pixels.
+
+    Its arguments: the step (`STEP`); the tile's first pixel and its place among the tiles of output channels; the
+    memory of all activations; the values, offsets, starts and biases of all layers; and the masks.
     """
-    lanes, columns = isa.lanes(np.float32), tile_columns(isa)
+    lanes, (depth, columns) = format.lanes(isa), tile_shape(isa, format, shape)
+    in_planes, out_planes = depth // format.channels, columns // format.channels
+    plane_size = columns if format == FLOATS or isa.dot else 2 * columns
+    multiply = _multiply(isa, format)
+    finish = (_finish_floats if format == FLOATS else _finish_words)(lanes, columns, vectors)
 
-    def tile(
-        memory, x, x_plane, values, first_value, offsets, first_offset, start, stop, bias, channel,
-        other, other_plane, low, high, mask, pixel, y, y_plane,
-    ):  # fmt: skip
-        for row in range(columns):  # what the tile's end needs comes from afar, and is asked for before the work
+    def tile(step, pixel, channels, memory, values, offsets, starts, biases, masks):
+        y = step.y + pixel + channels * out_planes * step.y_plane
+        other = step.other + pixel + channels * out_planes * step.other_plane if step.other >= 0 else -1
+        for plane in range(out_planes):  # what the end needs comes from afar, and is asked for before the work
             for vector in range(vectors):
-                access.prefetch_to_write(memory, y + row * y_plane + vector * lanes)
+                access.prefetch_to_write(memory, y + plane * step.y_plane + vector * lanes)
                 if other >= 0:
-                    access.prefetch(memory, other + row * other_plane + vector * lanes)
-        sums = simd.zeros(memory, lanes, columns, vectors)
-        weight = first_value + start * (depth * columns)
-        for entry in range(first_offset + start, first_offset + stop):
-            place = x + offsets[entry]
-            for k in range(depth):
-                pixels = simd.load(memory, place + k * x_plane, lanes, vectors)
-                sums = simd.fma_outer(sums, pixels, values, weight + k * columns, 1)
-            weight += depth * columns
-        sums = simd.add_rows(sums, vectors, bias, channel)
-        if other >= 0:
-            sums = simd.add(sums, simd.load_tile(memory, other, other_plane, lanes, columns, vectors))
-        sums = simd.clamp(sums, low, high)
-        if pixel >= 0:
-            sums = simd.keep(sums, simd.load(mask, pixel, lanes, vectors))
-        simd.store_tile(sums, vectors, memory, y, y_plane)
+                    access.prefetch(memory, other + plane * step.other_plane + vector * lanes)
+        sums = simd.rows_of(biases, step.bias + channels * columns, lanes, columns, vectors)
+        start, stop = starts[step.starts + channels], starts[step.starts + channels + 1]
+        weight = step.values + start * (in_planes * plane_size)
+        for entry in range(step.offsets + start, step.offsets + stop):
+            place = step.x + pixel + offsets[entry]
+            for plane in range(in_planes):
+                pixels = simd.load(memory, place + plane * step.x_plane, lanes, vectors)
+                sums = multiply(sums, pixels, values, weight)
+                weight += plane_size
+        finish(step, sums, memory, other, masks, step.mask + pixel if step.mask >= 0 else -1, y)
 
-    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(tile)
+    return _compile(tile)
+
+
+def _multiply(isa: Isa, format: Format) -> Callable:
+    """Compiles what a plane of the input adds to the sums."""
+    if format == FLOATS:
+
+        def multiply(sums, pixels, values, weight):
+            return simd.fma_outer(sums, pixels, values, weight, 1)
+
+    elif isa.dot:
+
+        def multiply(sums, pixels, values, weight):
+            return simd.dot_outer(sums, pixels, values, weight)
+
+    else:
+
+        def multiply(sums, pixels, values, weight):
+            return simd.widened_outer(sums, pixels, values, weight)
+
+    return _compile(multiply)
+
+
+def _finish_floats(lanes: int, columns: int, vectors: int) -> Callable:
+    """Compiles the end of a tile: residual, rectifier, zeros around the image."""
+
+    def finish(step, sums, memory, other, masks, mask, y):
+        if other >= 0:
+            sums = simd.add(sums, simd.load_tile(memory, other, step.other_plane, lanes, columns, vectors))
+        sums = simd.clamp(sums, np.float32(step.low), np.float32(step.high))
+        if mask >= 0:
+            sums = simd.keep(sums, simd.load(masks, mask, lanes, vectors))
+        simd.store_tile(sums, vectors, memory, y, step.y_plane)
+
+    return _compile(finish)
+
+
+def _finish_words(lanes: int, columns: int, vectors: int) -> Callable:
+    """Compiles the end of a tile of int32 sums, which hold their rounding: the residual has grids of its own."""
+    planes, zero = columns // WORDS.channels, WORDS.zero
+
+    def finish(step, sums, memory, other, masks, mask, y):
+        result = words.narrow(words.shift_right(sums, step.shift), vectors)
+        if other >= 0:
+            added = simd.xor(simd.load_tile(memory, other, step.other_plane, lanes, planes, vectors), zero)
+            added = words.widen(added, vectors, step.other_up)
+            total = simd.add(words.widen(result, vectors, step.up), added)
+            result = words.narrow(words.round_right(total, step.cut), vectors)
+        result = words.clamp(result, np.int64(step.low), np.int64(step.high))
+        if mask >= 0:
+            result = simd.keep(result, simd.load(masks, mask, lanes, vectors))
+        simd.store_tile(simd.xor(result, zero), vectors, memory, y, step.y_plane)
+
+    return _compile(finish)

@@ -1,0 +1,128 @@
+"""Steps that work plane by plane: zeros around images and splits in any format, then the others in float32."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from bstf_compiler.cpu.kernels.step import MAX_POOL, MEAN_POOL, ZERO_MAX_POOL
+
+
+@numba.njit(nogil=True)
+def clear(step, memory, y, first):
+    """Zeros before the first pixel of a plane of the output and from element `first` on."""
+    memory[y - step.lead : y] = step.zero
+    memory[y + first : y - step.lead + step.y_plane] = step.zero
+
+
+@numba.njit(nogil=True)
+def clear_around(step, used, memory):
+    """Zeros around all images of the output and in planes beyond the `used` ones."""
+    for plane in range(step.planes):
+        y = step.y + plane * step.y_plane
+        if plane >= used:
+            clear(step, memory, y, 0)
+            continue
+        clear(step, memory, y, step.length)
+        for image in range(step.images):
+            for row in range(step.y_rows):
+                start = step.y_width if row < step.y_height else 0
+                at = (image * step.y_rows + row) * step.y_pitch
+                memory[y + min(step.length, at + start) : y + min(step.length, at + step.y_pitch)] = step.zero
+
+
+@numba.njit(nogil=True)
+def split(step, plane, memory):
+    """One plane of one image of the grid."""
+    source_plane, place = plane % step.channels, plane // step.channels
+    x, y = step.x + source_plane * step.x_plane, step.y + plane * step.y_plane
+    first_row, first_column = place // step.window_width - step.top, place % step.window_width - step.left
+    clear(step, memory, y, 0)
+    start = max(0, -(first_column // step.across))
+    stop = min(step.y_width, (step.x_width - first_column + step.across - 1) // step.across)
+    for image in range(step.images):
+        for row in range(step.y_height):
+            source_row = first_row + row * step.down
+            if source_row < 0 or source_row >= step.x_height:
+                continue
+            at = y + (image * step.y_rows + row) * step.y_pitch
+            source = x + (image * step.x_rows + source_row) * step.x_pitch + first_column
+            for column in range(start, stop):
+                memory[at + column] = memory[source + column * step.across]
+
+
+@numba.njit(nogil=True)
+def load(step, first, last, images, memory, line):
+    """Rows [first, last) of the images."""
+    width, channels, height = step.x_width, step.channels, step.x_height
+    for row in range(first, last):
+        source, image = row * width * channels, row // height
+        at = step.y + (image * step.y_rows + row % height) * step.y_pitch
+        for channel in range(channels):
+            for column in range(width):
+                memory[at + channel * step.y_plane + column] = images[source + column * channels + channel]
+    if first == 0:
+        clear_around(step, channels, memory)
+
+
+@numba.njit(nogil=True)
+def elementwise(step, plane, memory, biases, masks):
+    """One plane of clamp(x * scale + shift + other)."""
+    x, y, other = step.x + plane * step.x_plane, step.y + plane * step.y_plane, step.other + plane * step.other_plane
+    low, high = np.float32(step.low), np.float32(step.high)
+    scale, shift = np.float32(1), np.float32(0)
+    if step.scale >= 0:
+        scale, shift = biases[step.scale + 2 * plane], biases[step.scale + 2 * plane + 1]
+    for place in range(step.length):
+        value = memory[x + place] * scale + shift
+        if step.other >= 0:
+            value += memory[other + place]
+        memory[y + place] = min(max(value, low), high)
+    if step.mask >= 0:
+        clear(step, memory, y, step.length)
+        for place in range(step.length):
+            if masks[step.mask + place] == 0:
+                memory[y + place] = 0
+
+
+@numba.njit(nogil=True)
+def pool(step, plane, memory, biases, line):
+    """One plane of maxima or means: a window is reduced down its columns into `line`, padded, then along it."""
+    x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
+    maximum = step.kind != MEAN_POOL
+    outside = np.float32(-np.inf if step.kind == MAX_POOL else 0)
+    end = max(step.left + step.x_width, (step.y_width - 1) * step.across + step.window_width)
+    clear(step, memory, y, 0)
+    line[:end] = outside
+    inner = line[step.left : step.left + step.x_width]
+    for image in range(step.images):
+        for row in range(step.y_height):
+            top = row * step.down - step.top
+            first, last = max(0, top), min(step.x_height, top + step.window_height)
+            start = np.float32(-np.inf if maximum else 0)
+            if step.kind == ZERO_MAX_POOL and last - first < step.window_height:
+                start = np.float32(0)
+            inner[:] = start
+            for source_row in range(first, last):
+                source = x + (image * step.x_rows + source_row) * step.x_pitch
+                if maximum:
+                    for column in range(step.x_width):
+                        inner[column] = max(inner[column], memory[source + column])
+                else:
+                    for column in range(step.x_width):
+                        inner[column] += memory[source + column]
+            at = y + (image * step.y_rows + row) * step.y_pitch
+            result = memory[at : at + step.y_width]
+            result[:] = np.float32(-np.inf if maximum else 0)
+            for tap in range(step.window_width):
+                if maximum:
+                    for column in range(step.y_width):
+                        result[column] = max(result[column], line[tap + column * step.across])
+                else:
+                    for column in range(step.y_width):
+                        result[column] += line[tap + column * step.across]
+            if not maximum:
+                for column in range(step.y_width):
+                    left = column * step.across - step.left
+                    met = min(step.x_width, left + step.window_width) - max(0, left)
+                    result[column] /= np.float32((last - first) * met)

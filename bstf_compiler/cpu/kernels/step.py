@@ -1,0 +1,44 @@
+"""A row of the table that `bstf_compiler.cpu.kernels.network` walks through."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# What a step does. LOAD: images pixel by pixel to channels. SPLIT: an image to those of every n-th row and column, for
+# strided convolutions. ZERO_MAX_POOL: pixels of the padding take part, as zeros; for the other pools there are none.
+# CONCAT: nothing, since its parts are written side by side.
+LOAD, CONV, SPLIT, ELEMENTWISE, MAX_POOL, ZERO_MAX_POOL, MEAN_POOL, CONCAT = range(8)
+
+STEP = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "kind",
+            "tasks",
+            # Input and output: where the first pixel is, elements to the next plane and row, rows to the next image.
+            *("x", "x_plane", "x_pitch", "x_rows", "x_height", "x_width"),
+            *("y", "y_plane", "y_pitch", "y_rows", "y_height", "y_width"),
+            # Of the output: zeros before the first pixel; elements that are computed; planes; where its mask is, or -1.
+            *("lead", "length", "planes", "mask"),
+            # What stands for zero; a tensor to add, or -1; channels of the image to load, else planes of the input.
+            *("zero", "other", "other_plane", "images", "channels"),
+            # Convolutions: where their weights are.
+            *("values", "offsets", "starts", "bias"),
+            # Tiles of output channels; tiles of pixels of three vectors, then two, then one.
+            *("tiles", "wide", "middle", "narrow"),
+            # Parts into which the tiles of pixels are cut; whether tiles of channels are the outer loop; the shape of
+            # tiles (`bstf_compiler.cpu.kernels.conv`) and their planes of output.
+            *("parts", "channels_first", "shape", "tile_planes"),
+            # Where among the biases an elementwise operation has a factor and a summand for each channel, or -1, and a
+            # mean of words a factor for each pixel.
+            "scale",
+            # Words: a convolution's sums lose `shift` bits; then its result, or the input, gains `up` bits, the tensor
+            # to add gains `other_up`, and the total loses `cut`.
+            *("shift", "up", "other_up", "cut"),
+            # Windows: padding, strides, size. A split has the rows and columns of its grid of images as the size.
+            *("top", "left", "down", "across", "window_height", "window_width"),
+        )
+    ]
+    # Bounds of the result; of a load of words those of the image, and a factor from images to integers.
+    + [(name, np.float64) for name in ("low", "high", "factor")]
+)
