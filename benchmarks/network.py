@@ -1,19 +1,22 @@
 """Whole networks on the CPU: this package, and what else there is, on the same SavedModels.
 
-    python -m benchmarks.network --network=ResNet50 --density=1 --density=0.5 --output=DIR
+    python -m benchmarks.network --network=ResNet50 --density=1 --density=0.5 --dtype=int8 --output=DIR
 
-The networks are those of `keras.applications` with random weights (seed 0); `density` is the part of the 8x8 blocks
-that is kept. All peers compute in float32. Effective operations are 2 x multiply-adds on kept blocks, so peers that
-multiply zeros as well have fewer GFLOPS by this count.
+The networks are those of `keras.applications` with random weights (seed 0), and EfficientNet-Lite0; `density` is the
+part of the 8x8 blocks that is kept. Images are random, or photos (`--photos`). In int8, networks are quantised with
+`bstf.quantize`, and OpenVINO computes the same fixed-point SavedModel in INT8, too; the others have no such path.
+Effective operations are 2 x multiply-adds on kept blocks: peers that multiply zeros too have fewer GFLOPS by this count.
 """
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import app, flags
@@ -24,8 +27,13 @@ from rich.console import Console
 from benchmarks import harness
 from benchmarks.harness import Suite, Work
 
+if TYPE_CHECKING:
+    import keras
+
 FLAGS = flags.FLAGS
-NETWORKS = ("ResNet50", "VGG16")
+NETWORKS = ("ResNet50", "VGG16", "InceptionV3", "MobileNetV2", "EfficientNetLite0")
+# Images that a network is quantised with.
+_CALIBRATION = 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Case:
     batch: int
     threads: int
     operations: int
-    dtype: str = "float32"
+    dtype: str
 
     @property
     def name(self) -> str:
@@ -53,25 +61,56 @@ class Case:
         """The network as a function of images."""
         with np.load(self.folder / "images.npz") as arrays:
             x, right = (np.resize(arrays[name], (self.batch, *arrays[name].shape[1:])) for name in ("x", "y"))
-        error = float(np.abs(function(x) - right).max() / np.abs(right).max())
+        error = float(np.abs(np.float64(function(x)) - right).max() / np.abs(right).max())
         return Work(lambda: function(x), error)
 
 
-def prepare(folder: Path, network: str, density: float) -> int:
-    """Writes a network into a folder; returns its effective operations an image."""
+def build(network: str) -> keras.Model:
+    """A network with random weights."""
     import keras
+    from keras.src.applications.efficientnet import DEFAULT_BLOCKS_ARGS, EfficientNet
+
+    keras.utils.set_random_seed(0)
+    if network != "EfficientNetLite0":
+        return getattr(keras.applications, network)(weights=None)
+    # EfficientNet-B0 without squeeze and excitation, with relu6, on images that are scaled already.
+    blocks = [{**block, "se_ratio": 0} for block in DEFAULT_BLOCKS_ARGS]
+    whole = EfficientNet(
+        1.0, 1.0, 224, activation="relu6", blocks_args=blocks, name=network, weights=None, weights_name=""
+    )
+    return keras.Model(whole.get_layer("stem_conv_pad").input, whole.output, name=network)
+
+
+def images(shape: tuple[int, int, int], photos: str | None) -> np.ndarray:
+    """Images to calibrate and to infer: the photos of a folder in [-1, 1], or random ones."""
+    import keras
+
+    if photos is None:
+        return np.random.default_rng(0).normal(size=(_CALIBRATION, *shape)).astype(np.float32)
+    files = sorted(path for path in Path(photos).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise FileNotFoundError(f"no photos (jpg, jpeg, png) in '{photos}'")
+    loaded = [keras.utils.img_to_array(keras.utils.load_img(path, target_size=shape[:2])) for path in files]
+    return np.stack(loaded).astype(np.float32) / 127.5 - 1
+
+
+def prepare(folder: Path, network: str, density: float, dtype: str, photos: str | None = None) -> int:
+    """Writes a network into a folder; returns its effective operations an image."""
     import tensorflow as tf
 
     import bstf
     from bstf_compiler import Engine
 
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, network)(weights=None)
+    model = build(network)
+    x = images(model.input_shape[1:], photos)
     if density < 1:
         model = bstf.sparsify(model, block=8, ratio=1 - density)
+    if dtype == "int8":
+        model = bstf.quantize(model, x[:_CALIBRATION])
     bstf.export(model, folder / "model")
-    (folder / "network.tflite").write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder / "model")).convert())
-    x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype(np.float32)
+    if dtype == "float32":
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
+        (folder / "network.tflite").write_bytes(converter.convert())
     np.savez(folder / "images.npz", x=x, y=model.predict(x, verbose=0))
     return sum(layer.operations for layer in Engine(folder / "model").profile(x[:1], repeats=1).layers)
 
@@ -84,7 +123,7 @@ def bstf_engine(case: Case) -> Work:
 
 
 def openvino(case: Case) -> Work:
-    """OpenVINO, told to compute in float32 (it would choose bfloat16 where the machine has it)."""
+    """OpenVINO: fixed-point networks in INT8, others in float32 (it would choose bfloat16 where the machine has it)."""
     import openvino as ov
 
     settings = {
@@ -129,26 +168,29 @@ def tensorflow(case: Case) -> Work:
 
 
 PEERS: dict[str, Callable[[Case], Work]] = {one.__name__: one for one in (bstf_engine, openvino, litert, tensorflow)}
-SUITE = Suite("network", PEERS, "openvino", {"float32": 1e-4})
+# How wrong a result may be. OpenVINO rounds halves to even: some integers differ by one, and what comes after them.
+SUITE = Suite("network", PEERS, "openvino", {"float32": 1e-4, "int8": 0.1})
+# Who computes a type.
+COMPUTES = {"float32": tuple(PEERS), "int8": ("bstf_engine", "openvino")}
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Milliseconds of every peer, a group a network, density and batch."""
     done = [one for one in records if "seconds" in one]
-    groups = list(dict.fromkeys((one["network"], one["batch"], one["density"]) for one in done))
+
+    def group(one: dict[str, Any]) -> tuple:
+        return one["network"], one["dtype"], one["batch"], one["density"]
+
+    groups = list(dict.fromkeys(group(one) for one in done))
     peers = list(dict.fromkeys(one["peer"] for one in done))
     figure = Figure(figsize=(2 + 1.3 * len(groups), 4.5), layout="constrained")
     axes = FigureCanvasAgg(figure).figure.subplots()
     for place, peer in enumerate(peers):
-        times = {
-            (one["network"], one["batch"], one["density"]): one["seconds"] * 1e3 / one["batch"]
-            for one in done
-            if one["peer"] == peer
-        }
+        times = {group(one): one["seconds"] * 1e3 / one["batch"] for one in done if one["peer"] == peer}
         shift, width = (place - (len(peers) - 1) / 2) * 0.8 / len(peers), 0.8 / len(peers)
         drawn = [(index + shift, times[key]) for index, key in enumerate(groups) if key in times]
         axes.bar(*zip(*drawn), width, label=peer)
-    labels = [f"{network}\nbatch {batch}\ndensity {density:g}" for network, batch, density in groups]
+    labels = [f"{network}\n{dtype}\nbatch {batch}\ndensity {density:g}" for network, dtype, batch, density in groups]
     axes.set_xticks(range(len(groups)), labels, fontsize=7)
     axes.set(ylabel="ms an image, median")
     axes.legend(fontsize=7)
@@ -160,6 +202,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("network", ["ResNet50"], NETWORKS, "networks of keras.applications")
     flags.DEFINE_multi_float("density", [1.0, 0.5], "fractions of the 8x8 blocks that are kept", 0.01, 1.0)
     flags.DEFINE_multi_integer("batch", [1], "images of an inference", lower_bound=1)
+    flags.DEFINE_multi_enum("dtype", ["float32", "int8"], ["float32", "int8"], "what to compute in")
+    flags.DEFINE_string("photos", None, "folder of photos to infer; default: random images")
     flags.DEFINE_integer("threads", 2, "number of threads", lower_bound=1)
     flags.DEFINE_multi_enum("algorithm", [], list(PEERS), "who infers; default: all")
     flags.DEFINE_integer("rounds", 5, "samples of every peer", lower_bound=3)
@@ -170,18 +214,20 @@ def main(_: Sequence[str]) -> None:
     """Runs the cases."""
     folder = Path(FLAGS.output)
     log = harness.Log(folder, "network")
-    ceilings = {FLAGS.threads: harness.roofs(["float32"], FLAGS.threads)}
+    ceilings = {FLAGS.threads: harness.roofs(FLAGS.dtype, FLAGS.threads)}
     log.header({"machine": harness.machine(), "roofs": ceilings})
+    chosen = itertools.product(FLAGS.network, FLAGS.dtype, FLAGS.density)
     with tempfile.TemporaryDirectory() as work:
-        cases = []
-        for network in FLAGS.network:
-            for density in FLAGS.density:
-                place = Path(work) / f"{network}_{density:g}"
-                with Console().status(f"writing {network} with {density:.0%} of its blocks"):
-                    operations = prepare(place, network, density)
-                for batch in FLAGS.batch:
-                    cases.append(Case(place, network, density, batch, FLAGS.threads, operations * batch))
-        SUITE.measure(cases, FLAGS.algorithm, FLAGS.rounds, log)
+        for network, dtype, density in chosen:
+            place = Path(work) / f"{network}_{dtype}_{density:g}"
+            with Console().status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
+                operations = prepare(place, network, density, dtype, FLAGS.photos)
+            cases = [
+                Case(place, network, density, batch, FLAGS.threads, operations * batch, dtype) for batch in FLAGS.batch
+            ]
+            names = [name for name in FLAGS.algorithm or PEERS if name in COMPUTES[dtype]]
+            SUITE.measure(cases, names, FLAGS.rounds, log)
+            shutil.rmtree(place)
     log.write_csv()
     SUITE.show(log, ceilings)
     plot(log.records, folder / "network.png")

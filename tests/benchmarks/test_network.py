@@ -15,7 +15,7 @@ def case(tmp_path_factory):
     bstf.export(model, folder / "model")
     x = np.random.default_rng(0).normal(size=(2, 12, 12, 1)).astype(np.float32)
     np.savez(folder / "images.npz", x=x, y=model.predict(x, verbose=0))
-    return network.Case(folder, "small", 1.0, 3, 1, 1000)
+    return network.Case(folder, "small", 1.0, 3, 1, 1000, "float32")
 
 
 def test_the_engine_runs_a_case(case):
