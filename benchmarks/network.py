@@ -5,7 +5,7 @@
 The networks are those of `keras.applications` with random weights (seed 0), and EfficientNet-Lite0; `density` is the
 part of the 8x8 blocks that is kept. Images are random, or photos (`--photos`). In int8, networks are quantised with
 `bstf.quantize`, and OpenVINO computes the same fixed-point SavedModel in INT8, too; the others have no such path.
-Effective operations are 2 x multiply-adds on kept blocks: peers that multiply zeros too have fewer GFLOPS by this count.
+Effective operations are 2 x multiply-adds on kept blocks: who multiplies zeros too has fewer GFLOPS by this count.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def define_flags() -> None:
     """The flags of the program."""
-    flags.DEFINE_multi_enum("network", ["ResNet50"], NETWORKS, "networks of keras.applications")
+    flags.DEFINE_multi_enum("network", list(NETWORKS), NETWORKS, "networks of keras.applications; default: all")
     flags.DEFINE_multi_float("density", [1.0, 0.5], "fractions of the 8x8 blocks that are kept", 0.01, 1.0)
     flags.DEFINE_multi_integer("batch", [1], "images of an inference", lower_bound=1)
     flags.DEFINE_multi_enum("dtype", ["float32", "int8"], ["float32", "int8"], "what to compute in")

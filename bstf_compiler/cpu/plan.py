@@ -336,7 +336,8 @@ def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lane
     image_bytes, weight_bytes = 4 * x.planes * x.plane(lanes), weights.values.nbytes
     weights_again = 0 if weight_bytes <= _CACHED_BYTES else weight_bytes * pixel_tiles
     images_again = 0 if image_bytes <= _CACHED_BYTES else image_bytes * tiles
-    step["channels_first"] = weights_again > images_again
+    depthwise = weights.shape_of_tiles == conv.THIN  # its tiles read no plane twice
+    step["channels_first"] = depthwise or weights_again > images_again
     wanted = _wanted(threads)
     outer, inner = (tiles, pixel_tiles) if step["channels_first"] else (pixel_tiles, tiles)
     parts = min(outer, wanted)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from bstf_compiler.cpu import simd, words
 from bstf_compiler.cpu.kernels.step import MAX_POOL, MEAN_POOL, ZERO_MAX_POOL
+
+# Elements of a vector, for every instruction set: LLVM cuts it where it is too wide.
+_LANES = 16
 
 
 @numba.njit(nogil=True)
@@ -47,8 +51,13 @@ def split(step, plane, memory):
                 continue
             at = y + (image * step.y_rows + row) * step.y_pitch
             source = x + (image * step.x_rows + source_row) * step.x_pitch + first_column
-            for column in range(start, stop):
-                memory[at + column] = memory[source + column * step.across]
+            column = start
+            if step.across == 2:
+                while column + _LANES <= stop:
+                    simd.store(words.load_every_other(memory, source + 2 * column, _LANES), memory, at + column, 0)
+                    column += _LANES
+            for rest in range(column, stop):
+                memory[at + rest] = memory[source + rest * step.across]
 
 
 @numba.njit(nogil=True)
