@@ -9,16 +9,15 @@ from __future__ import annotations
 import csv
 import html
 import json
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate, Span
 from bstf_compiler.aie.isa import KINDS
+from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +110,7 @@ def chrome_trace(estimate: Estimate) -> dict:
 
 def write_chrome_trace(estimate: Estimate, path: str | Path) -> None:
     """Writes `chrome_trace` as JSON. Replaces `path` only when complete."""
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         # Not json.dump: it encodes piece by piece, several times slower.
         stream.write(json.dumps(chrome_trace(estimate), allow_nan=False, separators=(",", ":")))
 
@@ -121,7 +120,7 @@ def layers_csv(estimate: Estimate, path: str | Path) -> None:
 
     Seconds are written so that they read back equal. Replaces `path` only when complete.
     """
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["name", "op", "start", "seconds", *KINDS, "bound", "macs", "bytes"])
         for layer in estimate.layers:
@@ -157,7 +156,7 @@ def timeline_png(
         "time in ms   (pale: inside an instruction; solid: fraction of the lane's units at work; "
         "right: ms of work of the busiest unit)"
     )
-    with _replacing(path) as temporary, warnings.catch_warnings():
+    with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a layer may have a name in any script
         figure.savefig(temporary, format="png")
 
@@ -188,7 +187,7 @@ def timeline_html(
     sections = "".join(_section(index, *panel) for index, panel in enumerate(panels))
     head, rest = _PAGE.read_text(encoding="utf-8").split("@SECTIONS@")
     middle, tail = rest.split("@DATA@")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(head + sections + middle + embedded + tail, encoding="utf-8")
 
 
@@ -285,20 +284,6 @@ def _horizon(panels: Sequence[tuple[str, Estimate]]) -> float:
 def _headline(title: str, estimate: Estimate) -> str:
     text = f"{estimate.total_seconds * 1e3:.3f} ms on {estimate.device}, cost model {estimate.cost_model}"
     return f"{title}: {text}" if title else text
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the body succeeds, and vanishes if not."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Can't write {path.name}: create the folder {path.parent} first.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw_lanes(axes: Axes, estimate: Estimate, horizon: float) -> None:

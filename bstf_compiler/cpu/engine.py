@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from rich.table import Table
 
-from bstf_compiler import integer
+from bstf_compiler import graph_file, integer
 from bstf_compiler.cpu import team
 from bstf_compiler.cpu.kernels.conv import DEPTH
 from bstf_compiler.cpu.kernels.network import executor
@@ -60,7 +60,7 @@ class Profile:
     def __rich__(self) -> Table:
         """A table for `rich.print`."""
         table = Table(title=f"{self.images} images, {self.seconds * 1e3:.2f} ms")
-        for name in ("layer", "does", "ms", "eff. GFLOPS", "dense-equivalent", "weights KiB", "output KiB"):
+        for name in ("layer", "does", "ms", "eff. Gop/s", "dense-equivalent", "weights KiB", "output KiB"):
             table.add_column(name, justify="left" if name in ("layer", "does") else "right")
         for one in self.layers:
             table.add_row(
@@ -85,7 +85,7 @@ class Engine:
     each number of images. The first call compiles the kernels, which takes seconds.
 
     Args:
-        source: folder of a SavedModel, or a graph that `bstf_compiler.load` has read.
+        source: folder of a SavedModel, file that `save` wrote, or a graph that `bstf_compiler.load` has read.
         threads: how many to use, at most as many as Numba has; None: all of them.
 
     Attributes:
@@ -93,7 +93,7 @@ class Engine:
         threads: how many an inference uses.
 
     Raises:
-        FileNotFoundError: there is no SavedModel.
+        FileNotFoundError: there is no SavedModel or file.
         ValueError: it is damaged, or holds an operation that the engine doesn't know.
 
     Example:
@@ -103,9 +103,7 @@ class Engine:
 
     def __init__(self, source: str | Path | Graph, *, threads: int | None = None) -> None:
         if not isinstance(source, Graph):
-            from bstf_compiler import load
-
-            source = load(source)
+            source = _read(source)
         self._format = format_of(source)
         if self._format == WORDS:
             integer.require_fixed_point(source)
@@ -142,6 +140,17 @@ class Engine:
         parts = [self._infer(x[start : start + _MOST_IMAGES]) for start in range(0, len(x), _MOST_IMAGES)]
         results = [np.concatenate(outputs) if len(parts) > 1 else outputs[0] for outputs in zip(*parts)]
         return results[0] if len(results) == 1 else results
+
+    def save(self, path: str | Path) -> None:
+        """Writes the network to a file, of which an engine is made faster than of a SavedModel and without TensorFlow.
+
+        Args:
+            path: of the file; a file there is replaced when the new one is complete.
+
+        Raises:
+            FileNotFoundError: there is no folder for it.
+        """
+        graph_file.write(self.graph, path)
 
     def memory_bytes(self, images: int = 1) -> tuple[int, int]:
         """Bytes of all activations for so many images, and the most that are in use at a time."""
@@ -232,6 +241,15 @@ class Engine:
                 values = integer.dequantize(values, self.graph.tensors[end].position)
             results.append((values if name == end else integer.softmax(values)).reshape(-1, *shape))
         return results
+
+
+def _read(path: str | Path) -> Graph:
+    """A network from a file of `Engine.save` or a SavedModel."""
+    if Path(path).is_file():
+        return graph_file.read(path)
+    from bstf_compiler import load
+
+    return load(path)
 
 
 def _before_softmax(graph: Graph, name: str) -> str:
