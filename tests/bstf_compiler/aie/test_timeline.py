@@ -16,6 +16,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from bstf_compiler import files
 from bstf_compiler.aie import timeline
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate, Span
 from bstf_compiler.aie.isa import KINDS
@@ -378,7 +379,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, write, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(timeline.os, "replace", fail)
+        patch.setattr(files.os, "replace", fail)
         with pytest.raises(OSError, match="disk full"):
             write(estimate(), path)
     assert path.read_text() == "old"
