@@ -39,8 +39,7 @@ bench: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.resnet50 --output=benchmarks/results/resnet50
 	$(BIN)/python -m benchmarks.network --network=ResNet50 --output=benchmarks/results/network/resnet50
 	$(BIN)/python -m benchmarks.network --network=VGG16 --dtype=float32 --output=benchmarks/results/network/vgg16
-	$(BIN)/python -m benchmarks.network --network=InceptionV3 --network=MobileNetV2 --network=EfficientNetLite0 \
-		--output=benchmarks/results/network/others
+	$(BIN)/python -m benchmarks.network --network=InceptionV3 --output=benchmarks/results/network/inceptionv3
 	$(MATMUL) $(SHAPES) $(FLOATS) --output=$(RESULTS)/half
 	$(MATMUL) $(SHAPES) $(FLOATS) $(foreach density,1 0.5 0.25 0.1,--density=$(density)) --algorithm=bstf \
 		--algorithm=bstf_packed --algorithm=dense --rounds=3 --output=$(RESULTS)/density
