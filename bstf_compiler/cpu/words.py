@@ -37,39 +37,32 @@ def _bytes_of(kind: ir.VectorType) -> ir.VectorType:
     return ir.VectorType(_BYTE, 4 * kind.count)
 
 
-def _shift(builder: ir.IRBuilder, tile: list[ir.Value], amount: ir.Value, rounding: bool) -> list[ir.Value]:
-    kind, one = tile[0].type, ir.Constant(amount.type, 1)
-    by = _amount(builder, amount, kind)
-    if rounding:
-        half = _amount(builder, builder.lshr(builder.shl(one, amount), one), kind)
-        tile = [builder.add(value, half) for value in tile]
-    return [builder.ashr(value, by) for value in tile]
+def _shift(tile: types.Type, rounding: bool) -> tuple | None:
+    if not isinstance(tile, types.UniTuple):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        sums, amount = cgutils.unpack_tuple(builder, arguments[0]), arguments[1]
+        kind, one = context.get_value_type(tile.dtype), ir.Constant(amount.type, 1)
+        if rounding:
+            half = _amount(builder, builder.lshr(builder.shl(one, amount), one), kind)
+            sums = [builder.add(value, half) for value in sums]
+        by = _amount(builder, amount, kind)
+        return context.make_tuple(builder, tile, [builder.ashr(value, by) for value in sums])
+
+    return tile(tile, types.int64), generate
 
 
 @intrinsic
 def shift_right(typing, tile, amount):
     """floor(tile * 2**-amount), in int32."""
-    if not isinstance(tile, types.UniTuple):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        sums = cgutils.unpack_tuple(builder, arguments[0])
-        return context.make_tuple(builder, tile, _shift(builder, sums, arguments[1], rounding=False))
-
-    return tile(tile, types.int64), generate
+    return _shift(tile, rounding=False)
 
 
 @intrinsic
 def round_right(typing, tile, amount):
     """floor(tile * 2**-amount + 1/2), in int32."""
-    if not isinstance(tile, types.UniTuple):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        sums = cgutils.unpack_tuple(builder, arguments[0])
-        return context.make_tuple(builder, tile, _shift(builder, sums, arguments[1], rounding=True))
-
-    return tile(tile, types.int64), generate
+    return _shift(tile, rounding=True)
 
 
 def _narrow(builder: ir.IRBuilder, rows: list[ir.Value]) -> ir.Value:
