@@ -49,18 +49,17 @@ class ConvWeights:
     Attributes:
         shape: (kh, kw, cin, cout).
         shape_of_tiles: DEEP, SHALLOW or THIN.
-        depth, columns: input and output channels of an entry.
+        columns: output channels of a tile.
         starts: (tiles + 1) where the entries of each tile of output channels begin.
         channels: first input channel of each entry.
         positions: (entries, 2) row and column of the kernel of each entry.
-        values: flat, `depth` x columns each entry; for int8 as the dot products take them.
+        values: flat, input channels x columns each entry; for int8 as the dot products take them.
         macs: effective multiply-adds an output pixel.
         bias: what the sums of each output channel start with, zeros up to the last tile.
     """
 
     shape: tuple[int, int, int, int]
     shape_of_tiles: int
-    depth: int
     columns: int
     starts: np.ndarray
     channels: np.ndarray
@@ -94,7 +93,6 @@ def pack(kernel: np.ndarray, start: np.ndarray, groups: int, isa: Isa, format: F
     return ConvWeights(
         (kh, kw, cin, cout),
         shape,
-        depth,
         columns,
         packed.starts * kh * kw,
         np.repeat(packed.rows * depth, kh * kw),

@@ -25,9 +25,8 @@ def _planes(isa: Isa, format: Format) -> Callable:
     if format == FLOATS:
         elementwise, max_pool, mean_pool = planes.elementwise, planes.pool, planes.pool
     else:
-        elementwise, max_pool, mean_pool = (
-            word_planes.elementwise(isa), word_planes.max_pool(isa), word_planes.mean_pool
-        )  # fmt: skip
+        elementwise, max_pool = word_planes.elementwise(isa), word_planes.max_pool(isa)
+        mean_pool = word_planes.mean_pool
 
     def task_(step, task, memory, biases, masks, line):
         for plane in range(task * step.planes // step.tasks, (task + 1) * step.planes // step.tasks):
