@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from rich.table import Table
 
-from bstf_compiler import graph_file, integer
+from bstf_compiler import graph_file, integer, passes
 from bstf_compiler.cpu import team
 from bstf_compiler.cpu.kernels.conv import DEPTH
 from bstf_compiler.cpu.kernels.network import executor
@@ -112,7 +112,8 @@ class Engine:
         self.graph = source
         self.threads = team.size(threads or numba.config.NUMBA_NUM_THREADS, 0)
         self._isa = host_isa()
-        self._operations = operations(source, self._isa)
+        self._lowered = passes.without_unread_pixels(source)
+        self._operations = operations(self._lowered, self._isa)
         self._weights = Weights.of(self._operations, self._format)
         self._ends = [_before_softmax(source, name) for name in source.outputs]
         self._plans: dict[int, Plan] = {}
@@ -178,13 +179,12 @@ class Engine:
         for one, times in zip(self._operations, zip(*seconds)):
             layout = plan.layouts[one.output]
             pixels = len(x) * layout.height * layout.width
-            macs = one.weights.macs * pixels if one.weights is not None else 0
             layers.append(
                 LayerTime(
                     one.name,
                     one.kind_name,
                     statistics.median(times),
-                    2 * macs,
+                    2 * one.kept_macs * len(x),
                     2 * one.macs * len(x),
                     one.weights.nbytes if one.weights is not None else 0,
                     4 * layout.planes * pixels,
@@ -195,7 +195,7 @@ class Engine:
     def _plan(self, images: int) -> Plan:
         with self._planning:
             if images not in self._plans:
-                tensors = self.graph.tensors.values()
+                tensors = self._lowered.tensors.values()
                 shapes = {tensor.name: _shape(tensor.shape) for tensor in tensors if not tensor.is_constant}
                 self._plans[images] = make_plan(
                     self._operations,

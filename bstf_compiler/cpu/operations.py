@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bstf_compiler import integer
-from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights, pack
+from bstf_compiler.cpu.kernels import winograd
+from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights, join, pack
 from bstf_compiler.cpu.kernels.step import (
     CONCAT,
     CONV,
     ELEMENTWISE,
+    FROM_TILES,
     LOAD,
     MAX_POOL,
     MEAN_POOL,
     SPLIT,
+    TO_TILES,
     ZERO_MAX_POOL,
 )
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
@@ -41,7 +44,8 @@ from bstf_compiler.graph import (
 
 _NAMES = {
     LOAD: "load", CONV: "conv", SPLIT: "split", ELEMENTWISE: "elementwise", MAX_POOL: "max pool",
-    ZERO_MAX_POOL: "max pool", MEAN_POOL: "mean pool", CONCAT: "concat",
+    ZERO_MAX_POOL: "max pool", MEAN_POOL: "mean pool", CONCAT: "concat", TO_TILES: "to tiles",
+    FROM_TILES: "from tiles",
 }  # fmt: skip
 _PIXEL = Window((1, 1))
 _BOUNDS = {"linear": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -81,10 +85,11 @@ class Operation:
         bounds: that it clamps its result to.
         weights: of a convolution.
         constants: of an elementwise operation in float32, a factor and a summand a channel; of a mean of int8, a factor
-            a pixel.
+            a pixel; of FROM_TILES, a summand a channel.
         shifts: of a fixed-point operation.
         factor: from images to integers, of the load of a fixed-point network.
         macs: multiply-adds of the layer an image if all its weights were kept.
+        kept_macs: those of the kept blocks, also where Winograd's method needs fewer multiplications.
     """
 
     kind: int
@@ -98,6 +103,7 @@ class Operation:
     shifts: Shifts = Shifts()
     factor: float = 1.0
     macs: int = 0
+    kept_macs: int = 0
 
     @property
     def kind_name(self) -> str:
@@ -158,16 +164,35 @@ def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
         source_name = f"{node.name} split"
         yield Operation(SPLIT, node.name, (source.name,), source_name, op.window)
     weights = pack(kernel.data, start, op.groups, isa, format_of(graph))
-    macs = kernel.data.size * height * width
     layer = Operation(
-        CONV, node.name, (source_name,), node.output, op.window, bounds, weights, shifts=Shifts(max(0, own)), macs=macs
-    )
+        CONV, node.name, (source_name,), node.output, op.window, bounds, weights, shifts=Shifts(max(0, own)),
+        macs=kernel.data.size * height * width, kept_macs=weights.macs * height * width,
+    )  # fmt: skip
+    if source.position is None and winograd.pays(weights, op, (height, width), isa):
+        yield from _winograd(layer, kernel.data, (height, width), isa)
+        return
     if own >= 0:
         yield layer
         return
     coarse = f"{node.name} coarse"
     yield replace(layer, output=coarse, bounds=_bounds(graph, node.output, "linear"))
     yield Operation(ELEMENTWISE, node.name, (coarse,), node.output, bounds=bounds, shifts=Shifts(up=-own))
+
+
+def _winograd(layer: Operation, kernel: np.ndarray, output: tuple[int, int], isa: Isa) -> Iterator[Operation]:
+    """A convolution by Winograd's method, given the direct one."""
+    below, beside = (-length % winograd.TILE for length in output)
+    window = replace(
+        layer.window.padded((0, below, 0, beside)), kernel=(winograd.SIDE,) * 2, strides=(winograd.TILE,) * 2
+    )
+    kernels = winograd.transform_kernel(kernel)
+    products = join([pack(one, np.zeros(one.shape[3]), 1, isa, FLOATS) for one in kernels])
+    tiles, multiplied = f"{layer.name} tiles", f"{layer.name} products"
+    yield Operation(TO_TILES, layer.name, layer.inputs, tiles, window)
+    yield replace(layer, inputs=(tiles,), output=multiplied, window=_PIXEL, bounds=_BOUNDS["linear"], weights=products)
+    yield Operation(
+        FROM_TILES, layer.name, (multiplied,), layer.output, window, layer.bounds, constants=layer.weights.bias
+    )
 
 
 def _concat(graph: Graph, node: Node, made: list[Operation], isa: Isa) -> Iterator[Operation]:
@@ -209,6 +234,8 @@ def _other(graph: Graph, node: Node) -> Operation:
     if isinstance(op, (Add, Requantize)) or (isinstance(op, Relu) and op.activation in _BOUNDS):
         bounds = _bounds(graph, node.output, op.activation)
         return Operation(ELEMENTWISE, node.name, inputs, node.output, bounds=bounds, shifts=shifts)
+    if isinstance(op, MaxPool) and op.window.kernel == (1, 1) and not any(op.window.padding):
+        return Operation(SPLIT, node.name, inputs, node.output, op.window)
     if isinstance(op, MaxPool):
         kind = ZERO_MAX_POOL if op.zero_padding else MAX_POOL
         return Operation(kind, node.name, inputs, node.output, op.window)
@@ -248,7 +275,7 @@ def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
             before = made[place[name]] if name in place else None
             if (
                 before is not None
-                and before.kind == CONV
+                and before.kind in (CONV, FROM_TILES)
                 and len(before.inputs) == 1
                 and before.bounds == linear
                 and name != other

@@ -9,8 +9,8 @@ from dataclasses import astuple, dataclass, replace
 import networkx as nx
 import numpy as np
 
-from bstf_compiler.cpu.kernels import conv
-from bstf_compiler.cpu.kernels.step import CONCAT, CONV, ELEMENTWISE, LOAD, SPLIT, STEP
+from bstf_compiler.cpu.kernels import conv, winograd
+from bstf_compiler.cpu.kernels.step import CONCAT, CONV, ELEMENTWISE, FROM_TILES, LOAD, SPLIT, STEP, TO_TILES
 from bstf_compiler.cpu.layout import ALIGNMENT, Format, Grid, Layout, round_up
 from bstf_compiler.cpu.operations import Operation
 from bstf_compiler.cpu.simd import Isa
@@ -136,7 +136,11 @@ def make_plan(
         step["top"], _, step["left"], _ = one.window.padding
         step["down"], step["across"] = one.window.strides
         step["window_height"], step["window_width"] = one.window.kernel
-        step["tasks"] = min(images * y.height if one.kind == LOAD else y.planes, _wanted(threads))
+        if one.kind == TO_TILES:  # a task transforms some planes of the input
+            step["planes"] = layouts[one.inputs[0]].planes
+        step["part"] = conv.part_channels(step["planes"])
+        step["scratch"] = _scratch(step, one, lanes)
+        step["tasks"] = min(images * y.height if one.kind == LOAD else step["planes"], _wanted(threads))
         if one.kind == SPLIT:
             step["window_height"], step["window_width"] = _phases(one)
         elif one.constants is not None:
@@ -163,6 +167,15 @@ def _describe(step: np.void, side: str, layout: Layout, lanes: int) -> None:
     step[f"{side}_height"], step[f"{side}_width"] = layout.height, layout.width
 
 
+def _scratch(step: np.void, one: Operation, lanes: int) -> int:
+    """Elements of scratch that a thread needs for a step."""
+    if one.kind in (TO_TILES, FROM_TILES):
+        return winograd.scratch(step["y_width" if one.kind == TO_TILES else "x_width"], lanes)
+    padded = max(step["left"] + step["x_width"], (step["y_width"] - 1) * step["across"] + step["window_width"])
+    loaded = step["x_width"] * max(4, step["channels"]) if one.kind == LOAD else 0
+    return max(2 * padded, loaded) + 8 * lanes
+
+
 def _phases(split: Operation) -> tuple[int, int]:
     """Rows and columns of the grid of images that a split makes: no more than the window reads."""
     return tuple(min(pair) for pair in zip(split.window.extent, split.window.strides))
@@ -183,6 +196,9 @@ def _all_shapes(
             unsplit[one.output] = height, width
             height, width = out_height + (rows - 1) // sh, out_width + (columns - 1) // sw
             channels = math.prod(_phases(one)) * round_up(channels, _step(one.inputs[0], channels, operations, format))
+        elif one.kind == TO_TILES:
+            height, width = one.window.output_size(height, width)
+            channels = math.prod(one.window.kernel) * conv.part_channels(channels)
         elif one.kind == CONV:
             height, width = one.window.output_size(*unsplit.get(one.inputs[0], (height, width)))
             channels = one.weights.shape[3]
@@ -193,7 +209,7 @@ def _all_shapes(
 def _step(name: str, channels: int, operations: Sequence[Operation], format: Format) -> int:
     """Channels are stored in multiples of this: of an element's only in images of few, before any convolution."""
     source = next(one for one in operations if one.output == name)
-    if source.kind == SPLIT:  # made of whole steps already
+    if source.kind == SPLIT and math.prod(_phases(source)) > 1:  # made of whole steps already
         return format.channels
     if source.kind == CONV or channels >= conv.DEPTH:
         return conv.DEPTH
@@ -221,7 +237,10 @@ def _layouts(
         joined.add_node(one.output)
         if one.kind in (CONV, CONCAT, ELEMENTWISE):
             joined.add_edges_from((name, one.output) for name in one.inputs)
+        elif one.kind == FROM_TILES:
+            joined.add_edges_from((name, one.output) for name in one.inputs[1:])
     padded = _padded(operations)
+    tiles = {one.output for one in operations if one.kind == TO_TILES}
     layouts = {}
     for names in nx.connected_components(joined):
         pads = {name: np.max([(0, 0, 0, 0), *padded.get(name, [])], axis=0) for name in names}
@@ -229,6 +248,8 @@ def _layouts(
         rows = max(shapes[name][0] + max(pads[name][:2]) for name in names)
         before = max(top * pitch + left for top, _, left, _ in pads.values())
         after = max(bottom * pitch + right for _, bottom, _, right in pads.values())
+        if names & tiles:  # the last tiles of an image are written with a whole vector
+            after = max(after, ALIGNMENT)
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:
             height, width, channels = shapes[name]
@@ -331,13 +352,13 @@ def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lane
     step["wide"], step["middle"], step["narrow"] = wide, middle, narrow
     step["shape"], step["tiles"] = weights.shape_of_tiles, len(weights.starts) - 1
     step["tile_planes"] = weights.columns // x.format.channels
+    step["part"] = step["tiles"] // weights.parts if weights.shape_of_tiles == conv.DEEP else step["tiles"]
     pixel_tiles, tiles = wide + middle + narrow, len(weights.starts) - 1
     # The outer loop's operand is read once, the inner one's once for each of its tiles, unless a cache holds it.
-    image_bytes, weight_bytes = 4 * x.planes * x.plane(lanes), weights.values.nbytes
+    image_bytes, weight_bytes = 4 * x.planes * x.plane(lanes) // weights.parts, weights.values.nbytes
     weights_again = 0 if weight_bytes <= _CACHED_BYTES else weight_bytes * pixel_tiles
     images_again = 0 if image_bytes <= _CACHED_BYTES else image_bytes * tiles
-    depthwise = weights.shape_of_tiles == conv.THIN  # its tiles read no plane twice
-    step["channels_first"] = depthwise or weights_again > images_again
+    step["channels_first"] = weights_again > images_again or (weights.parts > 1 and weights_again == images_again)
     wanted = _wanted(threads)
     outer, inner = (tiles, pixel_tiles) if step["channels_first"] else (pixel_tiles, tiles)
     parts = min(outer, wanted)

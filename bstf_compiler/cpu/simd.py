@@ -114,7 +114,7 @@ def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=1, typ=kind)
 
 
-def _load_neighbours(builder: ir.IRBuilder, address: ir.Value, kind: ir.VectorType, count: int) -> list[ir.Value]:
+def load_neighbours(builder: ir.IRBuilder, address: ir.Value, kind: ir.VectorType, count: int) -> list[ir.Value]:
     """`count` vectors that follow one another from `address`, a pointer to an element."""
     places = [builder.gep(address, [ir.Constant(_INT32, place * kind.count)]) for place in range(count)]
     return [_load(builder, place, kind) for place in places]
@@ -149,7 +149,8 @@ def call_intrinsic(builder: ir.IRBuilder, name: str, result: ir.Type, arguments:
     return builder.call(function, arguments)
 
 
-def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+def fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """The product of two vectors of floats plus a third."""
     # `fmuladd`, not `fma`: without the instruction the latter is a call into the C library for every lane.
     return call_intrinsic(builder, f"llvm.fmuladd.v{c.type.count}f{_bits(c.type.element)}", c.type, [a, b, c])
 
@@ -167,7 +168,7 @@ def load(typing, array, index, lanes, count):
 
     def generate(context, builder, signature, arguments):
         start = element_address(context, builder, array, arguments[0], arguments[1])
-        parts = _load_neighbours(builder, start, context.get_value_type(vectors.dtype), vectors.count)
+        parts = load_neighbours(builder, start, context.get_value_type(vectors.dtype), vectors.count)
         return context.make_tuple(builder, vectors, parts)
 
     return vectors(array, types.intp, lanes, count), generate
@@ -234,7 +235,7 @@ def _segment(kind: ir.VectorType) -> int:
     return min(kind.count, 128 // _bits(kind.element))
 
 
-def _interleave(builder: ir.IRBuilder, vectors: list[ir.Value], segment: int, unit: int = 1) -> list[ir.Value]:
+def interleave(builder: ir.IRBuilder, vectors: list[ir.Value], segment: int, unit: int = 1) -> list[ir.Value]:
     """Vectors a, b, .. to a0 b0 .. a1 b1 .. in as many vectors, segment by segment. A power of two of them.
 
     A vector's segments are `segment` elements long; a0 stands for `unit` elements that stay together.
@@ -257,12 +258,12 @@ def _columns(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[list[ir.Value]
     lanes, segment = rows[0].type.count, _segment(rows[0].type)
     side, length = min(len(rows), segment), min(len(rows), lanes)
     pieces, neighbours = len(rows) // length, segment // side
-    groups = [_interleave(builder, rows[start : start + side], segment) for start in range(0, len(rows), side)]
+    groups = [interleave(builder, rows[start : start + side], segment) for start in range(0, len(rows), side)]
     columns: list[list[ir.Value]] = [[] for _ in range(lanes)]
     for which, parts in enumerate(zip(*groups)):  # each group's columns `which` of every segment
         vectors = list(parts)
         if len(vectors) > 1 and lanes > side:
-            vectors = _interleave(builder, vectors, lanes, side)
+            vectors = interleave(builder, vectors, lanes, side)
         for place in range(lanes * len(vectors) // length):
             vector, start = vectors[place * length // lanes], place * length % lanes
             piece = place // pieces
@@ -327,7 +328,7 @@ def fma_outer(typing, tile, vectors, weights, index, stride):
             address = element_address(context, builder, weights, arguments[2], at)
             weight = splat(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
-                sums[place] = _fma(builder, weight, part, sums[place])
+                sums[place] = fma(builder, weight, part, sums[place])
             at = builder.add(at, arguments[4])
         return context.make_tuple(builder, tile, sums)
 
@@ -476,7 +477,7 @@ def load_tile(typing, array, index, stride, lanes, rows, count):
         kind, at, parts = context.get_value_type(vectors.dtype), arguments[1], []
         for _ in range(rows.literal_value):
             address = element_address(context, builder, array, arguments[0], at)
-            parts += _load_neighbours(builder, address, kind, count.literal_value)
+            parts += load_neighbours(builder, address, kind, count.literal_value)
             at = builder.add(at, arguments[2])
         return context.make_tuple(builder, vectors, parts)
 
@@ -516,6 +517,20 @@ def clamp(typing, tile, low, high):
         return context.make_tuple(builder, tile, results)
 
     return tile(tile, tile.dtype.element, tile.dtype.element), generate
+
+
+@intrinsic
+def largest(typing, tile, others):
+    """The larger of each two elements of two tiles of floats."""
+    if not (isinstance(tile, types.UniTuple) and tile == others):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(*(cgutils.unpack_tuple(builder, vectors) for vectors in arguments))
+        results = [builder.select(builder.fcmp_ordered(">", a, b), a, b) for a, b in pairs]
+        return context.make_tuple(builder, tile, results)
+
+    return tile(tile, others), generate
 
 
 @intrinsic

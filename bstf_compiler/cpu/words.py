@@ -188,18 +188,18 @@ def load_strided(typing, array, index, stride, lanes):
 
 
 @intrinsic(prefer_literal=True)
-def load_every_other(typing, array, index, lanes):
-    """A vector, as a tuple of one: array[index], array[index + 2], array[index + 4], ..."""
-    if not (isinstance(array, types.Array) and are_literals(lanes)):
+def load_every(typing, array, index, step, lanes):
+    """`load_strided` by whole vectors, for a step that the compiler knows; it reads step * lanes elements."""
+    if not (isinstance(array, types.Array) and are_literals(step, lanes)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), 1)
 
     def generate(context, builder, signature, arguments):
-        kind = context.get_value_type(vectors.dtype)
-        pair = ir.VectorType(kind.element, 2 * kind.count)
+        kind, count = context.get_value_type(vectors.dtype), step.literal_value * lanes.literal_value
+        wide = ir.VectorType(kind.element, count)
         address = element_address(context, builder, array, arguments[0], arguments[1])
-        both = builder.load(builder.bitcast(address, pair.as_pointer()), align=1, typ=pair)
-        even = shuffle(builder, both, both, list(range(0, 2 * kind.count, 2)))
-        return context.make_tuple(builder, vectors, [even])
+        all_ = builder.load(builder.bitcast(address, wide.as_pointer()), align=1, typ=wide)
+        chosen = shuffle(builder, all_, all_, list(range(0, count, step.literal_value)))
+        return context.make_tuple(builder, vectors, [chosen])
 
-    return vectors(array, types.intp, lanes), generate
+    return vectors(array, types.intp, step, lanes), generate

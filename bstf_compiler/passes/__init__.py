@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from bstf_compiler.graph import Add, AveragePool, Concat, Conv, Graph, MaxPool, Node, Requantize, Softmax
@@ -15,6 +16,7 @@ from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
+from bstf_compiler.passes.strides import MoveStrides
 from bstf_compiler.passes.sums import check_sums
 
 
@@ -77,6 +79,18 @@ def lower(graph: Graph) -> Graph:
         _check_operations(graph)
         check_sums(graph)
     return graph
+
+
+def without_unread_pixels(graph: Graph) -> Graph:
+    """A copy of a lowered graph that computes only pixels that something reads."""
+    copy = replace(
+        graph,
+        nodes=[replace(node, inputs=list(node.inputs)) for node in graph],
+        tensors={name: replace(tensor) for name, tensor in graph.tensors.items()},
+    )
+    while apply(MoveStrides(), copy):
+        pass
+    return copy
 
 
 def _check_operations(graph: Graph) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bstf_compiler import passes
+from bstf_compiler import integer, passes
 from bstf_compiler.graph import (
     Add,
     AveragePool,
@@ -36,6 +36,7 @@ from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
+from tests.bstf_compiler.networks import Builder
 
 RNG = np.random.default_rng(0)
 
@@ -426,6 +427,40 @@ def test_dead_nodes_go():
     graph.outputs = ["a"]
     remove_dead(graph)
     assert names(graph) == ["a"] and set(graph.tensors) == {"image", "a"}
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (3, 1), (1, 2)])
+@pytest.mark.parametrize("between", ["conv", "add", "grid"])
+def test_strides_of_one_pixel_move_to_the_layers_before(strides, between):
+    build = Builder(np.random.default_rng(1))
+    x = build.input(11, 8, 16)
+    layer = build.conv(x, 16, Window((3, 3), padding=(1, 1, 1, 1)))
+    if between == "add":
+        layer = build.add(build.conv(x, 16, Window((1, 1))), layer, "relu")
+    elif between == "grid":
+        layer = build.requantize(layer)
+    graph = build.finish(*(build.conv(layer, 8, Window((1, 1), strides)) for _ in range(2)))
+    before, moved = str(graph), passes.without_unread_pixels(graph)
+    assert str(graph) == before
+    images = RNG.normal(size=(2, 11, 8, 16)) * 4
+    for one, other in zip(integer.run(graph, images), integer.run(moved, images), strict=True):
+        assert np.array_equal(one, other)
+    convolutions = {node.name: node.op.window.strides for node in moved if isinstance(node.op, Conv)}
+    assert convolutions.pop("conv0") == strides
+    assert all(convolutions.pop(name) == (1, 1) for name in graph.outputs)
+    assert all(one == strides for one in convolutions.values())
+    assert len(moved.nodes) == len(graph.nodes)
+
+
+def test_strides_stay_where_another_layer_reads_all_pixels():
+    build = Builder(np.random.default_rng(1))
+    layer = build.conv(build.input(9, 9, 8), 8, Window((3, 3)))
+    ends = [build.conv(layer, 8, Window((1, 1), (2, 2))), build.conv(layer, 8, Window((3, 3), (2, 2)))]
+    graph = build.finish(*ends)
+    assert str(passes.without_unread_pixels(graph)) == str(graph)
+    graph = build.finish(layer, ends[0])
+    remove_dead(graph)
+    assert str(passes.without_unread_pixels(graph)) == str(graph)
 
 
 def test_lowering_is_idempotent_and_prints():

@@ -7,15 +7,15 @@ residual, rectifier and the zeros around the image are part of the tile's end, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
 
 from bstf_compiler import bsr
 from bstf_compiler.cpu import access, simd, words
-from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
+from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import aligned, quads
 
@@ -56,6 +56,7 @@ class ConvWeights:
         values: flat, input channels x columns each entry; for int8 as the dot products take them.
         macs: effective multiply-adds an output pixel.
         bias: what the sums of each output channel start with, zeros up to the last tile.
+        parts: kernels side by side, each with input and output channels of its own.
     """
 
     shape: tuple[int, int, int, int]
@@ -67,6 +68,7 @@ class ConvWeights:
     values: np.ndarray
     macs: int
     bias: np.ndarray
+    parts: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -100,6 +102,34 @@ def pack(kernel: np.ndarray, start: np.ndarray, groups: int, isa: Isa, format: F
         aligned(blocks if format == FLOATS else quads(blocks, isa)),
         blocks.size,
         filled,
+        cin if shape == THIN else 1,
+    )
+
+
+def part_channels(channels: int) -> int:
+    """Channels from one of several parts to the next.
+
+    They are odd, so that planes of the same place in all parts, which Winograd's method reads and writes together,
+    don't fall on the same lines of a cache.
+    """
+    return round_up(channels, DEPTH) + 1
+
+
+def join(kernels: Sequence[ConvWeights]) -> ConvWeights:
+    """1x1 kernels of one shape side by side, each with `part_channels` input and output channels of its own."""
+    kh, kw, cin, cout = kernels[0].shape
+    cin, cout = part_channels(cin), part_channels(cout)
+    entries = np.cumsum([0, *(len(one.channels) for one in kernels)])
+    return replace(
+        kernels[0],
+        shape=(kh, kw, cin * len(kernels), cout * len(kernels)),
+        starts=np.concatenate([[0], *(one.starts[1:] + first for one, first in zip(kernels, entries))]),
+        channels=np.concatenate([one.channels + part * cin for part, one in enumerate(kernels)]),
+        positions=np.concatenate([one.positions for one in kernels]),
+        values=np.concatenate([one.values for one in kernels]),
+        macs=sum(one.macs for one in kernels),
+        bias=np.concatenate([one.bias for one in kernels]),
+        parts=len(kernels),
     )
 
 
@@ -122,8 +152,8 @@ def _compile(function: Callable) -> Callable:
 def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
     """Compiles the computation of a tile of so many vectors of pixels.
 
-    Its arguments: the step (`STEP`); the tile's first pixel and its place among the tiles of output channels; the
-    memory of all activations; the values, offsets, starts and biases of all layers; and the masks.
+    Its arguments: the step (`STEP`); the tile's first pixel, its place among the tiles of output channels, and its
+    first plane; the memory of all activations; the values, offsets, starts and biases of all layers; and the masks.
     """
     lanes, (depth, columns) = format.lanes(isa), tile_shape(isa, format, shape)
     in_planes, out_planes = depth // format.channels, columns // format.channels
@@ -131,9 +161,9 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
     multiply = _multiply(isa, format)
     finish = (_finish_floats if format == FLOATS else _finish_words)(lanes, columns, vectors)
 
-    def tile(step, pixel, channels, memory, values, offsets, starts, biases, masks):
-        y = step.y + pixel + channels * out_planes * step.y_plane
-        other = step.other + pixel + channels * out_planes * step.other_plane if step.other >= 0 else -1
+    def tile(step, pixel, channels, first, memory, values, offsets, starts, biases, masks):
+        y = step.y + pixel + first * step.y_plane
+        other = step.other + pixel + first * step.other_plane if step.other >= 0 else -1
         for plane in range(out_planes):  # what the end needs comes from afar, and is asked for before the work
             for vector in range(vectors):
                 access.prefetch_to_write(memory, y + plane * step.y_plane + vector * lanes)

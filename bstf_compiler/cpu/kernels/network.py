@@ -13,20 +13,17 @@ import numpy as np
 from numba import prange
 
 from bstf_compiler.cpu import access, team
-from bstf_compiler.cpu.kernels import conv, planes, word_planes
+from bstf_compiler.cpu.kernels import conv, planes, pools, winograd, word_planes
 from bstf_compiler.cpu.kernels.conv import DEEP, SHALLOW, THIN
-from bstf_compiler.cpu.kernels.step import CONV, ELEMENTWISE, LOAD, MEAN_POOL, SPLIT
-from bstf_compiler.cpu.layout import FLOATS, Format
+from bstf_compiler.cpu.kernels.step import CONV, ELEMENTWISE, FROM_TILES, LOAD, MEAN_POOL, SPLIT, TO_TILES
+from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
 from bstf_compiler.cpu.simd import Isa
 
 
 def _planes(isa: Isa, format: Format) -> Callable:
     """Compiles a task of a step without weights: some planes."""
-    if format == FLOATS:
-        elementwise, max_pool, mean_pool = planes.elementwise, planes.pool, planes.pool
-    else:
-        elementwise, max_pool = word_planes.elementwise(isa), word_planes.max_pool(isa)
-        mean_pool = word_planes.mean_pool
+    elementwise = planes.elementwise if format == FLOATS else word_planes.elementwise(isa)
+    work = _float_windows(isa) if format == FLOATS else _word_windows(isa)
 
     def task_(step, task, memory, biases, masks, line):
         for plane in range(task * step.planes // step.tasks, (task + 1) * step.planes // step.tasks):
@@ -34,12 +31,41 @@ def _planes(isa: Isa, format: Format) -> Callable:
                 planes.split(step, plane, memory)
             elif step.kind == ELEMENTWISE:
                 elementwise(step, plane, memory, biases, masks)
-            elif step.kind == MEAN_POOL:
-                mean_pool(step, plane, memory, biases, line)
             else:
-                max_pool(step, plane, memory, biases, line)
+                work(step, plane, memory, biases, line)
 
-    return numba.njit(nogil=True)(task_)
+    return numba.njit(inline="always")(task_)
+
+
+def _float_windows(isa: Isa) -> Callable:
+    """Compiles what works window by window in float32: pools, and the tiles of Winograd's method."""
+    max_pool, mean_pool = (pools.pool(isa, FLOATS, maximum) for maximum in (True, False))
+    to_tiles, from_tiles = winograd.input_transform(isa), winograd.output_transform(isa)
+
+    def work(step, plane, memory, biases, line):
+        if step.kind == TO_TILES:
+            to_tiles(step, plane, memory, line)
+        elif step.kind == FROM_TILES:
+            from_tiles(step, plane, memory, biases, line)
+        elif step.kind == MEAN_POOL:
+            mean_pool(step, plane, memory, line)
+        else:
+            max_pool(step, plane, memory, line)
+
+    return numba.njit(inline="always")(work)
+
+
+def _word_windows(isa: Isa) -> Callable:
+    """Compiles what works window by window on words: pools."""
+    max_pool = pools.pool(isa, WORDS, maximum=True)
+
+    def work(step, plane, memory, biases, line):
+        if step.kind == MEAN_POOL:
+            word_planes.mean_pool(step, plane, memory, biases, line)
+        else:
+            max_pool(step, plane, memory, line)
+
+    return numba.njit(inline="always")(work)
 
 
 def _convolution(isa: Isa, format: Format) -> Callable:
@@ -50,29 +76,29 @@ def _convolution(isa: Isa, format: Format) -> Callable:
         """Compiles a tile of so many vectors of pixels, of any shape."""
         deep, shallow, thin = (conv.tile_kernel(isa, format, vectors, shape) for shape in (DEEP, SHALLOW, THIN))
 
-        def tile(step, pixel, channels, memory, values, offsets, starts, biases, masks):
+        def tile(step, pixel, channels, first, memory, values, offsets, starts, biases, masks):
             if step.shape == DEEP:
-                deep(step, pixel, channels, memory, values, offsets, starts, biases, masks)
+                deep(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
             elif step.shape == SHALLOW:
-                shallow(step, pixel, channels, memory, values, offsets, starts, biases, masks)
+                shallow(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
             else:
-                thin(step, pixel, channels, memory, values, offsets, starts, biases, masks)
+                thin(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
 
         return numba.njit(nogil=True, error_model="numpy")(tile)
 
     tile_3, tile_2, tile_1 = (of_width(vectors) for vectors in (3, 2, 1))
 
-    def tile(step, place, channels, memory, values, offsets, starts, biases, masks):
+    def tile(step, place, channels, first, memory, values, offsets, starts, biases, masks):
         wide, middle = min(place, step.wide), max(0, min(place - step.wide, step.middle))
         pixel = lanes * (place + 2 * wide + middle)
         if place < step.wide:
-            tile_3(step, pixel, channels, memory, values, offsets, starts, biases, masks)
+            tile_3(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
         elif place < step.wide + step.middle:
-            tile_2(step, pixel, channels, memory, values, offsets, starts, biases, masks)
+            tile_2(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
         else:
-            tile_1(step, pixel, channels, memory, values, offsets, starts, biases, masks)
+            tile_1(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
 
-    tile = numba.njit(nogil=True, error_model="numpy")(tile)
+    tile = numba.njit(inline="always")(tile)
 
     def task_(step, task, memory, values, offsets, starts, biases, masks):
         tiles = step.wide + step.middle + step.narrow
@@ -82,17 +108,19 @@ def _convolution(isa: Isa, format: Format) -> Callable:
         top, bottom = piece * step.tiles // slices, (piece + 1) * step.tiles // slices
         if step.channels_first:
             for channels in range(top, bottom):
+                plane = channels * step.tile_planes + channels // step.part
                 for pixels in range(first, last):
-                    tile(step, pixels, channels, memory, values, offsets, starts, biases, masks)
+                    tile(step, pixels, channels, plane, memory, values, offsets, starts, biases, masks)
         else:
             for pixels in range(first, last):
                 for channels in range(top, bottom):
-                    tile(step, pixels, channels, memory, values, offsets, starts, biases, masks)
+                    plane = channels * step.tile_planes + channels // step.part
+                    tile(step, pixels, channels, plane, memory, values, offsets, starts, biases, masks)
         if step.mask >= 0 and part == 0:
             for plane in range(top * step.tile_planes, min(bottom * step.tile_planes, step.planes)):
                 planes.clear(step, memory, step.y + plane * step.y_plane, step.length)
 
-    return numba.njit(nogil=True, error_model="numpy")(task_)
+    return numba.njit(inline="always")(task_)
 
 
 @team.once
@@ -105,16 +133,10 @@ def executor(isa: Isa, format: Format) -> Callable:
     """
     convolve, work_on_planes = _convolution(isa, format), _planes(isa, format)
     load = planes.load if format == FLOATS else word_planes.load
-    slack = 8 * format.lanes(isa)
 
     def execute(steps, first, last, images, memory, values, offsets, starts, biases, masks, counts, workers, members):
-        widest = 0
-        for place in range(first, last):
-            step = steps[place]
-            padded = max(step.left + step.x_width, (step.y_width - 1) * step.across + step.window_width)
-            widest = max(widest, 2 * padded, step.x_width * max(4, step.channels if step.kind == LOAD else 0))
         for worker in prange(workers):
-            line = np.empty(widest + slack, memory.dtype)
+            line = np.empty(steps.scratch.max(), memory.dtype)
             team.join(members, worker)
             for place in range(first, last):
                 step = steps[place]

@@ -6,7 +6,6 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
-from bstf_compiler.cpu.kernels.step import MAX_POOL, MEAN_POOL, ZERO_MAX_POOL
 
 # Elements of a vector, for every instruction set: LLVM cuts it where it is too wide.
 _LANES = 16
@@ -54,7 +53,7 @@ def split(step, plane, memory):
             column = start
             if step.across == 2:
                 while column + _LANES <= stop:
-                    simd.store(words.load_every_other(memory, source + 2 * column, _LANES), memory, at + column, 0)
+                    simd.store(words.load_every(memory, source + 2 * column, 2, _LANES), memory, at + column, 0)
                     column += _LANES
             for rest in range(column, stop):
                 memory[at + rest] = memory[source + rest * step.across]
@@ -92,46 +91,3 @@ def elementwise(step, plane, memory, biases, masks):
         for place in range(step.length):
             if masks[step.mask + place] == 0:
                 memory[y + place] = 0
-
-
-@numba.njit(nogil=True)
-def pool(step, plane, memory, biases, line):
-    """One plane of maxima or means: a window is reduced down its columns into `line`, padded, then along it."""
-    x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
-    maximum = step.kind != MEAN_POOL
-    outside = np.float32(-np.inf if step.kind == MAX_POOL else 0)
-    end = max(step.left + step.x_width, (step.y_width - 1) * step.across + step.window_width)
-    clear(step, memory, y, 0)
-    line[:end] = outside
-    inner = line[step.left : step.left + step.x_width]
-    for image in range(step.images):
-        for row in range(step.y_height):
-            top = row * step.down - step.top
-            first, last = max(0, top), min(step.x_height, top + step.window_height)
-            start = np.float32(-np.inf if maximum else 0)
-            if step.kind == ZERO_MAX_POOL and last - first < step.window_height:
-                start = np.float32(0)
-            inner[:] = start
-            for source_row in range(first, last):
-                source = x + (image * step.x_rows + source_row) * step.x_pitch
-                if maximum:
-                    for column in range(step.x_width):
-                        inner[column] = max(inner[column], memory[source + column])
-                else:
-                    for column in range(step.x_width):
-                        inner[column] += memory[source + column]
-            at = y + (image * step.y_rows + row) * step.y_pitch
-            result = memory[at : at + step.y_width]
-            result[:] = np.float32(-np.inf if maximum else 0)
-            for tap in range(step.window_width):
-                if maximum:
-                    for column in range(step.y_width):
-                        result[column] = max(result[column], line[tap + column * step.across])
-                else:
-                    for column in range(step.y_width):
-                        result[column] += line[tap + column * step.across]
-            if not maximum:
-                for column in range(step.y_width):
-                    left = column * step.across - step.left
-                    met = min(step.x_width, left + step.window_width) - max(0, left)
-                    result[column] /= np.float32((last - first) * met)

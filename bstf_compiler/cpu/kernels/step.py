@@ -6,8 +6,9 @@ import numpy as np
 
 # What a step does. LOAD: images pixel by pixel to channels. SPLIT: an image to those of every n-th row and column, for
 # strided convolutions. ZERO_MAX_POOL: pixels of the padding take part, as zeros; for the other pools there are none.
-# CONCAT: nothing, since its parts are written side by side.
-LOAD, CONV, SPLIT, ELEMENTWISE, MAX_POOL, ZERO_MAX_POOL, MEAN_POOL, CONCAT = range(8)
+# CONCAT: nothing, since its parts are written side by side. TO_TILES and FROM_TILES: before and after the products of a
+# convolution by Winograd's method.
+LOAD, CONV, SPLIT, ELEMENTWISE, MAX_POOL, ZERO_MAX_POOL, MEAN_POOL, CONCAT, TO_TILES, FROM_TILES = range(10)
 
 STEP = np.dtype(
     [
@@ -20,17 +21,22 @@ STEP = np.dtype(
             *("y", "y_plane", "y_pitch", "y_rows", "y_height", "y_width"),
             # Of the output: zeros before the first pixel; elements that are computed; planes; where its mask is, or -1.
             *("lead", "length", "planes", "mask"),
+            # Elements of scratch that a thread needs.
+            "scratch",
             # What stands for zero; a tensor to add, or -1; channels of the image to load, else planes of the input.
             *("zero", "other", "other_plane", "images", "channels"),
             # Convolutions: where their weights are.
             *("values", "offsets", "starts", "bias"),
             # Tiles of output channels; tiles of pixels of three vectors, then two, then one.
             *("tiles", "wide", "middle", "narrow"),
+            # Convolutions with several parts: tiles of output channels of a part, after which a plane is left out.
+            # To and from tiles: planes of a part.
+            "part",
             # Parts into which the tiles of pixels are cut; whether tiles of channels are the outer loop; the shape of
             # tiles (`bstf_compiler.cpu.kernels.conv`) and their planes of output.
             *("parts", "channels_first", "shape", "tile_planes"),
-            # Where among the biases an elementwise operation has a factor and a summand for each channel, or -1, and a
-            # mean of words a factor for each pixel.
+            # Where among the biases an elementwise operation has a factor and a summand for each channel, or -1, a mean
+            # of words a factor for each pixel, and FROM_TILES a summand for each channel.
             "scale",
             # Words: a convolution's sums lose `shift` bits; then its result, or the input, gains `up` bits, the tensor
             # to add gains `other_up`, and the total loses `cut`.

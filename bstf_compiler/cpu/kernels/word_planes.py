@@ -9,13 +9,10 @@ import numpy as np
 
 from bstf_compiler.cpu import simd, words
 from bstf_compiler.cpu.kernels.planes import clear, clear_around
-from bstf_compiler.cpu.kernels.step import ZERO_MAX_POOL
 from bstf_compiler.cpu.layout import WORDS
 from bstf_compiler.cpu.simd import Isa
 
 _CHANNELS, _ZERO = WORDS.channels, WORDS.zero
-# Words that pixels outside an image stand for in a pool: no byte is below those of the first.
-_OUTSIDE = np.array([0, _ZERO], np.int32)
 
 
 @numba.njit(nogil=True)
@@ -63,47 +60,6 @@ def elementwise(isa: Isa) -> Callable:
             simd.store(simd.xor(result, _ZERO), memory, y + place, 0)
         if step.mask >= 0:
             clear(step, memory, y, step.length)
-
-    return numba.njit(nogil=True)(kernel)
-
-
-def max_pool(isa: Isa) -> Callable:
-    """Compiles a plane of maxima: a window is reduced down its columns into `line`, padded, then along it."""
-    lanes = WORDS.lanes(isa)
-
-    def kernel(step, plane, memory, biases, line):
-        x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
-        zeros = 1 if step.kind == ZERO_MAX_POOL else 0
-        right = step.left + step.x_width
-        end = max(right, (step.y_width - 1) * step.across + step.window_width)
-        result = line[end + 2 * lanes :]
-        line[: step.left] = _OUTSIDE[zeros]
-        clear(step, memory, y, 0)
-        for image in range(step.images):
-            for row in range(step.y_height):
-                top = row * step.down - step.top
-                first, last = max(0, top), min(step.x_height, top + step.window_height)
-                start = zeros if last - first < step.window_height else 0
-                for column in range(0, step.x_width, lanes):
-                    values = simd.rows_of(_OUTSIDE, start, lanes, 1, 1)
-                    for source_row in range(first, last):
-                        source = x + (image * step.x_rows + source_row) * step.x_pitch + column
-                        values = words.largest(values, simd.load(memory, source, lanes, 1))
-                    simd.store(values, line, step.left + column, 0)
-                line[right:end] = _OUTSIDE[zeros]
-                for column in range(0, step.y_width, lanes):
-                    values = simd.rows_of(_OUTSIDE, 0, lanes, 1, 1)
-                    for tap in range(step.window_width):
-                        if step.across == 1:
-                            met = simd.load(line, tap + column, lanes, 1)
-                        elif step.across == 2:
-                            met = words.load_every_other(line, tap + 2 * column, lanes)
-                        else:
-                            met = words.load_strided(line, tap + step.across * column, step.across, lanes)
-                        values = words.largest(values, met)
-                    simd.store(values, result, column, 0)
-                at = y + (image * step.y_rows + row) * step.y_pitch
-                memory[at : at + step.y_width] = result[: step.y_width]
 
     return numba.njit(nogil=True)(kernel)
 

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bstf
 import bstf_compiler
 from bstf.applications import small_resnet
 from bstf_compiler import Engine, graph_file
+from bstf_compiler.cpu.kernels import winograd
 from bstf_compiler.graph import (
     Add,
     Average,
@@ -69,7 +70,7 @@ class Network:
         op = Conv(Window(kernel.shape[:2], strides, padding, dilation), activation, groups)
         return self.add(op, [source], function, [kernel, bias])
 
-    def check(self, x, *outputs, threads=None):
+    def check(self, x, *outputs, threads=None, tolerance=2e-5):
         self.graph.outputs = list(outputs)
         self.graph.output_shapes = [self.graph.tensors[name].shape[1:] for name in outputs]
         results = Engine(self.graph, threads=threads)(x)
@@ -77,7 +78,7 @@ class Network:
             expected = self.functions[name](x)
             assert found.shape == expected.shape
             assert found.dtype == np.float32
-            np.testing.assert_allclose(found, expected, atol=2e-5 * max(1e-3, np.abs(expected).max()), rtol=0)
+            np.testing.assert_allclose(found, expected, atol=tolerance * max(1e-3, np.abs(expected).max()), rtol=0)
 
 
 def blocks(rng, shape, density):
@@ -111,6 +112,67 @@ def test_convolution(data):
     last = network.conv(out, blocks(rng, (3, 3, cout, 8), 0.7), np.zeros(8, np.float32), padding=(1, 1, 1, 1))
     x = rng.normal(size=(images, height, width, cin)).astype(np.float32)
     network.check(x, out, last, threads=draw(1, 2))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_convolution_by_winograd(monkeypatch, data):
+    monkeypatch.setattr(winograd, "pays", lambda weights, op, output, isa: op.window.kernel == (3, 3))
+
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    rng = np.random.default_rng(draw(0, 999))
+    padding = tuple(draw(0, 3) for _ in range(4))
+    height = max(1, 3 - padding[0] - padding[1]) + draw(0, 20)
+    width = max(1, 3 - padding[2] - padding[3]) + data.draw(st.sampled_from([*range(30), 64, 231]))
+    cin, cout, images = draw(8, 40), draw(8, 40), draw(1, 3)
+    network = Network((height, width, cin))
+    bias = rng.normal(size=cout).astype(np.float32)
+    activation = data.draw(st.sampled_from(["linear", "relu"]))
+    out = network.conv("x", blocks(rng, (3, 3, cin, cout), 0.5), bias, padding=padding, activation=activation)
+    same = network.conv(out, blocks(rng, (3, 3, cout, cout), 0.5), bias, padding=(1, 1, 1, 1))
+    total = network.add(Add("relu"), [out, same], lambda a, b: tf.nn.relu(a + b).numpy())
+    # Something that needs zeros around it.
+    last = network.conv(total, blocks(rng, (5, 1, cout, 8), 0.7), np.zeros(8, np.float32), padding=(2, 2, 0, 0))
+    x = rng.normal(size=(images, height, width, cin)).astype(np.float32)
+    # The numbers in between are larger than those of the direct way, and so are the errors.
+    network.check(x, out, total, last, threads=draw(1, 2), tolerance=5e-5)
+
+
+def test_winograd_where_it_pays():
+    def kinds(side, channels, density, **window):
+        rng = np.random.default_rng(0)
+        network = Network((side, side, channels))
+        bias = np.zeros(channels, np.float32)
+        network.conv("x", blocks(rng, (3, 3, channels, channels), density), bias, padding=(1, 1, 1, 1), **window)
+        network.graph.outputs, network.graph.output_shapes = ["n0"], [network.graph.tensors["n0"].shape[1:]]
+        profile = Engine(network.graph).profile(np.ones((1, side, side, channels)), repeats=1)
+        return [layer.kind for layer in profile.layers[1:]]
+
+    assert kinds(28, 128, 1.0) == ["to tiles", "conv", "from tiles"]
+    assert kinds(28, 128, 0.05) == ["conv"]  # the transforms would be most of the work
+    assert kinds(4, 128, 1.0) == ["conv"]  # a single tile fills no vector
+    assert kinds(28, 128, 1.0, strides=(2, 2)) == ["split", "conv"]
+    assert kinds(28, 128, 1.0, dilation=(2, 2)) == ["conv"]
+
+
+def test_pixels_that_only_strides_skip_are_not_computed():
+    rng = np.random.default_rng(0)
+    network = Network((9, 7, 16))
+    bias = rng.normal(size=16).astype(np.float32)
+    first = network.conv("x", blocks(rng, (1, 1, 16, 16), 0.6), bias)
+    second = network.conv(first, blocks(rng, (3, 3, 16, 16), 0.6), bias, padding=(1, 1, 1, 1))
+    total = network.add(Add("relu"), [first, second], lambda a, b: tf.nn.relu(a + b).numpy())
+    one, other = (network.conv(total, blocks(rng, (1, 1, 16, 8), 0.6), bias[:8], strides=(2, 2)) for _ in range(2))
+    network.check(rng.normal(size=(2, 9, 7, 16)).astype(np.float32), one, other)
+    engine = Engine(network.graph)
+    layers = engine.profile(np.ones((1, 9, 7, 16)), repeats=1).layers
+    assert [(layer.name, layer.kind) for layer in layers[2:]] == [
+        ("n0 picked", "split"), ("n1", "split"), ("n1", "conv"), ("n3", "conv"), ("n4", "conv"),
+    ]  # fmt: skip
+    assert layers[4].dense_operations == 2 * 5 * 4 * 9 * 16 * 16
+    assert engine.graph.tensors["n2"].shape == (1, 9, 7, 16)
 
 
 @settings(max_examples=60, deadline=None)

@@ -67,7 +67,7 @@ def test_rounding_takes_halves_up(shift):
 def test_loads_with_a_stride(dtype):
     @numba.njit
     def take(a, stride, two, some):
-        simd.store(words.load_every_other(a, 1, 16), two, 0, 0)
+        simd.store(words.load_every(a, 1, 2, 16), two, 0, 0)
         simd.store(words.load_strided(a, 1, stride, 16), some, 0, 0)
 
     a = np.arange(100).astype(dtype)
