@@ -87,18 +87,21 @@ def pack(kernel: np.ndarray, start: np.ndarray, groups: int, isa: Isa, format: F
     depth, columns = tile_shape(isa, format, shape)
     # Whole steps of channels are written, so that the next layer reads zeros beyond the last one.
     packed = bsr.pack(np.pad(_spread(kernel, groups), ((0, 0), (0, 0), (0, 0), (0, -cout % DEPTH))), (depth, columns))
-    entries = len(packed.rows) * kh * kw
-    blocks = packed.blocks.reshape(entries, depth, columns)
-    row, column = np.divmod(np.tile(np.arange(kh * kw), len(packed.rows)), kw)
+    entries = packed.blocks.reshape(-1, depth, columns)
+    # A dense layer after an image is a convolution with a kernel position a pixel: its zero blocks lie in one of them.
+    kept = entries.any(axis=(1, 2))
+    starts = np.concatenate([[0], np.cumsum(kept)])[packed.starts * kh * kw]
+    block, position = np.divmod(np.flatnonzero(kept), kh * kw)
+    blocks = entries[kept]
     filled = np.zeros((len(packed.starts) - 1) * columns, format.dtype)
     filled[:cout] = start
     return ConvWeights(
         (kh, kw, cin, cout),
         shape,
         columns,
-        packed.starts * kh * kw,
-        np.repeat(packed.rows * depth, kh * kw),
-        np.stack([row, column], axis=1).reshape(entries, 2),
+        starts,
+        packed.rows[block] * depth,
+        np.stack(np.divmod(position, kw), axis=1),
         aligned(blocks if format == FLOATS else quads(blocks, isa)),
         blocks.size,
         filled,

@@ -284,6 +284,16 @@ def test_kept_blocks_only_are_stored_and_counted():
     assert one.operations == 2 * 2 * 64 * 9 * 64 * 64
 
 
+def test_zero_blocks_of_a_dense_layer_after_an_image_are_not_stored():
+    rng = np.random.default_rng(0)
+    matrix = blocks(rng, (1, 1, 4 * 5 * 16, 24), 0.5)
+    network = Network((4, 5, 16))
+    out = network.conv("x", matrix.reshape(4, 5, 16, 24), np.zeros(24, np.float32))
+    network.check(rng.normal(size=(2, 4, 5, 16)).astype(np.float32), out)
+    (_, layer) = Engine(network.graph).profile(np.ones((1, 4, 5, 16)), repeats=1).layers
+    assert layer.operations == 2 * np.count_nonzero(matrix)
+
+
 def test_memory_is_shared_by_tensors_that_are_not_alive_together():
     rng = np.random.default_rng(0)
     network = Network((16, 16, 8))
