@@ -2,10 +2,11 @@
 
     python -m benchmarks.network --network=ResNet50 --density=1 --density=0.5 --dtype=int8 --output=DIR
 
-The networks are those of `keras.applications` with random weights (seed 0), and EfficientNet-Lite0; `density` is the
-part of the 8x8 blocks that is kept. Images are random, or photos (`--photos`). In int8, networks are quantised with
-`bstf.quantize`, and OpenVINO computes the same fixed-point SavedModel in INT8, too; the others have no such path.
-Effective operations are 2 x multiply-adds on kept blocks: who multiplies zeros too has fewer GFLOPS by this count.
+The networks are those of `keras.applications` with random weights (seed 0), up to their logits, and EfficientNet-Lite0;
+`density` is the part of the 8x8 blocks that is kept. Images are random, or photos (`--photos`). In int8, networks are
+quantised with `bstf.quantize`, and OpenVINO computes the same fixed-point SavedModel in INT8, too; the others have no
+such path. Effective operations are 2 x multiply-adds on kept blocks: who multiplies zeros too has fewer GFLOPS by this
+count, and who needs fewer multiplications (Winograd's method) may have more than the machine's peak.
 """
 
 from __future__ import annotations
@@ -66,19 +67,30 @@ class Case:
 
 
 def build(network: str) -> keras.Model:
-    """A network with random weights."""
+    """A network with random weights, whose outputs are logits."""
     import keras
     from keras.src.applications.efficientnet import DEFAULT_BLOCKS_ARGS, EfficientNet
 
     keras.utils.set_random_seed(0)
     if network != "EfficientNetLite0":
-        return getattr(keras.applications, network)(weights=None)
+        return getattr(keras.applications, network)(weights=None, classifier_activation=None)
     # EfficientNet-B0 without squeeze and excitation, with relu6, on images that are scaled already.
     blocks = [{**block, "se_ratio": 0} for block in DEFAULT_BLOCKS_ARGS]
     whole = EfficientNet(
-        1.0, 1.0, 224, activation="relu6", blocks_args=blocks, name=network, weights=None, weights_name=""
-    )
+        1.0, 1.0, 224, activation="relu6", blocks_args=blocks, name=network, weights=None, weights_name="",
+        classifier_activation=None,
+    )  # fmt: skip
     return keras.Model(whole.get_layer("stem_conv_pad").input, whole.output, name=network)
+
+
+def normalise(model: keras.Model, x: np.ndarray) -> None:
+    """Gives batch normalisations the mean and variance that they meet, or random weights would let signals fade."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(x, training=True)
 
 
 def images(shape: tuple[int, int, int], photos: str | None) -> np.ndarray:
@@ -103,6 +115,7 @@ def prepare(folder: Path, network: str, density: float, dtype: str, photos: str 
 
     model = build(network)
     x = images(model.input_shape[1:], photos)
+    normalise(model, x[:_CALIBRATION])
     if density < 1:
         model = bstf.sparsify(model, block=8, ratio=1 - density)
     if dtype == "int8":

@@ -250,8 +250,8 @@ def _other(graph: Graph, node: Node) -> Operation:
             node.output,
             op.window,
             _bounds(graph, node.output, op.activation),
-            constants=graph.constants(node)[0].data.astype(np.int32).ravel(),
-            shifts=Shifts(up=max(0, -cut), cut=max(0, cut)),
+            constants=graph.constants(node)[0].data.astype(np.int32).ravel() << max(0, -cut),
+            shifts=Shifts(cut=max(0, cut)),
         )
     if isinstance(op, (BiasAdd, Multiply)):
         channels = out.shape[-1]

@@ -54,7 +54,7 @@ class Weights:
         return cls(
             joined,
             np.concatenate([*starts, np.empty(0, np.int64)]),
-            np.concatenate([*biases, np.empty(0, format.dtype)]),
+            np.concatenate([*biases, np.zeros(ALIGNMENT, format.dtype)]),  # vectors run over the end
             first,
             places[1],
         )
@@ -173,7 +173,7 @@ def _scratch(step: np.void, one: Operation, lanes: int) -> int:
         return winograd.scratch(step["y_width" if one.kind == TO_TILES else "x_width"], lanes)
     padded = max(step["left"] + step["x_width"], (step["y_width"] - 1) * step["across"] + step["window_width"])
     loaded = step["x_width"] * max(4, step["channels"]) if one.kind == LOAD else 0
-    return max(2 * padded, loaded) + 8 * lanes
+    return max(5 * padded, loaded) + (8 + step["across"]) * lanes
 
 
 def _phases(split: Operation) -> tuple[int, int]:

@@ -57,11 +57,11 @@ def _float_windows(isa: Isa) -> Callable:
 
 def _word_windows(isa: Isa) -> Callable:
     """Compiles what works window by window on words: pools."""
-    max_pool = pools.pool(isa, WORDS, maximum=True)
+    max_pool, mean_pool = pools.pool(isa, WORDS, maximum=True), word_planes.mean_pool(isa)
 
     def work(step, plane, memory, biases, line):
         if step.kind == MEAN_POOL:
-            word_planes.mean_pool(step, plane, memory, biases, line)
+            mean_pool(step, plane, memory, biases, line)
         else:
             max_pool(step, plane, memory, line)
 

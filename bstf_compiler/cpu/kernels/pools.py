@@ -29,6 +29,10 @@ def pool(isa: Isa, format: Format, maximum: bool) -> Callable:
         right = step.left + step.x_width
         end = max(right, (step.y_width - 1) * step.across + step.window_width)
         result = line[end + 2 * lanes :]
+        counts = line[end + 2 * lanes + step.y_width + lanes :]  # pixels of the image in the columns of a window
+        for column in range(0 if maximum else step.y_width):
+            left = column * step.across - step.left
+            counts[column] = min(step.x_width, left + step.window_width) - max(0, left)
         line[: step.left] = outside[padding]
         clear(step, memory, y, 0)
         for image in range(step.images):
@@ -55,10 +59,9 @@ def pool(isa: Isa, format: Format, maximum: bool) -> Callable:
                         values = join(values, met)
                     simd.store(values, result, column, 0)
                 if not maximum:
+                    rows = np.float32(last - first)
                     for column in range(step.y_width):
-                        left = column * step.across - step.left
-                        met_columns = min(step.x_width, left + step.window_width) - max(0, left)
-                        result[column] /= np.float32((last - first) * met_columns)
+                        result[column] /= rows * counts[column]
                 at = y + (image * step.y_rows + row) * step.y_pitch
                 for column in range(step.y_width):
                     memory[at + column] = result[column]
