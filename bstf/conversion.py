@@ -1,32 +1,20 @@
 """sparsify and densify: copies of a model with other layers of the same names and the same weights."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
-from keras.src.models.functional import Functional  # Keras exports no name for it
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from bstf.blocks import BlockShape
-from bstf.importance import Importance, block_scores
+from bstf.importance import Importance, model_scores
 from bstf.importance import get as get_importance
-from bstf.layers import GAMMA, MaskedConv2D, MaskedDense
+from bstf.layers import GAMMA
+from bstf.objective import Loss
+from bstf.places import MASKED, PLAIN, Selection, eligible, is_graph, is_masked, places
 from bstf.selection import check_ratio, check_scope, select
-
-_MASKED = {keras.layers.Conv2D: MaskedConv2D, keras.layers.Dense: MaskedDense}
-_PLAIN = {masked: plain for plain, masked in _MASKED.items()}
-
-Selection = str | Iterable[str] | Callable[[keras.Layer], bool] | None
-
-
-class Place(NamedTuple):
-    """A layer and where it stands: its name after the names of the nested models around it."""
-
-    path: str
-    layer: keras.Layer
 
 
 def sparsify(
@@ -38,6 +26,9 @@ def sparsify(
     scope: str = "layer",
     min_per_line: int = 1,
     layers: Selection = None,
+    data: Any = None,
+    loss: Loss = None,
+    seed: int = 0,
 ) -> keras.Model:
     """Copies a model with block-sparse convolutions and dense layers; the original stays as it is.
 
@@ -50,19 +41,28 @@ def sparsify(
         block: an int, or (input channels, output channels) of a block.
         ratio: the fraction of blocks that become zero, in [0, 1): each layer gets `floor(ratio * blocks +
             1/2)` zero blocks, less only what `min_per_line` forbids.
-        importance: how blocks are compared: "l1", "l2", "variance", or a callable `(kernel, block) -> scores`
-            with kernel (..., cin, cout) and one score a block, larger means keep.
+        importance: how blocks are compared. By their weights: "l1", "l2", "variance", "tensor_variance"; by
+            their weights and inputs: "wanda"; by what the loss on `data` does without them: "taylor",
+            "fisher", "hessian" (see `bstf.importance` for the formulas); or a callable
+            `(kernel, block) -> scores` with kernel (..., cin, cout) and one score a block, larger means keep.
         scope: "layer": the blocks of one layer compete with each other.
         min_per_line: kept blocks that every row and column of Γ needs at least.
         layers: which layers to convert, None for all: a regular expression that matches the whole name,
             names, or a callable `layer -> bool`. Inside nested models "model/layer" works too.
+        data: what the last four named criteria look at: a tuple `(x, y)` of arrays, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset` or any iterable of batches `(x, y)`; "wanda" takes x without y too. It is
+            read once; a few hundred training examples do.
+        loss: a Keras loss, its name, or a callable `(labels, outputs) -> loss`; None for the one the model is
+            compiled with.
+        seed: of the random vectors of "hessian".
 
     Returns:
         The copy, not compiled: compile it with a new optimizer.
 
     Raises:
-        ValueError: an argument is out of range, the model isn't built or can't be cloned, or a weight is NaN.
-        TypeError: `model` isn't a Keras model.
+        ValueError: an argument is out of range, the model isn't built or can't be cloned, a weight is NaN, or
+            a criterion misses data or a loss, or can't compute with them.
+        TypeError: `model` isn't a Keras model, or `data` is nothing that can be read.
 
     Example:
         >>> sparse = bstf.sparsify(model, block=8, ratio=0.5)
@@ -74,21 +74,22 @@ def sparsify(
     check_scope(scope)
     get_importance(importance)
     _check_model(model, "sparsify")
-    selected = _selected(model, layers)
+    targets = eligible(model, shape, layers)
     _check_finite(model)
+    scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
+    gammas = {id(layer): select(scores[path], ratio, min_per_line) for path, layer in targets}
 
     def masked(layer: keras.Layer) -> keras.Layer:
-        if id(layer) not in selected or ineligible(layer, shape) is not None:
+        if id(layer) not in gammas:
             return _same(layer)
         config = {**layer.get_config(), "block": list(shape)}
-        return (type(layer) if is_masked(layer) else _MASKED[type(layer)]).from_config(config)
+        return (type(layer) if is_masked(layer) else MASKED[type(layer)]).from_config(config)
 
     copy, copies = _clone(model, masked)
     for layer, new in copies:
         transfer_weights(layer, new)
-        if is_masked(new) and id(layer) in selected and ineligible(layer, shape) is None:
-            scores = block_scores(effective_kernel(layer), shape, importance, layer.name)
-            new.set_gamma(select(scores, ratio, min_per_line))
+        if id(layer) in gammas:
+            new.set_gamma(gammas[id(layer)])
     return copy
 
 
@@ -115,7 +116,7 @@ def densify(model: keras.Model) -> keras.Model:
             return _same(layer)
         config = layer.get_config()
         del config["block"]
-        return _PLAIN[type(layer)].from_config(config)
+        return PLAIN[type(layer)].from_config(config)
 
     copy, copies = _clone(model, plain)
     for layer, new in copies:
@@ -162,59 +163,6 @@ def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
         )
 
 
-def places(model: keras.Model) -> Iterator[Place]:
-    """Every layer of a model once, in the order of `model.layers`, nested models replaced by their layers."""
-    seen = set()
-
-    def walk(graph: keras.Model, prefix: str) -> Iterator[Place]:
-        for layer in graph.layers:
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            if is_graph(layer):
-                yield from walk(layer, f"{prefix}{layer.name}/")
-            else:
-                yield Place(prefix + layer.name, layer)
-
-    return walk(model, "")
-
-
-def is_graph(layer: keras.Layer) -> bool:
-    """Whether a layer is a model whose graph Keras knows: Sequential or functional."""
-    return isinstance(layer, (keras.Sequential, Functional))
-
-
-def is_masked(layer: keras.Layer) -> bool:
-    """Whether a layer is a MaskedConv2D or a MaskedDense."""
-    return type(layer) in _PLAIN
-
-
-def effective_kernel(layer: keras.Layer) -> np.ndarray:
-    """The kernel (..., cin, cout) that a built layer computes with, as float."""
-    return ops.convert_to_numpy(layer.masked_kernel() if is_masked(layer) else layer.kernel)
-
-
-def ineligible(layer: keras.Layer, block: BlockShape) -> str | None:
-    """Why a built layer can't get a Γ of such blocks, in a few words; None if it can."""
-    if type(layer) not in _MASKED and not is_masked(layer):
-        return f"{type(layer).__name__} has no block-sparse form"
-    return unfit(layer, block)
-
-
-def unfit(layer: keras.Layer, block: BlockShape) -> str | None:
-    """Why the kernel of a convolution or dense layer doesn't divide into such blocks; None if it does."""
-    if getattr(layer, "groups", 1) != 1:
-        return f"grouped (groups={layer.groups})"
-    if getattr(layer, "quantization_mode", None) is not None:
-        return f"quantised by Keras ({layer.quantization_mode})"
-    cin, cout = layer.kernel.shape[-2:]
-    if cin < block.bi:
-        return f"{cin} input channel{'s' * (cin > 1)}, fewer than the {block.bi} of a block"
-    if cout < block.bo:
-        return f"{cout} output channel{'s' * (cout > 1)}, fewer than the {block.bo} of a block"
-    return None
-
-
 def _owners(layer: keras.Layer) -> list[keras.Layer]:
     """The layer and the layers inside it, as far as they have variables of their own."""
     return [one for one in layer._flatten_layers() if one._trainable_variables or one._non_trainable_variables]
@@ -246,29 +194,6 @@ def _check_finite(model: keras.Model) -> None:
                     f"Layer '{path}' has NaN or infinite values in its {weight.name}: blocks can't be "
                     "compared by such weights. Load a checkpoint from before the training diverged."
                 )
-
-
-def _selected(model: keras.Model, layers: Selection) -> set[int]:
-    """The ids of the layers that the user wants converted."""
-    everything = list(places(model))
-    if layers is None:
-        return {id(layer) for _, layer in everything}
-    if callable(layers):
-        return {id(layer) for _, layer in everything if layers(layer)}
-    if isinstance(layers, str):
-        try:
-            pattern = re.compile(layers)
-        except re.error as error:
-            raise ValueError(f"layers={layers!r} is not a regular expression: {error}.") from error
-        chosen = {id(layer) for path, layer in everything if pattern.fullmatch(path) or pattern.fullmatch(layer.name)}
-        if not chosen:
-            raise ValueError(f"layers={layers!r} matches the whole name of no layer of '{model.name}'.")
-        return chosen
-    names = set(layers)
-    unknown = names - {name for path, layer in everything for name in (path, layer.name)}
-    if unknown:
-        raise ValueError(f"'{model.name}' has no layers named {', '.join(sorted(map(repr, unknown)))}.")
-    return {id(layer) for path, layer in everything if path in names or layer.name in names}
 
 
 def _clone(
