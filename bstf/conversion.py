@@ -1,6 +1,6 @@
 """sparsify and densify: copies of a model with other layers of the same names and the same weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,18 +9,18 @@ from keras import ops
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from bstf.blocks import BlockShape
-from bstf.importance import Importance, model_scores
+from bstf.importance import LOSS_UNITS, Importance, model_scores
 from bstf.importance import get as get_importance
 from bstf.layers import GAMMA
 from bstf.objective import Loss
 from bstf.places import MASKED, PLAIN, Selection, eligible, is_graph, is_masked, places
-from bstf.selection import check_ratio, check_scope, select
+from bstf.selection import check_ratio, check_scope, comparable, layer_ratios, select_all
 
 
 def sparsify(
     model: keras.Model,
     block: int | Sequence[int] = 8,
-    ratio: float = 0.5,
+    ratio: float | Mapping[str, float] = 0.5,
     *,
     importance: str | Importance = "l2",
     scope: str = "layer",
@@ -34,18 +34,24 @@ def sparsify(
 
     Every eligible `Conv2D` and `Dense` becomes a `MaskedConv2D` or `MaskedDense` of the same name, with the
     same weights on the blocks that Γ keeps and zeros elsewhere. `bstf.report` lists what was left alone,
-    and why.
+    and why. In a layer that is masked in such blocks already, what is dead stays dead.
 
     Args:
         model: a Sequential or functional model, with its weights; models nested in it are converted too.
         block: an int, or (input channels, output channels) of a block.
         ratio: the fraction of blocks that become zero, in [0, 1): each layer gets `floor(ratio * blocks +
-            1/2)` zero blocks, less only what `min_per_line` forbids.
+            1/2)` zero blocks, less only what `min_per_line` forbids. Or a dictionary of ratios by regular
+            expressions (or plain names) that match a whole layer name or "model/layer" path; the first that
+            matches counts, and a layer that none matches gets ratio 0: Γ, but no zeros.
         importance: how blocks are compared. By their weights: "l1", "l2", "variance", "tensor_variance"; by
             their weights and inputs: "wanda"; by what the loss on `data` does without them: "taylor",
             "fisher", "hessian" (see `bstf.importance` for the formulas); or a callable
             `(kernel, block) -> scores` with kernel (..., cin, cout) and one score a block, larger means keep.
-        scope: "layer": the blocks of one layer compete with each other.
+        scope: which blocks compete with each other. "layer": those of a layer. "column" or "row": those of a
+            column or row of Γ, all of which then keep as many blocks, so that cores and threads that share a
+            layer's outputs or inputs have even loads. "global": those of all layers together, by scores that
+            are divided by their layer's mean magnitude (see `bstf.selection.comparable` for why) unless they
+            are changes of the loss; `ratio` is then that of all blocks together.
         min_per_line: kept blocks that every row and column of Γ needs at least.
         layers: which layers to convert, None for all: a regular expression that matches the whole name,
             names, or a callable `layer -> bool`. Inside nested models "model/layer" works too.
@@ -70,14 +76,21 @@ def sparsify(
         >>> sparse.fit(x, y)
     """
     shape = BlockShape.of(block)
-    check_ratio(ratio)
+    if not isinstance(ratio, Mapping):
+        check_ratio(ratio)
     check_scope(scope)
     get_importance(importance)
     _check_model(model, "sparsify")
     targets = eligible(model, shape, layers)
     _check_finite(model)
     scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
-    gammas = {id(layer): select(scores[path], ratio, min_per_line) for path, layer in targets}
+    if scope == "global" and importance not in LOSS_UNITS:
+        scores = comparable(scores)
+    if isinstance(ratio, Mapping):
+        ratio = layer_ratios(list(scores), ratio)
+    previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in targets if _has_blocks(layer, shape)}
+    chosen = select_all(scores, ratio, min_per_line, scope=scope, previous=previous)
+    gammas = {id(layer): chosen[path] for path, layer in targets}
 
     def masked(layer: keras.Layer) -> keras.Layer:
         if id(layer) not in gammas:
@@ -183,6 +196,10 @@ def _check_model(model: keras.Model, action: str) -> None:
             f"{action} needs the weights of '{model.name}', which isn't built yet: start it with a "
             "keras.Input or call it on data once."
         )
+
+
+def _has_blocks(layer: keras.Layer, block: BlockShape) -> bool:
+    return is_masked(layer) and layer.block == block
 
 
 def _check_finite(model: keras.Model) -> None:

@@ -127,6 +127,15 @@ def test_sparsify_keeps_what_the_scores_say(name):
     assert sum((np.asarray(layer.gamma) == 0).sum() for _, layer in eligible(sparse, BLOCK)) > 0
 
 
+def test_sparsify_again_with_data_lets_nothing_come_back():
+    model, data = network()
+    once = bstf.sparsify(model, 4, 0.4, importance="hessian", data=data)
+    twice = bstf.sparsify(once, 4, 0.6, importance="hessian", data=data, loss="sparse_categorical_crossentropy")
+    for path, layer in eligible(twice, BlockShape(4, 4)):
+        before = np.asarray(dict(eligible(once, BlockShape(4, 4)))[path].gamma)
+        assert (np.asarray(layer.gamma) <= before).all(), path
+
+
 def test_criteria_order_differently():
     kernel = np.zeros((8, 24))
     kernel[:, :8] = 1.0  # large sum, no variance
