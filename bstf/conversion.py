@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from bstf.allocation import auto_ratios
 from bstf.blocks import BlockShape
 from bstf.importance import LOSS_UNITS, Importance, model_scores
 from bstf.importance import get as get_importance
@@ -20,7 +21,7 @@ from bstf.selection import check_ratio, check_scope, comparable, layer_ratios, s
 def sparsify(
     model: keras.Model,
     block: int | Sequence[int] = 8,
-    ratio: float | Mapping[str, float] = 0.5,
+    ratio: float | str | Mapping[str, float] = 0.5,
     *,
     importance: str | Importance = "l2",
     scope: str = "layer",
@@ -29,6 +30,8 @@ def sparsify(
     data: Any = None,
     loss: Loss = None,
     seed: int = 0,
+    target_macs: float | None = None,
+    target_bytes: float | None = None,
 ) -> keras.Model:
     """Copies a model with block-sparse convolutions and dense layers; the original stays as it is.
 
@@ -42,7 +45,10 @@ def sparsify(
         ratio: the fraction of blocks that become zero, in [0, 1): each layer gets `floor(ratio * blocks +
             1/2)` zero blocks, less only what `min_per_line` forbids. Or a dictionary of ratios by regular
             expressions (or plain names) that match a whole layer name or "model/layer" path; the first that
-            matches counts, and a layer that none matches gets ratio 0: Γ, but no zeros.
+            matches counts, and a layer that none matches gets ratio 0: Γ, but no zeros. Or "auto": each
+            layer gets the ratio by which the model meets `target_macs` or `target_bytes` at the least growth
+            of the loss, measured on `data` one layer at a time without training back (see `bstf.sensitivity`
+            and `bstf.allocation`), to within rounding to whole blocks.
         importance: how blocks are compared. By their weights: "l1", "l2", "variance", "tensor_variance"; by
             their weights and inputs: "wanda"; by what the loss on `data` does without them: "taylor",
             "fisher", "hessian" (see `bstf.importance` for the formulas); or a callable
@@ -55,12 +61,17 @@ def sparsify(
         min_per_line: kept blocks that every row and column of Γ needs at least.
         layers: which layers to convert, None for all: a regular expression that matches the whole name,
             names, or a callable `layer -> bool`. Inside nested models "model/layer" works too.
-        data: what the last four named criteria look at: a tuple `(x, y)` of arrays, a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or any iterable of batches `(x, y)`; "wanda" takes x without y too. It is
-            read once; a few hundred training examples do.
+        data: what ratio "auto" measures with, and what the last four named criteria look at: a tuple `(x, y)`
+            of arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches `(x, y)`;
+            "wanda" takes x without y too. It is read once by each of the two; a few hundred training examples
+            do.
         loss: a Keras loss, its name, or a callable `(labels, outputs) -> loss`; None for the one the model is
             compiled with.
         seed: of the random vectors of "hessian".
+        target_macs: with ratio "auto", the fraction of the dense model's multiply-adds that may remain, in
+            (0, 1]; what layers cost that can't be sparse is counted.
+        target_bytes: with ratio "auto", the same for the bytes of all kernels (biases and batch normalisation
+            aren't counted), whatever the number format.
 
     Returns:
         The copy, not compiled: compile it with a new optimizer.
@@ -76,9 +87,8 @@ def sparsify(
         >>> sparse.fit(x, y)
     """
     shape = BlockShape.of(block)
-    if not isinstance(ratio, Mapping):
-        check_ratio(ratio)
     check_scope(scope)
+    _check_targets(ratio, scope, data, target_macs, target_bytes)
     get_importance(importance)
     _check_model(model, "sparsify")
     targets = eligible(model, shape, layers)
@@ -86,9 +96,12 @@ def sparsify(
     scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
     if scope == "global" and importance not in LOSS_UNITS:
         scores = comparable(scores)
+    previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in targets if _has_blocks(layer, shape)}
     if isinstance(ratio, Mapping):
         ratio = layer_ratios(list(scores), ratio)
-    previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in targets if _has_blocks(layer, shape)}
+    elif ratio == "auto":
+        wanted = {"macs": target_macs, "weights": target_bytes, "min_per_line": min_per_line, "scope": scope}
+        ratio = auto_ratios(model, targets, scores, shape, data, loss, previous=previous, **wanted)
     chosen = select_all(scores, ratio, min_per_line, scope=scope, previous=previous)
     gammas = {id(layer): chosen[path] for path, layer in targets}
 
@@ -196,6 +209,22 @@ def _check_model(model: keras.Model, action: str) -> None:
             f"{action} needs the weights of '{model.name}', which isn't built yet: start it with a "
             "keras.Input or call it on data once."
         )
+
+
+def _check_targets(ratio: Any, scope: str, data: Any, macs: float | None, weights: float | None) -> None:
+    """Raises a ValueError unless there is a ratio, or "auto" with what it needs."""
+    targets = (macs is not None) + (weights is not None)
+    if ratio != "auto":
+        if not isinstance(ratio, Mapping):
+            check_ratio(ratio)
+        if targets:
+            raise ValueError("target_macs and target_bytes choose the ratios of layers: use them with ratio='auto'.")
+    elif targets != 1:
+        raise ValueError("ratio='auto' needs a target: give target_macs or target_bytes, one of them.")
+    elif scope == "global":
+        raise ValueError("scope='global' and ratio='auto' both choose the ratios of layers: use one of them.")
+    elif data is None:
+        raise ValueError("ratio='auto' measures the loss of sparse layers: give data=(x, y) or batches of it.")
 
 
 def _has_blocks(layer: keras.Layer, block: BlockShape) -> bool:
