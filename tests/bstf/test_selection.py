@@ -248,7 +248,7 @@ def test_a_ratio_for_each_layer():
 
 
 def test_many_short_lines_of_a_large_layer_take_little_time():
-    """The old way, a search over all blocks for each short line, takes minutes."""
+    """A search over all blocks for each short line takes 40 s here."""
     rng = np.random.default_rng(0)
     scores = np.outer(rng.random(3136) ** 6, rng.random(512) ** 6) * rng.random((3136, 512))
     start = time.process_time()
