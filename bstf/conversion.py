@@ -1,68 +1,85 @@
 """sparsify and densify: copies of a model with other layers of the same names and the same weights."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
-from keras.src.models.functional import Functional  # Keras exports no name for it
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from bstf.allocation import auto_ratios
 from bstf.blocks import BlockShape
-from bstf.importance import Importance, block_scores
+from bstf.importance import LOSS_UNITS, Importance, model_scores
 from bstf.importance import get as get_importance
-from bstf.layers import GAMMA, MaskedConv2D, MaskedDense
-from bstf.selection import check_ratio, check_scope, select
-
-_MASKED = {keras.layers.Conv2D: MaskedConv2D, keras.layers.Dense: MaskedDense}
-_PLAIN = {masked: plain for plain, masked in _MASKED.items()}
-
-Selection = str | Iterable[str] | Callable[[keras.Layer], bool] | None
-
-
-class Place(NamedTuple):
-    """A layer and where it stands: its name after the names of the nested models around it."""
-
-    path: str
-    layer: keras.Layer
+from bstf.layers import GAMMA
+from bstf.objective import Loss
+from bstf.places import MASKED, PLAIN, Selection, eligible, is_graph, is_masked, places
+from bstf.selection import check_ratio, check_scope, comparable, layer_ratios, select_all
 
 
 def sparsify(
     model: keras.Model,
     block: int | Sequence[int] = 8,
-    ratio: float = 0.5,
+    ratio: float | str | Mapping[str, float] = 0.5,
     *,
     importance: str | Importance = "l2",
     scope: str = "layer",
     min_per_line: int = 1,
     layers: Selection = None,
+    data: Any = None,
+    loss: Loss = None,
+    seed: int = 0,
+    target_macs: float | None = None,
+    target_bytes: float | None = None,
 ) -> keras.Model:
     """Copies a model with block-sparse convolutions and dense layers; the original stays as it is.
 
     Every eligible `Conv2D` and `Dense` becomes a `MaskedConv2D` or `MaskedDense` of the same name, with the
     same weights on the blocks that Γ keeps and zeros elsewhere. `bstf.report` lists what was left alone,
-    and why.
+    and why. In a layer that is masked in such blocks already, what is dead stays dead.
 
     Args:
         model: a Sequential or functional model, with its weights; models nested in it are converted too.
         block: an int, or (input channels, output channels) of a block.
         ratio: the fraction of blocks that become zero, in [0, 1): each layer gets `floor(ratio * blocks +
-            1/2)` zero blocks, less only what `min_per_line` forbids.
-        importance: how blocks are compared: "l1", "l2", "variance", or a callable `(kernel, block) -> scores`
-            with kernel (..., cin, cout) and one score a block, larger means keep.
-        scope: "layer": the blocks of one layer compete with each other.
+            1/2)` zero blocks, less only what `min_per_line` forbids. Or a dictionary of ratios by regular
+            expressions (or plain names) that match a whole layer name or "model/layer" path; the first that
+            matches counts, and a layer that none matches gets ratio 0: Γ, but no zeros. Or "auto": each
+            layer gets the ratio by which the model meets `target_macs` or `target_bytes` at the least growth
+            of the loss, measured on `data` one layer at a time without training back (see `bstf.sensitivity`
+            and `bstf.allocation`), to within rounding to whole blocks.
+        importance: how blocks are compared. By their weights: "l1", "l2", "variance", "tensor_variance"; by
+            their weights and inputs: "wanda"; by what the loss on `data` does without them: "taylor",
+            "fisher", "hessian" (see `bstf.importance` for the formulas); or a callable
+            `(kernel, block) -> scores` with kernel (..., cin, cout) and one score a block, larger means keep.
+        scope: which blocks compete with each other. "layer": those of a layer. "column" or "row": those of a
+            column or row of Γ, all of which then keep as many blocks, so that cores and threads that share a
+            layer's outputs or inputs have even loads. "global": those of all layers together, by scores that
+            are divided by their layer's mean magnitude (see `bstf.selection.comparable` for why) unless they
+            are changes of the loss; `ratio` is then that of all blocks together.
         min_per_line: kept blocks that every row and column of Γ needs at least.
         layers: which layers to convert, None for all: a regular expression that matches the whole name,
             names, or a callable `layer -> bool`. Inside nested models "model/layer" works too.
+        data: what ratio "auto" measures with, and what the last four named criteria look at: a tuple `(x, y)`
+            of arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches `(x, y)`;
+            "wanda" takes x without y too. It is read once by each of the two; a few hundred training examples
+            do.
+        loss: a Keras loss, its name, or a callable `(labels, outputs) -> loss`; None for the one the model is
+            compiled with.
+        seed: of the random vectors of "hessian".
+        target_macs: with ratio "auto", the fraction of the dense model's multiply-adds that may remain, in
+            (0, 1]; what layers cost that can't be sparse is counted.
+        target_bytes: with ratio "auto", the same for the bytes of all kernels (biases and batch normalisation
+            aren't counted), whatever the number format.
 
     Returns:
         The copy, not compiled: compile it with a new optimizer.
 
     Raises:
-        ValueError: an argument is out of range, the model isn't built or can't be cloned, or a weight is NaN.
-        TypeError: `model` isn't a Keras model.
+        ValueError: an argument is out of range, the model isn't built or can't be cloned, a weight is NaN, or
+            a criterion misses data or a loss, or can't compute with them.
+        TypeError: `model` isn't a Keras model, or `data` is nothing that can be read.
 
     Example:
         >>> sparse = bstf.sparsify(model, block=8, ratio=0.5)
@@ -70,25 +87,35 @@ def sparsify(
         >>> sparse.fit(x, y)
     """
     shape = BlockShape.of(block)
-    check_ratio(ratio)
     check_scope(scope)
+    _check_targets(ratio, scope, data, target_macs, target_bytes)
     get_importance(importance)
     _check_model(model, "sparsify")
-    selected = _selected(model, layers)
+    targets = eligible(model, shape, layers)
     _check_finite(model)
+    scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
+    if scope == "global" and importance not in LOSS_UNITS:
+        scores = comparable(scores)
+    previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in targets if _has_blocks(layer, shape)}
+    if isinstance(ratio, Mapping):
+        ratio = layer_ratios(list(scores), ratio)
+    elif ratio == "auto":
+        wanted = {"macs": target_macs, "weights": target_bytes, "min_per_line": min_per_line, "scope": scope}
+        ratio = auto_ratios(model, targets, scores, shape, data, loss, previous=previous, **wanted)
+    chosen = select_all(scores, ratio, min_per_line, scope=scope, previous=previous)
+    gammas = {id(layer): chosen[path] for path, layer in targets}
 
     def masked(layer: keras.Layer) -> keras.Layer:
-        if id(layer) not in selected or ineligible(layer, shape) is not None:
+        if id(layer) not in gammas:
             return _same(layer)
         config = {**layer.get_config(), "block": list(shape)}
-        return (type(layer) if is_masked(layer) else _MASKED[type(layer)]).from_config(config)
+        return (type(layer) if is_masked(layer) else MASKED[type(layer)]).from_config(config)
 
     copy, copies = _clone(model, masked)
     for layer, new in copies:
         transfer_weights(layer, new)
-        if is_masked(new) and id(layer) in selected and ineligible(layer, shape) is None:
-            scores = block_scores(effective_kernel(layer), shape, importance, layer.name)
-            new.set_gamma(select(scores, ratio, min_per_line))
+        if id(layer) in gammas:
+            new.set_gamma(gammas[id(layer)])
     return copy
 
 
@@ -115,7 +142,7 @@ def densify(model: keras.Model) -> keras.Model:
             return _same(layer)
         config = layer.get_config()
         del config["block"]
-        return _PLAIN[type(layer)].from_config(config)
+        return PLAIN[type(layer)].from_config(config)
 
     copy, copies = _clone(model, plain)
     for layer, new in copies:
@@ -162,59 +189,6 @@ def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
         )
 
 
-def places(model: keras.Model) -> Iterator[Place]:
-    """Every layer of a model once, in the order of `model.layers`, nested models replaced by their layers."""
-    seen = set()
-
-    def walk(graph: keras.Model, prefix: str) -> Iterator[Place]:
-        for layer in graph.layers:
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            if is_graph(layer):
-                yield from walk(layer, f"{prefix}{layer.name}/")
-            else:
-                yield Place(prefix + layer.name, layer)
-
-    return walk(model, "")
-
-
-def is_graph(layer: keras.Layer) -> bool:
-    """Whether a layer is a model whose graph Keras knows: Sequential or functional."""
-    return isinstance(layer, (keras.Sequential, Functional))
-
-
-def is_masked(layer: keras.Layer) -> bool:
-    """Whether a layer is a MaskedConv2D or a MaskedDense."""
-    return type(layer) in _PLAIN
-
-
-def effective_kernel(layer: keras.Layer) -> np.ndarray:
-    """The kernel (..., cin, cout) that a built layer computes with, as float."""
-    return ops.convert_to_numpy(layer.masked_kernel() if is_masked(layer) else layer.kernel)
-
-
-def ineligible(layer: keras.Layer, block: BlockShape) -> str | None:
-    """Why a built layer can't get a Γ of such blocks, in a few words; None if it can."""
-    if type(layer) not in _MASKED and not is_masked(layer):
-        return f"{type(layer).__name__} has no block-sparse form"
-    return unfit(layer, block)
-
-
-def unfit(layer: keras.Layer, block: BlockShape) -> str | None:
-    """Why the kernel of a convolution or dense layer doesn't divide into such blocks; None if it does."""
-    if getattr(layer, "groups", 1) != 1:
-        return f"grouped (groups={layer.groups})"
-    if getattr(layer, "quantization_mode", None) is not None:
-        return f"quantised by Keras ({layer.quantization_mode})"
-    cin, cout = layer.kernel.shape[-2:]
-    if cin < block.bi:
-        return f"{cin} input channel{'s' * (cin > 1)}, fewer than the {block.bi} of a block"
-    if cout < block.bo:
-        return f"{cout} output channel{'s' * (cout > 1)}, fewer than the {block.bo} of a block"
-    return None
-
-
 def _owners(layer: keras.Layer) -> list[keras.Layer]:
     """The layer and the layers inside it, as far as they have variables of their own."""
     return [one for one in layer._flatten_layers() if one._trainable_variables or one._non_trainable_variables]
@@ -237,6 +211,26 @@ def _check_model(model: keras.Model, action: str) -> None:
         )
 
 
+def _check_targets(ratio: Any, scope: str, data: Any, macs: float | None, weights: float | None) -> None:
+    """Raises a ValueError unless there is a ratio, or "auto" with what it needs."""
+    targets = (macs is not None) + (weights is not None)
+    if ratio != "auto":
+        if not isinstance(ratio, Mapping):
+            check_ratio(ratio)
+        if targets:
+            raise ValueError("target_macs and target_bytes choose the ratios of layers: use them with ratio='auto'.")
+    elif targets != 1:
+        raise ValueError("ratio='auto' needs a target: give target_macs or target_bytes, one of them.")
+    elif scope == "global":
+        raise ValueError("scope='global' and ratio='auto' both choose the ratios of layers: use one of them.")
+    elif data is None:
+        raise ValueError("ratio='auto' measures the loss of sparse layers: give data=(x, y) or batches of it.")
+
+
+def _has_blocks(layer: keras.Layer, block: BlockShape) -> bool:
+    return is_masked(layer) and layer.block == block
+
+
 def _check_finite(model: keras.Model) -> None:
     for path, layer in places(model):
         for weight in layer.weights:
@@ -246,29 +240,6 @@ def _check_finite(model: keras.Model) -> None:
                     f"Layer '{path}' has NaN or infinite values in its {weight.name}: blocks can't be "
                     "compared by such weights. Load a checkpoint from before the training diverged."
                 )
-
-
-def _selected(model: keras.Model, layers: Selection) -> set[int]:
-    """The ids of the layers that the user wants converted."""
-    everything = list(places(model))
-    if layers is None:
-        return {id(layer) for _, layer in everything}
-    if callable(layers):
-        return {id(layer) for _, layer in everything if layers(layer)}
-    if isinstance(layers, str):
-        try:
-            pattern = re.compile(layers)
-        except re.error as error:
-            raise ValueError(f"layers={layers!r} is not a regular expression: {error}.") from error
-        chosen = {id(layer) for path, layer in everything if pattern.fullmatch(path) or pattern.fullmatch(layer.name)}
-        if not chosen:
-            raise ValueError(f"layers={layers!r} matches the whole name of no layer of '{model.name}'.")
-        return chosen
-    names = set(layers)
-    unknown = names - {name for path, layer in everything for name in (path, layer.name)}
-    if unknown:
-        raise ValueError(f"'{model.name}' has no layers named {', '.join(sorted(map(repr, unknown)))}.")
-    return {id(layer) for path, layer in everything if path in names or layer.name in names}
 
 
 def _clone(

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 
 from bstf.blocks import BlockShape, nonzero_blocks
-from bstf.conversion import densify, effective_kernel, is_masked, places
+from bstf.conversion import densify
+from bstf.places import effective_kernel, is_masked, places
 from bstf.quantization.fixed_point import FixedPoint, FixedPointConv2D, FixedPointDense
 
 _DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse

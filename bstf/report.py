@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,17 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bstf.blocks import BlockShape, expand, grid, nonzero_blocks
-from bstf.conversion import effective_kernel, ineligible, is_graph, is_masked, places, unfit
-
-# Layers that multiply their whole kernel at every output position.
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Dense,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-)
+from bstf.places import CONVOLUTIONS, effective_kernel, ineligible, is_masked, output_positions, places, unfit
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ def report(model: keras.Model, block: int | Sequence[int] = 8) -> SparsityReport
     if not isinstance(model, keras.Model):
         raise TypeError(f"report takes a keras.Model; got {type(model).__name__}.")
     default = BlockShape.of(block)
-    positions = _positions(model)
+    positions = output_positions(model)
     rows = []
     for path, outer in places(model):
         for layer in outer._flatten_layers():
@@ -186,7 +175,7 @@ def _row(name: str, layer: keras.Layer, default: BlockShape, positions: int | No
     reason = unfit(layer, block) if hasattr(layer, "block") else ineligible(layer, block)
     if reason is not None:
         kernel = next(tuple(weight.shape) for weight in _own_weights(layer) if len(weight.shape) > 1)
-        known = positions is not None and isinstance(layer, _CONVOLUTIONS)
+        known = positions is not None and isinstance(layer, CONVOLUTIONS)
         macs = positions * math.prod(kernel) if known else None
         return LayerSparsity(name, kernel, tuple(block), None, 0, 0.0, macs, macs, reason)
     kernel = effective_kernel(layer)
@@ -208,30 +197,6 @@ def _row(name: str, layer: keras.Layer, default: BlockShape, positions: int | No
 
 def _own_weights(layer: keras.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
-
-
-def _positions(model: keras.Model) -> dict[int, int | None]:
-    """Output positions (pixels) that each layer computes for one input, by id; None where a size is open."""
-    counts: dict[int, int | None] = {}
-
-    def walk(graph: keras.Model) -> None:
-        function = graph._functional if isinstance(graph, keras.Sequential) else graph
-        if function is None:
-            return
-        for node in itertools.chain.from_iterable(function._nodes_by_depth.values()):
-            layer = node.operation
-            if is_graph(layer):
-                walk(layer)
-                continue
-            shape = node.outputs[0].shape
-            first = getattr(layer, "data_format", None) == "channels_first"
-            sizes = shape[2:] if first else shape[1:-1]
-            before = counts.get(id(layer), 0)
-            counts[id(layer)] = None if None in (before, *sizes) else before + math.prod(sizes)
-
-    if is_graph(model):
-        walk(model)
-    return counts
 
 
 def _total(counts: Iterable[int | None]) -> int | None:

@@ -1,19 +1,22 @@
-"""Which blocks a layer keeps: scores -> Γ. Pure functions of NumPy arrays.
+"""Which blocks layers keep: scores -> Γ. Pure functions of NumPy arrays.
 
 Γ keeps the blocks whose scores have the largest sum, among all Γ with the wanted number of zeros and at
 least `min_per_line` kept blocks in every row (input channels that still reach something) and column
-(outputs that still depend on something). The best blocks alone may leave a line short; then one kept block
-after the other is exchanged along the cheapest chain of exchanges that gives the line a block and leaves no
-other line short. This is the successive shortest path method for a minimum cost flow (Ahuja, Magnanti,
-Orlin, Network Flows, section 9.7): the sum stays the largest possible after every exchange.
+(outputs that still depend on something). The best blocks alone may leave a line short; then blocks are
+exchanged, see `bstf.exchange`.
 """
 
+import difflib
 import math
 import numbers
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-SCOPES = ("layer",)
+from bstf.exchange import Exchange
+
+SCOPES = ("layer", "global", "column", "row")
 # Scores become integers of this size, so that the lengths of chains are exact and ties are ties.
 _RESOLUTION = 2.0**36
 
@@ -28,9 +31,12 @@ def check_ratio(ratio: float) -> float:
 
 
 def check_scope(scope: str) -> str:
-    """Returns `scope`, over which blocks compete with each other, or raises a ValueError if it is unknown."""
+    """Returns `scope`, which blocks compete with each other, or raises a ValueError if it is unknown."""
     if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(SCOPES)} (each layer meets the ratio); got {scope!r}.")
+        raise ValueError(
+            f"scope must be one of {', '.join(SCOPES)}: blocks compete with those of their layer, of all layers, "
+            f"or of their column or row of Γ; got {scope!r}."
+        )
     return scope
 
 
@@ -50,26 +56,38 @@ def kept_blocks(rows: int, cols: int, ratio: float, min_per_line: int = 1) -> in
     Raises:
         ValueError: `ratio` isn't in [0, 1), or `min_per_line` isn't an integer of at least 0.
     """
-    zeros = math.floor(check_ratio(ratio) * rows * cols + 0.5)
-    per_row, per_col = _floors(rows, cols, min_per_line)
-    return max(rows * cols - zeros, rows * per_row, cols * per_col)
+    return max(rows * cols - _zeros(ratio, rows * cols), _fewest((rows, cols), min_per_line))
 
 
-def select(scores: np.ndarray, ratio: float, min_per_line: int = 1) -> np.ndarray:
-    """Chooses the blocks to keep.
+def select(
+    scores: np.ndarray,
+    ratio: float,
+    min_per_line: int = 1,
+    *,
+    scope: str = "layer",
+    previous: np.ndarray | None = None,
+) -> np.ndarray:
+    """Chooses the blocks that one layer keeps.
 
     Args:
         scores: (rows, cols), finite; larger means keep.
         ratio: fraction of zero blocks, in [0, 1).
         min_per_line: kept blocks that every row and column of Γ needs at least.
+        scope: "layer": all blocks compete. "column": every column keeps as many blocks, so that all outputs
+            cost the same and cores or threads that share them have even loads. "row": every row does.
+        previous: an earlier Γ of the layer: blocks that are zero in it stay zero. If it has more zeros than
+            wanted it comes back as it is; a line that keeps too few in it keeps those.
 
     Returns:
-        Γ: float32 (rows, cols) with `kept_blocks(...)` ones, whose scores have the largest sum possible (to
-            one part in 2**36 of the largest score). Equal scores: the block that comes first in row order
-            is kept.
+        Γ: float32 (rows, cols) whose scores have the largest sum possible (to one part in 2**36 of the
+        largest score). It has `kept_blocks(...)` ones; or `rows - floor(ratio * rows + 1/2)` in every
+        column for scope "column", or the fewest more that `min_per_line` allows. Only a `previous` can make
+        these numbers smaller, or larger where its zeros leave no other way to fill the lines. Equal scores:
+        the block that comes first in row order is kept.
 
     Raises:
-        ValueError: `ratio` isn't in [0, 1), or `min_per_line` isn't an integer of at least 0.
+        ValueError: `ratio` isn't in [0, 1), `min_per_line` isn't an integer of at least 0, `scope` is
+            "global" or unknown, or `previous` has another shape.
 
     Example:
         >>> select(np.array([[4.0, 3.0], [2.0, 1.0]]), ratio=0.5)
@@ -77,20 +95,183 @@ def select(scores: np.ndarray, ratio: float, min_per_line: int = 1) -> np.ndarra
                [0., 1.]], dtype=float32)
     """
     scores = np.asarray(scores, dtype=np.float64)
-    rows, cols = scores.shape
-    per_row, per_col = _floors(rows, cols, min_per_line)
-    best = np.argsort(-scores, axis=None, kind="stable")[: kept_blocks(rows, cols, ratio, min_per_line)]
-    keep = np.zeros(scores.shape, dtype=bool)
-    keep.flat[best] = True
+    alive = np.ones(scores.shape, dtype=bool) if previous is None else np.asarray(previous) != 0
+    if alive.shape != scores.shape:
+        raise ValueError(f"previous is a Γ of shape {alive.shape}, but the scores are {scores.shape}.")
+    if check_scope(scope) == "row":
+        return _best_of_columns(scores.T, ratio, min_per_line, alive.T).T.astype(np.float32)
+    if scope == "column":
+        return _best_of_columns(scores, ratio, min_per_line, alive).astype(np.float32)
+    if scope == "global":
+        raise ValueError("scope='global' compares layers with each other: use select_all.")
+    return _best(scores, scores.size - _zeros(ratio, scores.size), min_per_line, alive).astype(np.float32)
 
-    values = np.rint(scores / (np.abs(scores).max() or 1.0) * _RESOLUTION)
-    for row in range(rows):
-        while keep[row].sum() < per_row:
-            _give_row_a_block(keep, values, row, per_row, per_col)
-    for col in range(cols):
-        while keep[:, col].sum() < per_col:
-            _give_row_a_block(keep.T, values.T, col, per_col, per_row)
-    return keep.astype(np.float32)
+
+def select_all(
+    scores: Mapping[str, np.ndarray],
+    ratio: float | Mapping[str, float],
+    min_per_line: int = 1,
+    *,
+    scope: str = "layer",
+    previous: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Chooses the blocks that every layer of a model keeps.
+
+    With scope "global" every layer keeps as many blocks as it has among the best of all layers, and at least
+    the fewest that `min_per_line` allows it, which the other layers make up for; then `select` chooses them
+    in each layer. The scores must be comparable between layers: see `comparable`.
+
+    Args:
+        scores: (rows, cols) for each layer, by its name.
+        ratio: fraction of zero blocks; for scope "global" of all layers' blocks together, else of each
+            layer's, one for all or one for each name.
+        min_per_line: kept blocks that every row and column of a Γ needs at least.
+        scope: "layer", "global", "column" or "row".
+        previous: earlier Γ by layers' names, for all layers or some; blocks that are zero in it stay zero.
+
+    Returns:
+        Γ: float32 (rows, cols) for each layer.
+
+    Raises:
+        ValueError: as `select`; or scope is "global" and there is a ratio for each layer.
+
+    Example:
+        >>> select_all({"a": np.ones((4, 4)), "b": 2 * np.ones((4, 4))}, 0.5, scope="global")
+    """
+    previous = previous or {}
+    if check_scope(scope) != "global":
+        ratios = ratio if isinstance(ratio, Mapping) else dict.fromkeys(scores, ratio)
+        return {
+            name: select(layer, ratios[name], min_per_line, scope=scope, previous=previous.get(name))
+            for name, layer in scores.items()
+        }
+    if isinstance(ratio, Mapping):
+        raise ValueError("scope='global' lets all layers compete for one ratio: give a number, or another scope.")
+    alive = {name: np.asarray(previous.get(name, np.ones(layer.shape))) != 0 for name, layer in scores.items()}
+    counts = _global_counts(scores, ratio, min_per_line, alive)
+    return {
+        name: _best(np.asarray(layer, dtype=np.float64), counts[name], min_per_line, alive[name]).astype(np.float32)
+        for name, layer in scores.items()
+    }
+
+
+def comparable(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Divides the scores of each layer by their mean magnitude, so that layers can be compared by them.
+
+    The size of a layer's weights says little: batch normalisation makes it arbitrary, and a block of a 3x3
+    kernel sums over nine times the weights of a 1x1 kernel's. Blocks are compared by how far they stand
+    above or below their layer's own. Scores in units of the loss need no such thing.
+
+    Args:
+        scores: (rows, cols) for each layer. Blocks of score 0, dead already, don't count for the mean.
+
+    Returns:
+        The same with a mean magnitude of 1; layers of zeros as they are.
+
+    Example:
+        >>> comparable({"a": np.array([[1.0, 3.0]])})
+        {'a': array([[0.5, 1.5]])}
+    """
+    means = {name: np.abs(layer[layer != 0]).mean() if np.any(layer) else 1.0 for name, layer in scores.items()}
+    return {name: layer / means[name] for name, layer in scores.items()}
+
+
+def layer_ratios(names: Sequence[str], ratio: Mapping[str, float]) -> dict[str, float]:
+    """Finds the ratio of every layer.
+
+    Args:
+        names: the layers' paths, "model/layer" inside nested models.
+        ratio: ratios by regular expressions, or plain names, for the whole path or the name at its end. The
+            first that matches counts.
+
+    Returns:
+        A ratio for each name; 0, which keeps all blocks, for a layer that nothing matches. A last entry
+        ".*" says otherwise.
+
+    Raises:
+        ValueError: a ratio isn't in [0, 1), a key is no regular expression or matches no layer.
+
+    Example:
+        >>> layer_ratios(["stem", "block1/conv"], {"stem": 0.25, ".*conv": 0.75})
+        {'stem': 0.25, 'block1/conv': 0.75}
+    """
+    found = dict.fromkeys(names, 0.0)
+    for pattern, value in reversed(ratio.items()):
+        check_ratio(value)
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"ratio has the key {pattern!r}, which isn't a regular expression: {error}.") from error
+        matched = [name for name in names if compiled.fullmatch(name) or compiled.fullmatch(name.rpartition("/")[2])]
+        if not matched:
+            known = [*names, *(name.rpartition("/")[2] for name in names)]
+            close = difflib.get_close_matches(pattern, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"they are {', '.join(names)}."
+            raise ValueError(f"ratio has the key {pattern!r}, which matches no layer that can be made sparse; {hint}")
+        found.update(dict.fromkeys(matched, float(value)))
+    return found
+
+
+def _best(scores: np.ndarray, count: int, min_per_line: int, alive: np.ndarray) -> np.ndarray:
+    """The `count` blocks of largest sum, or more, that leave no line short: bool (rows, cols)."""
+    row_floor, col_floor = _floors_of(alive, min_per_line)
+    count = max(count, row_floor.sum(), col_floor.sum())
+    values = _whole_numbers(scores, alive)
+    kept = np.argsort(-values, axis=None, kind="stable")[: min(count, int(alive.sum()))]
+    keep = np.zeros(scores.shape, dtype=bool)
+    keep.flat[kept] = True
+    threshold = values.flat[kept[-1]] if len(kept) else 0.0
+    bonuses = np.zeros(scores.shape[0]), np.zeros(scores.shape[1])
+    exchange = Exchange(keep, values, row_floor, col_floor, *bonuses, threshold)
+    wide = scores.shape[0] < scores.shape[1]
+    if wide:  # the long side first takes far less time
+        exchange = exchange.transposed()
+    exchange.fill_rows()
+    keep = exchange.transposed().fill_rows()
+    return keep if wide else keep.T
+
+
+def _best_of_columns(scores: np.ndarray, ratio: float, min_per_line: int, alive: np.ndarray) -> np.ndarray:
+    """The blocks of largest sum, as many in every column, that leave no row short: bool (rows, cols)."""
+    rows, cols = scores.shape
+    row_floor, col_floor = _floors_of(alive, min_per_line)
+    count = max(rows - _zeros(ratio, rows), col_floor.max(), -(-row_floor.sum() // cols))
+    values = _whole_numbers(scores, alive)
+    ranks = np.argsort(np.argsort(-values, axis=0, kind="stable"), axis=0, kind="stable")
+    keep = (ranks < count) & alive
+    worst = np.where(keep, values, np.inf).min(axis=0, initial=np.inf)
+    bonus = np.where(np.isfinite(worst), -worst, 0.0)  # of a column without any block: whatever
+    Exchange(keep, values, row_floor, col_floor, np.zeros(rows), bonus, fixed=True).fill_rows()
+    return keep
+
+
+def _global_counts(
+    scores: Mapping[str, np.ndarray], ratio: float, min_per_line: int, alive: Mapping[str, np.ndarray]
+) -> dict[str, int]:
+    """How many blocks each layer keeps of the best of all."""
+    fewest = {name: min(int(alive[name].sum()), _fewest(one.shape, min_per_line)) for name, one in scores.items()}
+    total = sum(one.size for one in scores.values())
+    total -= _zeros(ratio, total)
+    counts: dict[str, int] = {}
+    while True:
+        free = [name for name in scores if name not in counts]
+        values = np.concatenate([np.asarray(scores[name])[alive[name]] for name in free] or [np.zeros(0)])
+        owners = np.concatenate([np.full(int(alive[name].sum()), i) for i, name in enumerate(free)] or [np.zeros(0)])
+        best = np.argsort(-values, kind="stable")[: max(0, total - sum(counts.values()))]
+        found = dict(zip(free, np.bincount(owners[best].astype(int), minlength=len(free)).tolist()))
+        short = {name: fewest[name] for name in free if found[name] < fewest[name]}
+        if not short:
+            return counts | found
+        counts |= short
+
+
+def _fewest(shape: tuple[int, int], min_per_line: int) -> int:
+    per_row, per_col = _floors(*shape, min_per_line)
+    return max(shape[0] * per_row, shape[1] * per_col)
+
+
+def _zeros(ratio: float, blocks: int) -> int:
+    return math.floor(check_ratio(ratio) * blocks + 0.5)
 
 
 def _floors(rows: int, cols: int, min_per_line: int) -> tuple[int, int]:
@@ -100,46 +281,12 @@ def _floors(rows: int, cols: int, min_per_line: int) -> tuple[int, int]:
     return min(int(min_per_line), cols), min(int(min_per_line), rows)
 
 
-def _give_row_a_block(keep: np.ndarray, values: np.ndarray, row: int, per_row: int, per_col: int) -> None:
-    """Adds one block to `row` and removes one elsewhere at the least loss of value; changes `keep`.
-
-    A chain adds a block in a row and drops one in a column, in turn: from `row` to a column (block added),
-    from a column to a row (block dropped there), ... until a row that can spare a block. A column that can
-    spare a block may also take the place of any other. Bellman-Ford finds the cheapest chain; whole numbers
-    make it exact.
-    """
-    rows, cols = keep.shape
-    spare_row = keep.sum(axis=1) > per_row
-    spare_col = keep.sum(axis=0) > per_col
-    added_cost = np.where(keep, np.inf, -values)
-    dropped_cost = np.where(keep, values, np.inf)
-    row_cost, row_from = np.full(rows, np.inf), np.zeros(rows, dtype=int)
-    col_cost, col_from = np.full(cols, np.inf), np.zeros(cols, dtype=int)  # ~column: in place of that column
-    row_cost[row] = 0.0
-
-    changed = True
-    while changed:
-        reached = row_cost[:, None] + added_cost
-        changed = _relax(col_cost, col_from, reached.min(axis=0), reached.argmin(axis=0))
-        cheapest = int(col_cost.argmin())
-        replaced = np.where(spare_col, col_cost[cheapest], np.inf)
-        changed |= _relax(col_cost, col_from, replaced, np.full(cols, ~cheapest))
-        reached = col_cost[None, :] + dropped_cost
-        changed |= _relax(row_cost, row_from, reached.min(axis=1), reached.argmin(axis=1))
-
-    at = int(np.where(spare_row, row_cost, np.inf).argmin())
-    while at != row:
-        col = row_from[at]
-        keep[at, col] = False
-        while col_from[col] < 0:
-            col = ~col_from[col]
-        at = col_from[col]
-        keep[at, col] = True
+def _floors_of(alive: np.ndarray, min_per_line: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kept blocks needed in every row and in every column, no more than there are."""
+    per_row, per_col = _floors(*alive.shape, min_per_line)
+    return np.minimum(alive.sum(axis=1), per_row), np.minimum(alive.sum(axis=0), per_col)
 
 
-def _relax(cost: np.ndarray, origin: np.ndarray, new_cost: np.ndarray, new_origin: np.ndarray) -> bool:
-    """Takes over what is cheaper; tells whether anything was."""
-    better = new_cost < cost
-    cost[better] = new_cost[better]
-    origin[better] = new_origin[better]
-    return bool(better.any())
+def _whole_numbers(scores: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    largest = np.abs(scores).max(initial=0.0) or 1.0
+    return np.where(alive, np.rint(scores / largest * _RESOLUTION), -np.inf)

@@ -197,6 +197,33 @@ def test_sparsify_again():
     assert again.get_layer("b").block == (4, 4) and again.get_layer("b").gamma.shape == (8, 5)
 
 
+def test_a_ratio_for_each_layer():
+    sparse = bstf.sparsify(branched(), ratio={"a": 0.25, "b|class": 0.5}, min_per_line=0)
+    zeros = {name: (np.asarray(sparse.get_layer(name).gamma) == 0).mean() for name in ("a", "b", "class")}
+    assert zeros == {"a": 0.25, "b": 0.5, "class": 0.5}
+    nest = bstf.sparsify(nested(), ratio={"middle/conv": 0.5}, min_per_line=0)
+    zeros = {path: (np.asarray(layer.gamma) == 0).sum() for path, layer in places(nest) if hasattr(layer, "block")}
+    assert zeros == {"middle/c/conv": 0, "middle/conv": 1, "shared": 0, "last": 0}
+    with pytest.raises(
+        ValueError, match="'clas', which matches no layer that can be made sparse; did you mean 'class'"
+    ):
+        bstf.sparsify(branched(), ratio={"clas": 0.5})
+
+
+def test_scopes():
+    model = branched()
+    model.get_layer("b").kernel.assign(model.get_layer("b").kernel * 1e-3)  # its scale says nothing
+    even = bstf.sparsify(model, 4, 0.5, scope="column").get_layer("b")
+    assert set(np.asarray(even.gamma).sum(axis=0)) == {4}
+    even = bstf.sparsify(model, 4, 0.4, scope="row").get_layer("b")
+    assert set(np.asarray(even.gamma).sum(axis=1)) == {3}
+    together = bstf.sparsify(model, 4, 0.5, scope="global")
+    gammas = [np.asarray(layer.gamma) for _, layer in places(together) if hasattr(layer, "block")]
+    blocks = sum(gamma.size for gamma in gammas)
+    assert sum((gamma == 0).sum() for gamma in gammas) == math.floor(0.5 * blocks + 0.5)
+    assert 0.3 < (np.asarray(together.get_layer("b").gamma) == 0).mean() < 0.7
+
+
 @pytest.mark.parametrize(
     "selection, expected",
     [

@@ -1,0 +1,158 @@
+"""Data as batches, however the user holds it: arrays, tf.data, a PyDataset, any iterable; and their progress."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+_BATCH = 32  # examples at a time, when the data is one array
+_QUIET_SECONDS = 2.0  # shorter work shows no progress bar
+
+
+class Batch(NamedTuple):
+    """Inputs and labels of the same examples, as tensors of the backend; `y` is None without labels."""
+
+    x: Any
+    y: Any
+    size: int
+
+    def examples(self) -> "Iterator[Batch]":
+        """The batch as batches of one example."""
+        for i in range(self.size):
+            x, y = keras.tree.map_structure(lambda tensor, i=i: tensor[i : i + 1], (self.x, self.y))
+            yield Batch(x, y, 1)
+
+
+class Progress:
+    """A progress bar that appears once the work takes long, where somebody can see it."""
+
+    def __init__(self, target: int | None, unit: str) -> None:
+        self.target, self.unit = target, unit
+        self.done, self.start = 0, time.monotonic()
+        self.bar: keras.utils.Progbar | None = None
+        self.seen = sys.stdout.isatty() or "ipykernel" in sys.modules
+
+    def step(self) -> None:
+        """Counts one more unit of work as done."""
+        self.done += 1
+        if self.seen and self.bar is None and time.monotonic() - self.start > _QUIET_SECONDS:
+            self.bar = keras.utils.Progbar(self.target, unit_name=self.unit)
+        if self.bar is not None:
+            self.bar.update(self.done, finalize=False)
+
+    def finish(self) -> None:
+        """Ends the bar's line, if there is one."""
+        if self.bar is not None:
+            self.bar.update(self.done, finalize=True)
+
+
+def batches(data: Any, *, labels: bool) -> Iterator[Batch]:
+    """Reads data once, batch after batch; a batch is all that is held of it.
+
+    Args:
+        data: a tuple `(x, y)` of arrays, an array `x`, a `tf.data.Dataset` or `keras.utils.PyDataset`, or
+            any iterable of batches `x` or `(x, y)`. For models with several inputs or outputs x and y are
+            lists or dictionaries of arrays.
+        labels: whether every batch must have labels.
+
+    Yields:
+        Batch, never empty.
+
+    Raises:
+        ValueError: no examples at all, endless data, missing labels, or not one label an example.
+        TypeError: `data` is nothing of the above.
+    """
+    found = False
+    for item in _pairs(data) if _is_pair(data) else raw_batches(data, "data"):
+        batch = _batch(item, labels)
+        if batch.size:
+            found = True
+            yield batch
+    if not found:
+        raise ValueError("data holds no examples; at least one is needed.")
+
+
+def raw_batches(data: Any, name: str) -> Iterable[Any]:
+    """The batches that data consists of, as they are; an array is cut into some.
+
+    Args:
+        data: an array, a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of batches.
+        name: what the caller calls it, for the errors.
+
+    Raises:
+        ValueError: a dataset without end.
+        TypeError: `data` is nothing of the above.
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(data.num_batches))
+    if _is_array(data):
+        return (data[i : i + _BATCH] for i in range(0, len(data), _BATCH))
+    if hasattr(data, "cardinality") and int(data.cardinality()) == -1:
+        raise ValueError(f"{name} is an endless dataset; limit it, for instance with .take(8).")
+    no_batches = isinstance(data, (str, bytes, dict)) or hasattr(data, "shape")
+    if no_batches or not isinstance(data, Iterable):
+        raise TypeError(
+            f"{name} is a {type(data).__name__}; give an array (n, height, width, channels), a "
+            "tf.data.Dataset or an iterable of batches."
+        )
+    return data
+
+
+def number_of_batches(data: Any) -> int | None:
+    """How many batches there will be, where that is known."""
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    if _is_pair(data):
+        return number_of_batches(keras.tree.flatten(data[0])[0])
+    if _is_array(data):
+        return -(-len(data) // _BATCH)
+    if hasattr(data, "cardinality"):
+        return max(int(data.cardinality()), 0) or None
+    return len(data) if isinstance(data, Sized) else None
+
+
+def _is_array(data: Any) -> bool:
+    """Whether it is one array, of NumPy or of a framework, and not a number."""
+    return len(getattr(data, "shape", ())) > 0
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether it is all examples and all labels, `(x, y)`, and not a tuple of such batches."""
+    return isinstance(data, tuple) and len(data) == 2 and not any(isinstance(half, tuple) for half in data)
+
+
+def _pairs(data: tuple[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    x, y = keras.tree.map_structure(np.asarray, data)
+    lengths = {len(array) if array.ndim else 0 for array in keras.tree.flatten((x, y))}
+    if len(lengths) != 1:
+        raise ValueError(f"data is {_shapes(x)} with labels {_shapes(y)}: there must be one label an example.")
+    for start in range(0, lengths.pop(), _BATCH):
+        rows = slice(start, start + _BATCH)
+        yield keras.tree.map_structure(lambda array, rows=rows: array[rows], (x, y))
+
+
+def _batch(item: Any, labels: bool) -> Batch:
+    x, y, *weights = item if isinstance(item, tuple) and len(item) > 1 else (item, None)
+    if weights:
+        raise ValueError("data has batches of more than (x, y); weights of the examples can't be used here.")
+    if y is None and labels:
+        raise ValueError("data has a batch without labels, which a loss needs: give batches (x, y).")
+    x = keras.tree.map_structure(_tensor, x[0] if isinstance(x, tuple) else x)
+    y = None if y is None else keras.tree.map_structure(_tensor, y)
+    arrays = keras.tree.flatten(x) + ([] if y is None else keras.tree.flatten(y))
+    lengths = {int(array.shape[0]) if len(array.shape) else None for array in arrays}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(f"data has a batch {_shapes(x)} with labels {_shapes(y)}: there must be one label an example.")
+    return Batch(x, y, lengths.pop())
+
+
+def _tensor(array: Any) -> Any:
+    return array if keras.ops.is_tensor(array) else ops.convert_to_tensor(np.asarray(array))
+
+
+def _shapes(arrays: Any) -> str:
+    return ", ".join(str(tuple(array.shape)) for array in keras.tree.flatten(arrays) if array is not None)
