@@ -1,5 +1,6 @@
 """Weight block sparsity for Keras CNNs: sparsify, train, quantise, export."""
 
+from bstf import callbacks, schedules
 from bstf.conversion import densify, sparsify
 from bstf.export import export
 from bstf.layers import MaskedConv2D, MaskedDense
@@ -10,9 +11,11 @@ __all__ = [
     "MaskedConv2D",
     "MaskedDense",
     "SparsityReport",
+    "callbacks",
     "densify",
     "export",
     "quantize",
     "report",
+    "schedules",
     "sparsify",
 ]

@@ -1,0 +1,185 @@
+"""BlockSparsity: makes a model sparser while it trains, along a schedule."""
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bstf.conversion import effective_kernel, is_masked, places
+from bstf.importance import Importance, block_scores
+from bstf.importance import get as get_importance
+from bstf.schedules import Schedule
+from bstf.selection import check_scope, kept_blocks, select
+
+UNITS = ("epoch", "step")
+
+
+class BlockSparsity(keras.callbacks.Callback):
+    """Zeroes blocks of a masked model during training, until the schedule's ratio.
+
+    A dead block stays dead. When it dies its stored weights become zero, and so does what the optimizer
+    remembers of them: momentum would move them on, a moving average would bring them back.
+
+    All state is in the model and its optimizer (Γ and `optimizer.iterations`), none in the callback: training
+    that goes on from `keras.callbacks.BackupAndRestore`, or from a saved and loaded model with
+    `initial_epoch`, takes the same course as training in one piece.
+
+    Each epoch's logs get "block_ratio", the fraction of zero blocks in the masked layers: it is in the
+    history. A callback that keeps the best model (`ModelCheckpoint`, `EarlyStopping`) may keep one from
+    before the ratio was reached: keep by the end of the schedule instead.
+
+    Args:
+        schedule: of `bstf.schedules`; its times are `unit`s.
+        importance: how blocks are compared: a name or a callable, as in `bstf.sparsify`.
+        scope: over which blocks compete, as in `bstf.sparsify`.
+        min_per_line: kept blocks that every row and column of Γ needs at least. Where the blocks that are
+            left can't have both this and the ratio, the layer keeps more blocks.
+        unit: "epoch": the ratio changes at the beginning of epochs, counted from 0 by `fit`; "step": before
+            training steps, counted by `optimizer.iterations`.
+
+    Raises:
+        ValueError: an argument isn't one of those above.
+        TypeError: `schedule` isn't a Schedule.
+
+    Example:
+        >>> sparse = bstf.sparsify(model, ratio=0)
+        >>> sparse.compile("adam", "sparse_categorical_crossentropy")
+        >>> sparse.fit(x, y, epochs=20, callbacks=[bstf.callbacks.BlockSparsity(Cubic(0.5, end=10))])
+
+        In a loop of one's own, before each update:
+
+        >>> sparsity = bstf.callbacks.BlockSparsity(Cubic(0.5, end=1000, every=100), unit="step")
+        >>> for step, (x, y) in enumerate(batches):
+        ...     sparsity.step(step, model, optimizer)
+        ...     ...
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        importance: str | Importance = "l2",
+        scope: str = "layer",
+        min_per_line: int = 1,
+        unit: str = "epoch",
+    ):
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be one of bstf.schedules, such as OneShot(0.5); got {schedule!r}.")
+        if unit not in UNITS:
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
+        kept_blocks(1, 1, schedule.ratio, min_per_line)  # checks min_per_line
+        get_importance(importance)
+        self.schedule = schedule
+        self.importance = importance
+        self.scope = check_scope(scope)
+        self.min_per_line = min_per_line
+        self.unit = unit
+
+    def step(self, time: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+        """Brings a model to the schedule's ratio of a time; for loops without `fit`.
+
+        Args:
+            time: epochs or training steps since the beginning, as the schedule counts.
+            model: with masked layers, from `bstf.sparsify`.
+            optimizer: the one that trains it, where it has taken a step already.
+
+        Raises:
+            ValueError: the model has no masked layer, or a layer's scores aren't finite.
+        """
+        for name, layer in _masked_places(model):
+            gamma = ops.convert_to_numpy(layer.gamma)
+            ratio = self.schedule(time, gamma.size)
+            if kept_blocks(*gamma.shape, ratio, self.min_per_line) < np.count_nonzero(gamma):
+                scores = block_scores(effective_kernel(layer), layer.block, self.importance, name)
+                layer.set_gamma(shrink(gamma, scores, ratio, self.min_per_line), optimizer)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses a model without masked layers before it trains in vain."""
+        _masked_places(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes the schedule's step if it counts in epochs."""
+        if self.unit == "epoch":
+            self.step(epoch, self.model, self.model.optimizer)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes the schedule's step if it counts in training steps."""
+        if self.unit == "step":
+            self.step(int(self.model.optimizer.iterations), self.model, self.model.optimizer)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs the ratio."""
+        self._last_epoch = epoch
+        if logs is not None:
+            gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in _masked_places(self.model)]
+            logs["block_ratio"] = 1 - float(np.concatenate(gammas).mean())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Warns of a schedule that is longer than the training."""
+        time = self._last_epoch if self.unit == "epoch" else int(self.model.optimizer.iterations) - 1
+        blocks = max(layer.gamma.shape[0] * layer.gamma.shape[1] for _, layer in _masked_places(self.model))
+        reached = self.schedule(time, blocks)
+        if reached < self.schedule.ratio:
+            warnings.warn(
+                f"The training ended after {self.unit} {time}, where the schedule is at ratio {reached:.3g} "
+                f"of {self.schedule.ratio}: train longer, or shorten the schedule.",
+                stacklevel=2,
+            )
+
+
+def shrink(gamma: np.ndarray, scores: np.ndarray, ratio: float, min_per_line: int = 1) -> np.ndarray:
+    """Chooses the blocks to keep among those still alive.
+
+    Args:
+        gamma: the present Γ, (rows, cols).
+        scores: (rows, cols), finite; larger means keep.
+        ratio: fraction of zero blocks, in [0, 1).
+        min_per_line: kept blocks that every row and column needs at least, as far as they are alive.
+
+    Returns:
+        Γ: float32 (rows, cols), zero where `gamma` is. Of the ratio, or, where no such Γ leaves every line
+            its blocks, of the largest ratio below that does. At least one living block is kept.
+
+    Example:
+        >>> shrink(np.array([[1, 0], [1, 1]]), np.array([[4.0, 9.0], [2.0, 1.0]]), ratio=0.5)
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
+    """
+    alive = np.asarray(gamma) != 0
+    few, many = max(kept_blocks(*alive.shape, ratio, 0), 1), int(alive.sum())
+    if few >= many:
+        return alive.astype(np.float32)
+    lines = np.ix_(alive.any(axis=1), alive.any(axis=0))  # a dead line needs no block any more
+    candidates = alive[lines]
+    floor = min(min_per_line, int(candidates.sum(axis=0).min()), int(candidates.sum(axis=1).min()))
+    # So low that exchanging all the blocks of a chain costs less than to revive one.
+    best, worst = scores[alive].max(), scores[alive].min()
+    revived = -4.0 * sum(candidates.shape) * ((best - worst) or 1.0)
+    values = np.where(candidates, np.asarray(scores)[lines] - best, revived)
+
+    def choice(count: int) -> np.ndarray | None:
+        chosen = select(values, 1 - count / values.size, floor)
+        return None if (chosen > candidates).any() else chosen
+
+    kept = choice(few)
+    if kept is None:  # bisection: with one block more than enough there are enough too
+        kept = candidates
+        while many - few > 1:
+            middle = (few + many) // 2
+            trial = choice(middle)
+            few, many, kept = (middle, many, kept) if trial is None else (few, middle, trial)
+    result = np.zeros(alive.shape, np.float32)
+    result[lines] = kept
+    return result
+
+
+def _masked_places(model: keras.Model) -> list[tuple[str, Any]]:
+    masked = [(path, layer) for path, layer in places(model) if is_masked(layer)]
+    if not masked:
+        raise ValueError(
+            f"'{model.name}' has no masked layer to make sparser: give the model that bstf.sparsify(model, ratio=0) "
+            "returns."
+        )
+    return masked
