@@ -6,16 +6,14 @@ held.
 """
 
 import functools
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
+from bstf.calibration import Progress, image_batches, number_of_batches
 from bstf.quantization import positions
 from bstf.quantization.network import (
     Add,
@@ -34,9 +32,6 @@ from bstf.quantization.network import (
     Softmax,
     ZeroPad,
 )
-
-_BATCH = 32  # images at a time, when calibration is one array
-_QUIET_SECONDS = 2.0  # shorter calibrations show no progress bar
 
 
 def calibrate(network: Network, calibration: Any) -> dict[str, int]:
@@ -59,9 +54,9 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
     fused = network.fused()
     measured = {fused.get(owner, owner): owner for owner in network.grids().values()}
     chosen: dict[str, list[int]] = defaultdict(list)
-    batches = _raw_batches(calibration)
-    progress = _Progress(len(network.operations), _number_of_batches(calibration))
-    for batch in _checked(batches, network.input):
+    batches = number_of_batches(calibration)
+    progress = Progress(batches and len(network.operations) * batches)
+    for batch in image_batches(calibration, network.input.shape, network.input.name):
         for name, values in _run(network, batch):
             progress.step()
             if name in measured:
@@ -70,80 +65,6 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
         raise ValueError("calibration holds no images; quantisation needs at least one.")
     progress.finish()
     return {name: positions.most_common(found) for name, found in chosen.items()}
-
-
-class _Progress:
-    """A progress bar over operations that appears once a calibration takes long, where somebody can see it."""
-
-    def __init__(self, operations: int, batches: int | None) -> None:
-        self.done, self.start = 0, time.monotonic()
-        self.target = None if batches is None else operations * batches
-        self.bar: keras.utils.Progbar | None = None
-        self.seen = sys.stdout.isatty() or "ipykernel" in sys.modules
-
-    def step(self) -> None:
-        self.done += 1
-        if self.seen and self.bar is None and time.monotonic() - self.start > _QUIET_SECONDS:
-            self.bar = keras.utils.Progbar(self.target, unit_name="operation")
-        if self.bar is not None:
-            self.bar.update(self.done, finalize=False)
-
-    def finish(self) -> None:
-        if self.bar is not None:
-            self.bar.update(self.done, finalize=True)
-
-
-def _checked(batches: Iterable[Any], entry: Input) -> Iterator[np.ndarray]:
-    """Checked float32 batches (n, *shape of the input)."""
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-        if isinstance(images, dict):
-            raise TypeError("calibration batches are dictionaries; give the images alone or (images, labels).")
-        try:
-            images = np.asarray(images, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"calibration holds {type(images).__name__}, which isn't an array of images.") from error
-        if images.shape[1:] != entry.shape or images.ndim == 0:
-            raise ValueError(
-                f"calibration holds a batch of shape {images.shape}; the input {entry.name!r} needs batches "
-                f"(n, {', '.join(map(str, entry.shape))})."
-            )
-        if not np.isfinite(images).all():
-            raise ValueError("calibration holds NaN or infinite values; clean the images first.")
-        if len(images):
-            yield images
-
-
-def _raw_batches(calibration: Any) -> Iterable[Any]:
-    if isinstance(calibration, keras.utils.PyDataset):
-        return (calibration[i] for i in range(calibration.num_batches))
-    if _is_array(calibration):
-        return (calibration[i : i + _BATCH] for i in range(0, len(calibration), _BATCH))
-    if hasattr(calibration, "cardinality") and int(calibration.cardinality()) == -1:
-        raise ValueError("calibration is an endless dataset; limit it, for instance with .take(8).")
-    no_batches = isinstance(calibration, (str, bytes, dict)) or hasattr(calibration, "shape")
-    if no_batches or not isinstance(calibration, Iterable):
-        raise TypeError(
-            f"calibration is a {type(calibration).__name__}; give an array (n, height, width, channels), a "
-            "tf.data.Dataset or an iterable of batches."
-        )
-    return calibration
-
-
-def _is_array(calibration: Any) -> bool:
-    """Whether it is one array, of NumPy or of a framework, and not a number."""
-    return len(getattr(calibration, "shape", ())) > 0
-
-
-def _number_of_batches(calibration: Any) -> int | None:
-    """How many batches there will be, where that is known."""
-    if isinstance(calibration, keras.utils.PyDataset):
-        return calibration.num_batches
-    if _is_array(calibration):
-        return -(-len(calibration) // _BATCH)
-    if hasattr(calibration, "cardinality"):
-        return max(int(calibration.cardinality()), 0) or None
-    return len(calibration) if isinstance(calibration, Sized) else None
 
 
 def _position(network: Network, name: str, values: np.ndarray) -> int:

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+from bstf import calibration as calibration_room
 from bstf.layers import MaskedConv2D, MaskedDense
-from bstf.quantization import calibrate as calibration_room
 from bstf.quantization import quantize
 from bstf.quantization.fixed_point import (
     FixedPoint,
@@ -380,7 +380,7 @@ def test_every_form_of_calibration_gives_the_same():
 
 
 def test_large_arrays_are_taken_in_batches_and_the_most_common_position_wins(monkeypatch):
-    monkeypatch.setattr(calibration_room, "_BATCH", 2)
+    monkeypatch.setattr(calibration_room, "BATCH", 2)
     model = small()
     x = np.full((6, 6, 6, 3), 0.9, np.float32)
     x[4:] = 100.0  # one batch of three
@@ -398,7 +398,7 @@ def test_pixels_need_no_clipping_at_the_input():
 
 
 def test_long_calibrations_show_progress(monkeypatch, capsys):
-    monkeypatch.setattr(calibration_room, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(calibration_room, "QUIET_SECONDS", -1.0)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     x = images(np.random.default_rng(0), (4, 6, 6, 3))
     quantize(small(), x)
@@ -408,7 +408,7 @@ def test_long_calibrations_show_progress(monkeypatch, capsys):
 
 
 def test_long_calibrations_are_quiet_in_a_pipe(monkeypatch, capsys):
-    monkeypatch.setattr(calibration_room, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(calibration_room, "QUIET_SECONDS", -1.0)
     quantize(small(), images(np.random.default_rng(0), (4, 6, 6, 3)))
     assert capsys.readouterr().out == ""
 
