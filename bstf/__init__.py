@@ -2,12 +2,15 @@
 
 from bstf import callbacks, schedules
 from bstf.conversion import densify, sparsify
+from bstf.distillation import Distiller
 from bstf.export import export
 from bstf.layers import MaskedConv2D, MaskedDense
 from bstf.quantization import quantize
+from bstf.recovery import recover
 from bstf.report import SparsityReport, report
 
 __all__ = [
+    "Distiller",
     "MaskedConv2D",
     "MaskedDense",
     "SparsityReport",
@@ -15,6 +18,7 @@ __all__ = [
     "densify",
     "export",
     "quantize",
+    "recover",
     "report",
     "schedules",
     "sparsify",
