@@ -98,6 +98,7 @@ class BlockSparsity(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses a model without masked layers before it trains in vain."""
         _masked_places(self.model)
+        self._last_epoch: int | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes the schedule's step if it counts in epochs."""
@@ -118,6 +119,8 @@ class BlockSparsity(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Warns of a schedule that is longer than the training."""
+        if self._last_epoch is None:
+            return  # resumed after the last epoch
         time = self._last_epoch if self.unit == "epoch" else int(self.model.optimizer.iterations) - 1
         blocks = max(layer.gamma.shape[0] * layer.gamma.shape[1] for _, layer in _masked_places(self.model))
         reached = self.schedule(time, blocks)

@@ -73,7 +73,7 @@ def reestimate_batch_norm(model: keras.Model, data: Any) -> None:
         >>> reestimate_batch_norm(sparse, dataset.images(512))
     """
     layers = [layer for _, layer in places(model) if isinstance(layer, keras.layers.BatchNormalization)]
-    before = [(layer.moving_mean.numpy(), layer.moving_variance.numpy()) for layer in layers]
+    before = [tuple(map(ops.convert_to_numpy, (layer.moving_mean, layer.moving_variance))) for layer in layers]
     pooled = {id(layer): _Pooled() for layer in layers}
 
     def measured(layer: keras.Layer, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -211,8 +211,10 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, name, unit, schedul
 def test_the_history_has_the_ratio():
     model = masked_model()
     model.compile("sgd", LOSS)
-    history = model.fit(*data(), epochs=3, verbose=0, callbacks=[BlockSparsity(OneShot(0.4, at=1))])
+    sparsity = BlockSparsity(OneShot(0.4, at=1))
+    history = model.fit(*data(), epochs=3, verbose=0, callbacks=[sparsity])
     assert history.history["block_ratio"] == pytest.approx([0, 0.4, 0.4])
+    model.fit(*data(), epochs=3, initial_epoch=3, verbose=0, callbacks=[sparsity])  # nothing left to train
 
 
 def test_a_schedule_longer_than_the_training_warns():
