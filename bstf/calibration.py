@@ -86,7 +86,8 @@ def number_of_batches(calibration: Any) -> int | None:
         return -(-len(calibration) // BATCH)
     if hasattr(calibration, "cardinality"):
         return max(int(calibration.cardinality()), 0) or None
-    return len(calibration) if isinstance(calibration, Sized) else None
+    sized = isinstance(calibration, Sized) and not hasattr(calibration, "shape")  # NumPy's numbers claim a length
+    return len(calibration) if sized else None
 
 
 def _raw_batches(calibration: Any) -> Iterable[Any]:
