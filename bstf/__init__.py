@@ -1,21 +1,28 @@
 """Weight block sparsity for Keras CNNs: sparsify, train, quantise, export."""
 
+from bstf import callbacks, schedules
 from bstf.conversion import densify, sparsify
+from bstf.distillation import Distiller
 from bstf.export import export
 from bstf.layers import MaskedConv2D, MaskedDense
 from bstf.quantization import quantize
+from bstf.recovery import recover
 from bstf.report import SparsityReport, report
 from bstf.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
+    "Distiller",
     "MaskedConv2D",
     "MaskedDense",
     "Sensitivity",
     "SparsityReport",
+    "callbacks",
     "densify",
     "export",
     "quantize",
+    "recover",
     "report",
+    "schedules",
     "sensitivity",
     "sparsify",
 ]

@@ -76,6 +76,44 @@ def batches(data: Any, *, labels: bool) -> Iterator[Batch]:
         raise ValueError("data holds no examples; at least one is needed.")
 
 
+def image_batches(calibration: Any, shape: tuple[int | None, ...], name: str) -> Iterator[np.ndarray]:
+    """Reads calibration images, once.
+
+    Args:
+        calibration: an array (n, height, width, channels), a `tf.data.Dataset` or `keras.utils.PyDataset`
+            or any iterable of batches `x` or `(x, y)`.
+        shape: of an image, None for a size that doesn't matter.
+        name: of the input they are for.
+
+    Yields:
+        Batches that aren't empty, float32 (n, *shape).
+
+    Raises:
+        ValueError: endless, of a wrong shape, or NaN or infinite values.
+        TypeError: `calibration` is nothing of the above.
+    """
+    for batch in raw_batches(calibration, "calibration"):
+        images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+        if isinstance(images, dict):
+            raise TypeError("calibration batches are dictionaries; give the images alone or (images, labels).")
+        try:
+            images = np.asarray(images, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"calibration holds {type(images).__name__}, which isn't an array of images.") from error
+        fits = images.ndim == len(shape) + 1 and all(
+            wanted in (None, size) for wanted, size in zip(shape, images.shape[1:])
+        )
+        if not fits:
+            raise ValueError(
+                f"calibration holds a batch of shape {images.shape}; the input {name!r} needs batches "
+                f"(n, {', '.join(map(str, shape))})."
+            )
+        if not np.isfinite(images).all():
+            raise ValueError("calibration holds NaN or infinite values; clean the images first.")
+        if len(images):
+            yield images
+
+
 def raw_batches(data: Any, name: str) -> Iterable[Any]:
     """The batches that data consists of, as they are; an array is cut into some.
 
@@ -112,7 +150,8 @@ def number_of_batches(data: Any) -> int | None:
         return -(-len(data) // _BATCH)
     if hasattr(data, "cardinality"):
         return max(int(data.cardinality()), 0) or None
-    return len(data) if isinstance(data, Sized) else None
+    sized = isinstance(data, Sized) and not hasattr(data, "shape")  # NumPy's numbers claim a length
+    return len(data) if sized else None
 
 
 def _is_array(data: Any) -> bool:

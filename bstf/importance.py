@@ -151,7 +151,7 @@ def block_scores(
     criterion = get(importance)
     if needs_data(importance):
         if statistic is None:
-            raise ValueError(_NO_DATA.format(importance=importance))
+            raise ValueError(NO_DATA.format(importance=importance))
         scores = criterion(kernel, block, statistic)
     else:
         scores = criterion(kernel, block)
@@ -169,7 +169,7 @@ def block_scores(
     return scores
 
 
-_NO_DATA = "importance='{importance}' compares blocks by what they do on data: give data=(x, y) or batches of it."
+NO_DATA = "importance='{importance}' compares blocks by what they do on data: give data=(x, y) or batches of it."
 
 
 def model_scores(
@@ -206,7 +206,7 @@ def model_scores(
     statistics: curvature.Statistics = {}
     if needs_data(importance):
         if data is None:
-            raise ValueError(_NO_DATA.format(importance=importance))
+            raise ValueError(NO_DATA.format(importance=importance))
         statistics = STATISTICS[importance](model, layers, data, loss, seed)
     return {
         path: block_scores(effective_kernel(layer), block, importance, layer.name, statistics.get(path))

@@ -43,7 +43,9 @@ class MaskedKernel:
             self._kernel.regularizer = self._regularize
 
     def _mask(self, kernel: Any) -> Any:
-        return kernel * ops.cast(expand(self.gamma, kernel.shape, self.block, ops), kernel.dtype)
+        # Chosen, not multiplied: 0 * NaN would stay NaN where an optimizer divides by the empty slots of a dead block.
+        kept = expand(self.gamma, kernel.shape, self.block, ops) != 0
+        return ops.where(kept, kernel, ops.zeros((), kernel.dtype))
 
     def _constrain(self, kernel: Any) -> Any:
         return self._mask(kernel if self.kernel_constraint is None else self.kernel_constraint(kernel))
@@ -198,6 +200,8 @@ def _slots(optimizer: keras.optimizers.Optimizer | None, variable: keras.Variabl
     if optimizer is None or not optimizer.built:
         return []
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling wraps the one with the slots
+    if hasattr(optimizer, "optimizers"):  # Keras' MultiOptimizer: each has variables of its own
+        return [slot for one in optimizer.optimizers for slot in _slots(one, variable)]
     trained = optimizer._trainable_variables
     index = next((i for i, one in enumerate(trained) if one is variable), None)
     if index is None:

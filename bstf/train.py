@@ -1,9 +1,11 @@
 """bstf-train: trains a network, makes it block sparse, trains it back, quantises it and exports it."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,15 +17,21 @@ from rich.table import Table
 from bstf import datasets, importance
 from bstf.applications import small_resnet
 from bstf.blocks import BlockShape
-from bstf.conversion import is_graph, sparsify
+from bstf.callbacks import BlockSparsity
+from bstf.conversion import sparsify
 from bstf.datasets import Dataset
+from bstf.distillation import Distiller, ends_in_softmax
 from bstf.export import export
 from bstf.quantization import quantize
+from bstf.recovery import recover
 from bstf.report import report
-from bstf.selection import check_ratio
+from bstf.schedules import Cubic, Steps
+from bstf.selection import SCOPES, check_ratio
 
 FLAGS = flags.FLAGS
 SMALL_RESNET = "small_resnet"
+ONE_SHOT = "one-shot"
+GRADUAL = ("cubic", "steps")
 
 
 def train(
@@ -32,6 +40,9 @@ def train(
     *,
     epochs: int,
     learning_rate: float = 1e-3,
+    teacher: keras.Model | None = None,
+    soft_weight: float = 0.9,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int | str = "auto",
 ) -> keras.callbacks.History:
     """Trains a classifier with Adam, its learning rate falling to zero along a cosine.
@@ -44,6 +55,9 @@ def train(
         dataset: what to train with; its test images are for the validation after each epoch.
         epochs: passes over the training images, at least 1.
         learning_rate: of the first step.
+        teacher: a classifier whose answers `model` learns too, with `bstf.Distiller`.
+        soft_weight: the teacher's share of the loss, in [0, 1].
+        callbacks: more of Keras' callbacks, such as `bstf.callbacks.BlockSparsity`.
         verbose: of `keras.Model.fit`; the default is Keras' progress bar.
 
     Returns:
@@ -58,14 +72,63 @@ def train(
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}.")
     check_fit(model, dataset)
-    steps = epochs * max(1, int(dataset.train.cardinality()))
-    model.compile(
+    steps = _steps(dataset, epochs)
+    trained = model if teacher is None else Distiller(model, teacher, soft_weight=soft_weight)
+    trained.compile(
         optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(model)),
+        loss=_loss(model),
         metrics=["accuracy"],
     )
     # The data set shuffles itself; Keras warns when it is asked to.
-    return model.fit(dataset.train, validation_data=dataset.test, epochs=epochs, verbose=verbose, shuffle=False)
+    return trained.fit(
+        dataset.train,
+        validation_data=dataset.test,
+        epochs=epochs,
+        callbacks=list(callbacks),
+        verbose=verbose,
+        shuffle=False,
+    )
+
+
+def gradual(name: str, ratio: float, epochs: int, dataset: Dataset, **kwargs: Any) -> BlockSparsity:
+    """The callback that makes a model sparser while it is retrained.
+
+    Args:
+        name: "cubic": to the ratio over the first half of the training steps, in up to 50 changes; "steps": 5 %
+            of the blocks every two epochs, as in the paper's section III-C.
+        ratio: the fraction of zero blocks at the end.
+        epochs: of the retraining.
+        dataset: what it is retrained with.
+        **kwargs: of `bstf.callbacks.BlockSparsity`, such as `importance`.
+
+    Returns:
+        The callback.
+
+    Raises:
+        ValueError: there is no such schedule, or the retraining is too short for it.
+
+    Example:
+        >>> train(sparse, data, epochs=10, callbacks=[gradual("cubic", 0.5, 10, data)])
+    """
+    if name not in GRADUAL:
+        raise ValueError(f"There is no schedule '{name}': give one of {', '.join(GRADUAL)}.")
+    if epochs < 1:
+        raise ValueError(f"The schedule '{name}' takes blocks during the retraining, which has no epochs.")
+    if name == "cubic":
+        end = max(1, _steps(dataset, epochs) // 2)
+        return BlockSparsity(Cubic(ratio, end=end, every=max(1, end // 50)), unit="step", **kwargs)
+    schedule = Steps(ratio)
+    needed = schedule.every * (math.ceil(ratio / schedule.fraction - 1e-9) - 1) + 1
+    if epochs < needed:
+        raise ValueError(
+            f"The schedule 'steps' reaches the ratio {ratio} in {needed} epochs, and the retraining has {epochs}: "
+            "give it more epochs, or take 'cubic'."
+        )
+    return BlockSparsity(schedule, **kwargs)
+
+
+def _steps(dataset: Dataset, epochs: int) -> int:
+    return epochs * max(1, int(dataset.train.cardinality()))
 
 
 def accuracy(model: keras.Model, dataset: Dataset) -> float:
@@ -135,14 +198,6 @@ def check_fit(model: keras.Model, dataset: Dataset) -> None:
         )
 
 
-def _ends_in_softmax(model: keras.Model) -> bool:
-    last = model.layers[-1]
-    if is_graph(last):
-        return _ends_in_softmax(last)
-    softmax = getattr(last, "activation", None) is keras.activations.softmax
-    return softmax or isinstance(last, keras.layers.Softmax)
-
-
 def define_flags() -> None:
     """Defines the program's flags; not at import, so that other programs can use this module's functions."""
     flags.DEFINE_string("network", SMALL_RESNET, f"'{SMALL_RESNET}', a name of keras.applications, or a .keras file.")
@@ -155,11 +210,37 @@ def define_flags() -> None:
     flags.DEFINE_float("ratio", 0.5, "Fraction of blocks that become zero, in [0, 1).")
     flags.DEFINE_list("block", ["8"], "Block: one size, or input channels,output channels.")
     flags.DEFINE_string("importance", "l2", f"How blocks are compared: {', '.join(importance.CRITERIA)}.")
+    flags.DEFINE_enum(
+        "scope", "layer", SCOPES, "Which blocks compete: those of a layer, of all, of a column or row of Γ."
+    )
+    flags.DEFINE_enum(
+        "schedule",
+        ONE_SHOT,
+        [ONE_SHOT, *GRADUAL],
+        "When blocks become zero: all before the retraining, or during it, as --schedule=cubic over its first half "
+        "or --schedule=steps, 5 % of the blocks every two epochs.",
+    )
+    flags.DEFINE_boolean(
+        "recover",
+        False,
+        "Fit the kernels that are left to the dense network's outputs on the calibration images before the "
+        "retraining, as with --recover --calibration=512 --retrain_epochs=0.",
+    )
+    flags.DEFINE_float(
+        "distill",
+        0.0,
+        "Share of the dense network's answers in the loss of the retraining, in [0, 1], as --distill=0.9; 0 takes the "
+        "labels alone.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
     flags.DEFINE_integer("epochs", 5, "Epochs of dense training; 0 takes the network as it is.", lower_bound=0)
     flags.DEFINE_integer("retrain_epochs", None, "Epochs after sparsifying; as --epochs by default.", lower_bound=0)
     flags.DEFINE_float("learning_rate", 1e-3, "Of the first step of both trainings.", lower_bound=0.0)
     flags.DEFINE_integer("batch_size", 64, "Images in a batch.", lower_bound=1)
-    flags.DEFINE_integer("calibration", 64, "Training images to calibrate the quantisation with.", lower_bound=1)
+    flags.DEFINE_integer(
+        "calibration", 64, "Training images for --importance, --recover and the quantisation.", lower_bound=1
+    )
     flags.DEFINE_integer("seed", 0, "Of weights and of the images' order.", lower_bound=0)
     flags.DEFINE_string("output", None, "New or empty folder for the results.", required=True)
 
@@ -193,15 +274,20 @@ def _road() -> None:
     dense = network(FLAGS.network, data)
     images = data.images(FLAGS.calibration)
 
-    def sparsified() -> keras.Model:
-        return sparsify(dense, block, FLAGS.ratio, importance=FLAGS.importance)
+    retrain_epochs = FLAGS.epochs if FLAGS.retrain_epochs is None else FLAGS.retrain_epochs
+    callbacks = _callbacks(data, retrain_epochs, dense)
 
-    quantize(sparsified(), images[:1])  # what can't be quantised is refused before hours of training
+    quantize(sparsify(dense, block, FLAGS.ratio), images[:1])  # what can't be is refused before hours of training
     output.mkdir(parents=True, exist_ok=True)
     _train_and_save(dense, "dense", FLAGS.epochs, data, output)
-    sparse = sparsified()
-    retrain_epochs = FLAGS.epochs if FLAGS.retrain_epochs is None else FLAGS.retrain_epochs
-    _train_and_save(sparse, "sparse", retrain_epochs, data, output)
+    ratio = 0.0 if callbacks else FLAGS.ratio
+    sparse = sparsify(dense, block, ratio, **_comparison(data, dense))
+    if FLAGS.recover:
+        print(f"Recovering the outputs of the sparse network: its test accuracy is {accuracy(sparse, data):.4f},")
+        recover(sparse, images, dense)
+        print(f"and then {accuracy(sparse, data):.4f}.")
+    teaching = {"teacher": dense, "soft_weight": FLAGS.distill} if FLAGS.distill else {}
+    _train_and_save(sparse, "sparse", retrain_epochs, data, output, callbacks=callbacks, **teaching)
 
     export(sparse, output / "float")
     print("Quantising.")
@@ -220,11 +306,35 @@ def _road() -> None:
     Console().print(table)
 
 
-def _train_and_save(model: keras.Model, name: str, epochs: int, data: Dataset, output: Path) -> None:
-    """Trains a model and saves it; the file appears when it is complete."""
+def _comparison(data: Dataset, model: keras.Model) -> dict[str, Any]:
+    """How blocks are compared, as arguments of `sparsify` and `BlockSparsity`."""
+    found = {"importance": FLAGS.importance, "scope": FLAGS.scope}
+    if importance.needs_data(FLAGS.importance):
+        batches = -(-FLAGS.calibration // FLAGS.batch_size)
+        found |= {"data": data.train.take(batches), "loss": _loss(model)}
+    return found
+
+
+def _loss(model: keras.Model) -> keras.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
+
+
+def _callbacks(data: Dataset, epochs: int, model: keras.Model) -> list[keras.callbacks.Callback]:
+    """What makes the network sparser during the retraining; nothing if it is sparse before."""
+    if FLAGS.distill and not epochs:
+        raise ValueError("--distill is about the retraining, which has no epochs: give --retrain_epochs.")
+    if FLAGS.schedule == ONE_SHOT:
+        return []
+    if FLAGS.recover:
+        raise ValueError(f"--recover needs all zero blocks before the retraining: --schedule={ONE_SHOT}.")
+    return [gradual(FLAGS.schedule, FLAGS.ratio, epochs, data, **_comparison(data, model))]
+
+
+def _train_and_save(model: keras.Model, name: str, epochs: int, data: Dataset, output: Path, **kwargs: Any) -> None:
+    """Trains a model and saves it; the file appears when it is complete. More arguments are those of `train`."""
     if epochs:
         print(f"Training the {name} network.")
-        train(model, data, epochs=epochs, learning_rate=FLAGS.learning_rate)
+        train(model, data, epochs=epochs, learning_rate=FLAGS.learning_rate, **kwargs)
     partial = output / f".partial-{name}.keras"
     try:
         model.save(partial)

@@ -7,13 +7,13 @@ held.
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from bstf.batches import Progress, number_of_batches, raw_batches
+from bstf.batches import Progress, image_batches, number_of_batches
 from bstf.quantization import positions
 from bstf.quantization.network import (
     Add,
@@ -54,10 +54,9 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
     fused = network.fused()
     measured = {fused.get(owner, owner): owner for owner in network.grids().values()}
     chosen: dict[str, list[int]] = defaultdict(list)
-    batches = raw_batches(calibration, "calibration")
-    count = number_of_batches(calibration)
-    progress = Progress(count and count * len(network.operations), "operation")
-    for batch in _checked(batches, network.input):
+    batches = number_of_batches(calibration)
+    progress = Progress(batches and len(network.operations) * batches, "operation")
+    for batch in image_batches(calibration, network.input.shape, network.input.name):
         for name, values in _run(network, batch):
             progress.step()
             if name in measured:
@@ -66,27 +65,6 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
         raise ValueError("calibration holds no images; quantisation needs at least one.")
     progress.finish()
     return {name: positions.most_common(found) for name, found in chosen.items()}
-
-
-def _checked(batches: Iterable[Any], entry: Input) -> Iterator[np.ndarray]:
-    """Checked float32 batches (n, *shape of the input)."""
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-        if isinstance(images, dict):
-            raise TypeError("calibration batches are dictionaries; give the images alone or (images, labels).")
-        try:
-            images = np.asarray(images, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"calibration holds {type(images).__name__}, which isn't an array of images.") from error
-        if images.shape[1:] != entry.shape or images.ndim == 0:
-            raise ValueError(
-                f"calibration holds a batch of shape {images.shape}; the input {entry.name!r} needs batches "
-                f"(n, {', '.join(map(str, entry.shape))})."
-            )
-        if not np.isfinite(images).all():
-            raise ValueError("calibration holds NaN or infinite values; clean the images first.")
-        if len(images):
-            yield images
 
 
 def _position(network: Network, name: str, values: np.ndarray) -> int:

@@ -11,10 +11,9 @@ from keras import layers
 from bstf import batches as batches_room
 from bstf.batches import batches
 from bstf.blocks import BlockShape
-from bstf.conversion import places
 from bstf.curvature import hessian_diagonal, input_norm, mean_gradient, mean_square_gradient
 from bstf.objective import Objective
-from bstf.places import eligible
+from bstf.places import eligible, places
 
 BLOCK = BlockShape(2, 2)
 LOSS = "sparse_categorical_crossentropy"  # by name it stays in float64; compiled it is float32

@@ -107,6 +107,48 @@ def test_the_whole_program(tmp_path, capsys):
     np.testing.assert_allclose(outputs, sparse(x), rtol=1e-4, atol=1e-5)
 
 
+def test_recovery_and_distillation(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.datasets, "load", lambda *_, **__: stripes())
+    monkeypatch.setattr(train, "network", lambda name, data: small(data))
+    monkeypatch.setattr(train, "export", lambda model, path: None)
+    output = tmp_path / "out"
+    code, out, err = run_main(
+        capsys, epochs=2, retrain_epochs=1, recover=True, distill=0.5, calibration=32, output=str(output),
+        importance="taylor", scope="column",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "Recovering the outputs of the sparse network: its test accuracy is" in out and "and then" in out
+    gamma = keras.models.load_model(output / "sparse.keras").get_layer("stage2_block1_2_conv").gamma
+    assert np.sum(gamma, axis=0).tolist() == [1, 1]  # of 2
+
+
+@pytest.mark.parametrize("schedule, epochs", [("cubic", 2), ("steps", 5)])
+def test_gradual_schedules(tmp_path, capsys, monkeypatch, schedule, epochs):
+    monkeypatch.setattr(train.datasets, "load", lambda *_, **__: stripes())
+    monkeypatch.setattr(train, "network", lambda name, data: small(data))
+    monkeypatch.setattr(train, "export", lambda model, path: None)
+    ratio = 0.15 if schedule == "steps" else 0.5
+    code, out, err = run_main(
+        capsys, schedule=schedule, ratio=ratio, epochs=0, retrain_epochs=epochs, output=str(tmp_path / "out"),
+        importance="wanda" if schedule == "cubic" else "l2",
+    )  # fmt: skip
+    assert (code, err) == (0, "") and "block_ratio: " in out
+    gamma = keras.models.load_model(tmp_path / "out" / "sparse.keras").get_layer("stage2_block1_2_conv").gamma
+    assert np.count_nonzero(gamma) == (2 if schedule == "cubic" else 3)  # of 4
+
+
+def test_the_schedule_of_the_paper_needs_its_epochs():
+    data = stripes()
+    with pytest.raises(
+        ValueError, match=r"reaches the ratio 0\.5 in 19 epochs, and the retraining has 18: give it more"
+    ):
+        train.gradual("steps", 0.5, 18, data)
+    schedule = train.gradual("steps", 0.5, 19, data).schedule
+    assert schedule(18, 10**6) == pytest.approx(0.5) and schedule(17, 10**6) < 0.46
+    with pytest.raises(ValueError, match="There is no schedule 'linear'"):
+        train.gradual("linear", 0.5, 5, data)
+
+
 @pytest.mark.parametrize(
     "values, sentence",
     [
@@ -114,6 +156,10 @@ def test_the_whole_program(tmp_path, capsys):
         ({"block": ["a"]}, "--block must be one number or two, like 8 or 8,4; got a."),
         ({"block": ["8", "8", "8"]}, "--block must be one number or two"),
         ({"block": ["0"]}, "block must be a positive integer"),
+        ({"schedule": "cubic", "recover": True}, "--recover needs all zero blocks before the retraining"),
+        ({"schedule": "cubic", "retrain_epochs": 0}, "takes blocks during the retraining, which has no epochs"),
+        ({"schedule": "steps"}, "reaches the ratio 0.5 in 19 epochs, and the retraining has 5"),
+        ({"distill": 0.5, "retrain_epochs": 0}, "--distill is about the retraining, which has no epochs"),
         ({"importance": "size"}, "importance must be one of l1, l2, variance"),
         ({"dataset": "nonono"}, "There is no data set 'nonono'"),
         ({"network": "NoNet"}, "There is no network 'NoNet'"),

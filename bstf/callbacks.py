@@ -1,0 +1,171 @@
+"""BlockSparsity: makes a model sparser while it trains, along a schedule."""
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bstf.importance import LOSS_UNITS, NO_DATA, Importance, model_scores, needs_data
+from bstf.importance import get as get_importance
+from bstf.objective import Loss
+from bstf.places import Place, is_masked, places
+from bstf.schedules import Schedule
+from bstf.selection import check_scope, comparable, kept_blocks, select_all
+
+UNITS = ("epoch", "step")
+
+
+class BlockSparsity(keras.callbacks.Callback):
+    """Zeroes blocks of a masked model during training, until the schedule's ratio.
+
+    A dead block stays dead. When it dies its stored weights become zero, and so does what the optimizer
+    remembers of them: momentum would move them on, a moving average would bring them back.
+
+    All state is in the model and its optimizer (Γ and `optimizer.iterations`), none in the callback: training
+    that goes on from `keras.callbacks.BackupAndRestore`, or from a saved and loaded model with
+    `initial_epoch`, takes the same course as training in one piece.
+
+    Each epoch's logs get "block_ratio", the fraction of zero blocks in the masked layers: it is in the
+    history. A callback that keeps the best model (`ModelCheckpoint`, `EarlyStopping`) may keep one from
+    before the ratio was reached: keep by the end of the schedule instead.
+
+    Args:
+        schedule: of `bstf.schedules`; its times are `unit`s.
+        importance: how blocks are compared: a name or a callable, as in `bstf.sparsify`.
+        scope: which blocks compete with each other, as in `bstf.sparsify`.
+        min_per_line: kept blocks that every row and column of Γ needs at least. Where the blocks that are
+            left can't have both this and the ratio, the layer keeps more blocks.
+        data: what criteria that need data look at, each time that blocks go, as in `bstf.sparsify`; it must be
+            readable more than once.
+        loss: what they derive, as in `bstf.sparsify`; None for the one the model is compiled with.
+        unit: "epoch": the ratio changes at the beginning of epochs, counted from 0 by `fit`; "step": before
+            training steps, counted by `optimizer.iterations`.
+
+    Raises:
+        ValueError: an argument isn't one of those above.
+        TypeError: `schedule` isn't a Schedule.
+
+    Example:
+        >>> sparse = bstf.sparsify(model, ratio=0)
+        >>> sparse.compile("adam", "sparse_categorical_crossentropy")
+        >>> sparse.fit(x, y, epochs=20, callbacks=[bstf.callbacks.BlockSparsity(Cubic(0.5, end=10))])
+
+        In a loop of one's own, before each update:
+
+        >>> sparsity = bstf.callbacks.BlockSparsity(Cubic(0.5, end=1000, every=100), unit="step")
+        >>> for step, (x, y) in enumerate(batches):
+        ...     sparsity.step(step, model, optimizer)
+        ...     ...
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        importance: str | Importance = "l2",
+        scope: str = "layer",
+        min_per_line: int = 1,
+        unit: str = "epoch",
+        data: Any = None,
+        loss: Loss = None,
+    ):
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be one of bstf.schedules, such as OneShot(0.5); got {schedule!r}.")
+        if unit not in UNITS:
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
+        kept_blocks(1, 1, schedule.ratio, min_per_line)  # checks min_per_line
+        get_importance(importance)
+        if needs_data(importance) and data is None:
+            raise ValueError(NO_DATA.format(importance=importance))
+        self.schedule = schedule
+        self.importance = importance
+        self.scope = check_scope(scope)
+        self.min_per_line = min_per_line
+        self.unit = unit
+        self.data = data
+        self.loss = loss
+
+    def step(self, time: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+        """Brings a model to the schedule's ratio of a time; for loops without `fit`.
+
+        Args:
+            time: epochs or training steps since the beginning, as the schedule counts.
+            model: with masked layers, from `bstf.sparsify`.
+            optimizer: the one that trains it, where it has taken a step already.
+
+        Raises:
+            ValueError: the model has no masked layer, or a layer's scores aren't finite.
+        """
+        masked = _masked_places(model)
+        previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in masked}
+        if self.scope == "global":
+            total = sum(gamma.size for gamma in previous.values())
+            ratio = self.schedule(time, total)
+            behind = kept_blocks(1, total, ratio, 0) < sum(map(np.count_nonzero, previous.values()))
+        else:
+            ratio = {path: self.schedule(time, gamma.size) for path, gamma in previous.items()}
+            behind = any(
+                kept_blocks(*gamma.shape, ratio[path], self.min_per_line) < np.count_nonzero(gamma)
+                for path, gamma in previous.items()
+            )
+        if not behind:
+            return
+        gammas = select_all(self._scores(model, masked), ratio, self.min_per_line, scope=self.scope, previous=previous)
+        for path, layer in masked:
+            if (gammas[path] != previous[path]).any():
+                layer.set_gamma(gammas[path], optimizer)
+
+    def _scores(self, model: keras.Model, masked: list[Place]) -> dict[str, np.ndarray]:
+        scores: dict[str, np.ndarray] = {}
+        for block in {layer.block for _, layer in masked}:
+            layers = [place for place in masked if place.layer.block == block]
+            scores |= model_scores(model, layers, block, self.importance, data=self.data, loss=self.loss)
+        return comparable(scores) if self.scope == "global" and self.importance not in LOSS_UNITS else scores
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses a model without masked layers before it trains in vain."""
+        _masked_places(self.model)
+        self._last_epoch: int | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes the schedule's step if it counts in epochs."""
+        if self.unit == "epoch":
+            self.step(epoch, self.model, self.model.optimizer)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes the schedule's step if it counts in training steps."""
+        if self.unit == "step":
+            self.step(int(self.model.optimizer.iterations), self.model, self.model.optimizer)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs the ratio."""
+        self._last_epoch = epoch
+        if logs is not None:
+            gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in _masked_places(self.model)]
+            logs["block_ratio"] = 1 - float(np.concatenate(gammas).mean())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Warns of a schedule that is longer than the training."""
+        if self._last_epoch is None:
+            return  # resumed after the last epoch
+        time = self._last_epoch if self.unit == "epoch" else int(self.model.optimizer.iterations) - 1
+        blocks = max(layer.gamma.shape[0] * layer.gamma.shape[1] for _, layer in _masked_places(self.model))
+        reached = self.schedule(time, blocks)
+        if reached < self.schedule.ratio:
+            warnings.warn(
+                f"The training ended after {self.unit} {time}, where the schedule is at ratio {reached:.3g} "
+                f"of {self.schedule.ratio}: train longer, or shorten the schedule.",
+                stacklevel=2,
+            )
+
+
+def _masked_places(model: keras.Model) -> list[Place]:
+    masked = [place for place in places(model) if is_masked(place.layer)]
+    if not masked:
+        raise ValueError(
+            f"'{model.name}' has no masked layer to make sparser: give the model that bstf.sparsify(model, ratio=0) "
+            "returns."
+        )
+    return masked

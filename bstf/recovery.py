@@ -1,0 +1,299 @@
+"""What a model that lost blocks can get back without labels or training: its layers' outputs and statistics.
+
+`obs_update` gives every masked layer the kernel that keeps its output closest to the dense model's;
+`reestimate_batch_norm` measures the means and variances anew; `recover` takes the one that fits.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bstf.batches import Progress, image_batches
+from bstf.places import effective_kernel, is_masked, places
+
+_PATCH_ELEMENTS = 2**24  # of float64 patches held at a time: 128 MiB
+
+
+def recover(
+    sparse: keras.Model,
+    data: Any,
+    dense: keras.Model | None = None,
+    *,
+    damping: float = 1e-2,
+) -> None:
+    """Brings back accuracy that a model lost with its blocks, from images alone; changes the model.
+
+    With the dense model it is `obs_update`, otherwise `reestimate_batch_norm`. Not both: after the update the
+    layers give what the dense model's statistics were made for, and the smaller variance of a least squares
+    fit, scaled up again by new statistics, would be noise.
+
+    Args:
+        sparse: the model that `bstf.sparsify` made, float.
+        data: calibration images as for `bstf.quantize`, some hundred of those it was trained with; they are held
+            in memory.
+        dense: the model it was made from.
+        damping: of `obs_update`.
+
+    Raises:
+        ValueError: no images, of a wrong shape, not finite; or `dense` isn't the dense form of `sparse`.
+        TypeError: `data` isn't a set of images.
+
+    Example:
+        >>> sparse = bstf.sparsify(model, ratio=0.5)
+        >>> bstf.recover(sparse, images, dense=model)
+    """
+    if dense is None:
+        reestimate_batch_norm(sparse, data)
+    else:
+        obs_update(sparse, data, dense, damping=damping)
+
+
+def reestimate_batch_norm(model: keras.Model, data: Any) -> None:
+    """Replaces the moving means and variances of all batch normalisations by those of a calibration set.
+
+    One pass, in which every batch is normalised by its own statistics as in training. Each layer's mean and
+    variance become those of all its inputs in that pass: exact, every element counts alike, whatever the layer's
+    momentum. (The re-estimation of Izmailov et al. 2018, arXiv 1803.05407, section 3.2, with the batches'
+    variances pooled by Chan et al. 1983.) Nothing else changes: no dropout, no weights.
+
+    Args:
+        model: Sequential or functional, with its weights.
+        data: calibration images, as for `bstf.quantize`. Batches should be as large as in training.
+
+    Raises:
+        ValueError: no images, of a wrong shape or not finite. The model is unchanged then.
+        TypeError: `data` isn't a set of images.
+
+    Example:
+        >>> reestimate_batch_norm(sparse, dataset.images(512))
+    """
+    layers = [layer for _, layer in places(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [tuple(map(ops.convert_to_numpy, (layer.moving_mean, layer.moving_variance))) for layer in layers]
+    pooled = {id(layer): _Pooled() for layer in layers}
+
+    def measured(layer: keras.Layer, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
+        mean, variance = ops.moments(ops.cast(x, "float32"), axes)
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
+        count = int(np.prod([x.shape[axis] for axis in axes]))
+        pooled[id(layer)].add(count, ops.convert_to_numpy(mean), ops.convert_to_numpy(variance))
+        return call(x, *args, **{**kwargs, "training": False})
+
+    complete = False
+    try:
+        with _replaced_calls(layers, measured):
+            for batch in _held(model, data):
+                model(batch, training=False)
+        complete = True
+    finally:
+        for layer, old in zip(layers, before):
+            one = pooled[id(layer)]
+            mean, variance = (one.mean, one.variance) if complete and one.count else old
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+
+
+def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: float = 1e-2) -> None:
+    """Gives every masked layer the kernel that keeps its output closest to the dense model's; changes `sparse`.
+
+    For Γ as it is, the kernel W minimises sum |X W - Y|^2 + λ |W - W_0|^2 over the calibration images. X are
+    the layer's inputs in the sparse model, im2col patches of a convolution, Y its outputs in the dense model
+    before bias and activation, W_0 the present kernel. Per output channel this is a linear system over the
+    kept inputs, in float64. It is the weight update of the Optimal Brain Surgeon (Hassibi & Stork 1993) for all
+    dead blocks of a layer at once: with X the dense inputs and λ -> 0, W is W_dense - H^-1 E (E' H^-1 E)^-1 E'
+    W_dense, where H = X' X and E picks the dead weights. Layers are taken in order, so that each makes good for
+    what those before it could not: both models run over the images once a masked layer. Biases stay, labels aren't
+    used.
+
+    Args:
+        sparse: a model with masked layers, float.
+        data: calibration images, as for `bstf.quantize`; held in memory.
+        dense: a model with layers of the same names and kernel shapes: what `sparse` was made from.
+        damping: λ as a fraction of the mean diagonal of X' X, above 0. It decides where images are too few.
+
+    Raises:
+        ValueError: no images, of a wrong shape, not finite; `dense` lacks a layer; `damping` isn't above 0.
+        TypeError: `data` isn't a set of images.
+
+    Example:
+        >>> obs_update(sparse, dataset.images(512), model)
+    """
+    if not damping > 0:
+        raise ValueError(f"damping must be above 0; got {damping!r}.")
+    pairs = _pairs(sparse, dense)
+    batches = _held(sparse, data)
+    progress = Progress(len(pairs) * len(batches), unit="batch")
+    for name, layer, original in pairs:
+        equations = _NormalEquations(layer)
+        for batch in batches:
+            inputs = _inputs_of(layer, sparse, batch)
+            targets = [_linear(original, x) for x in _inputs_of(original, dense, batch)]
+            for x, y in zip(inputs, targets):
+                equations.add(x, y)
+            progress.step()
+        kernel = equations.solve(effective_kernel(layer), ops.convert_to_numpy(layer.gamma), damping)
+        if not np.isfinite(kernel).all():
+            raise ValueError(f"Layer '{name}' computes NaN or infinite values on the calibration images.")
+        layer._kernel.assign(layer._mask(ops.convert_to_tensor(kernel, layer._kernel.dtype)))
+    progress.finish()
+
+
+class _Pooled:
+    """Mean and variance of all elements of several batches, in float64 (Chan, Golub & LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.variance = 0, np.float64(0), np.float64(0)
+
+    def add(self, count: int, mean: np.ndarray, variance: np.ndarray) -> None:
+        total = self.count + count
+        share = count / total
+        shift = mean.astype(np.float64) - self.mean
+        self.variance = (1 - share) * self.variance + share * variance + share * (1 - share) * shift**2
+        self.mean = self.mean + share * shift
+        self.count = total
+
+
+class _NormalEquations:
+    """X' X and X' Y of a layer, summed over batches: float64 (inputs, inputs) and (inputs, cout).
+
+    Inputs are all that a kernel (..., cin, cout) multiplies, in its order.
+    """
+
+    def __init__(self, layer: keras.Layer) -> None:
+        self.layer = layer
+        self.gram, self.cross = np.float64(0), np.float64(0)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Adds a batch of the layer's inputs and wanted outputs."""
+        for rows, wanted in _rows(self.layer, x, y):
+            self.gram = self.gram + rows.T @ rows
+            self.cross = self.cross + rows.T @ wanted
+
+    def solve(self, start: np.ndarray, gamma: np.ndarray, damping: float) -> np.ndarray:
+        """The kernel (..., cin, cout) nearest to Y that Γ allows, λ |W - start|^2 included."""
+        block = self.layer.block
+        start = start.astype(np.float64)
+        cin, cout = start.shape[-2:]
+        kernel, first = np.zeros((start.size // cout, cout)), start.reshape(-1, cout)
+        ridge = damping * (self.gram.diagonal().mean() or 1.0)
+        kept_inputs = np.repeat(gamma != 0, block.bi, axis=0)[:cin]
+        for column in range(gamma.shape[1]):  # the outputs of a block column have the same kept inputs
+            outs = slice(column * block.bo, (column + 1) * block.bo)
+            kept = np.flatnonzero(np.tile(kept_inputs[:, column], len(kernel) // cin))
+            matrix = self.gram[np.ix_(kept, kept)] + ridge * np.eye(len(kept))
+            kernel[kept, outs] = np.linalg.solve(matrix, self.cross[kept, outs] + ridge * first[kept, outs])
+        return kernel.reshape(start.shape)
+
+
+def _rows(layer: keras.Layer, x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A layer's inputs as rows that its kernel, as a matrix, maps to outputs: float64 (n, inputs), (n, cout)."""
+    if isinstance(layer, keras.layers.Dense):
+        yield x.reshape(-1, x.shape[-1]).astype(np.float64), y.reshape(-1, y.shape[-1]).astype(np.float64)
+        return
+    if layer.data_format == "channels_first":
+        x, y = np.moveaxis(x, 1, -1), np.moveaxis(y, 1, -1)
+    inputs = int(np.prod(layer.kernel.shape[:-1]))
+    images = max(1, _PATCH_ELEMENTS // (y[0, ..., 0].size * inputs))
+    for i in range(0, len(x), images):
+        rows = patches(x[i : i + images], layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+        yield rows.astype(np.float64), y[i : i + images].reshape(-1, y.shape[-1]).astype(np.float64)
+
+
+def patches(
+    x: np.ndarray,
+    size: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    padding: str = "valid",
+) -> np.ndarray:
+    """What a convolution multiplies its kernel with (im2col).
+
+    Args:
+        x: images (n, height, width, channels).
+        size: of the kernel, (height, width).
+        strides: of the convolution.
+        dilation: of the convolution.
+        padding: "valid", or "same" with zeros as Keras pads.
+
+    Returns:
+        (n * output height * output width, kernel height * kernel width * channels): its product with the
+            kernel as a matrix is the convolution.
+
+    Example:
+        >>> patches(x, (3, 3), padding="same") @ kernel.reshape(-1, kernel.shape[-1])
+    """
+    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation)]
+    if padding == "same":
+        missing = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(x.shape[1:3], strides, reach)]
+        x = np.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(1, 2))  # n, height, width, channels, *reach
+    windows = windows[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
+    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size[0] * size[1] * x.shape[-1])
+
+
+def _pairs(sparse: keras.Model, dense: keras.Model) -> list[tuple[str, Any, Any]]:
+    """Name, masked layer and its layer in the dense model, of every masked layer."""
+    originals = dict(places(dense))
+    pairs = []
+    for path, layer in places(sparse):
+        if not is_masked(layer):
+            continue
+        original = originals.get(path)
+        if tuple(getattr(getattr(original, "kernel", None), "shape", ())) != tuple(layer.kernel.shape):
+            raise ValueError(
+                f"Layer '{path}' has a kernel {tuple(layer.kernel.shape)}, but the dense model has none like it by "
+                "this name: give the model that the sparse one was made from."
+            )
+        if layer.lora_enabled:
+            raise ValueError(f"Layer '{path}' has LoRA: save and load the model, which merges it, and recover that.")
+        pairs.append((path, layer, original))
+    return pairs
+
+
+def _linear(layer: keras.Layer, x: np.ndarray) -> np.ndarray:
+    """A convolution's or dense layer's outputs before bias and activation, float32."""
+    kernel = ops.convert_to_tensor(effective_kernel(layer).astype(np.float32))
+    x = ops.convert_to_tensor(x.astype(np.float32))
+    dense = isinstance(layer, keras.layers.Dense)
+    return ops.convert_to_numpy(ops.matmul(x, kernel) if dense else layer.convolution_op(x, kernel))
+
+
+def _held(model: keras.Model, data: Any) -> list[np.ndarray]:
+    """The calibration images in batches, read once."""
+    if not isinstance(model.input_shape, tuple):
+        raise ValueError(f"'{model.name}' must have one input to be calibrated with images.")
+    batches = list(image_batches(data, model.input_shape[1:], model.inputs[0].name))
+    if not batches:
+        raise ValueError("calibration holds no images; recovery needs at least one.")
+    return batches
+
+
+def _inputs_of(layer: keras.Layer, model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
+    """What a layer is called with when a model runs; several arrays if the layer is shared."""
+    seen = []
+
+    def record(_: keras.Layer, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(ops.convert_to_numpy(ops.cast(x, "float32")))
+        return call(x, *args, **kwargs)
+
+    with _replaced_calls([layer], record):
+        model(images, training=False)
+    return seen
+
+
+@contextlib.contextmanager
+def _replaced_calls(layers: Sequence[keras.Layer], replacement: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, `replacement(layer, layer.call, *arguments)` computes in place of `layer.call`."""
+    for layer in layers:
+        layer.call = functools.partial(replacement, layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.call
