@@ -5,8 +5,9 @@
 The networks are those of `keras.applications` with random weights (seed 0), up to their logits, and EfficientNet-Lite0;
 `density` is the part of the 8x8 blocks that is kept. Images are random, or photos (`--photos`). In int8, networks are
 quantised with `bstf.quantize`, and OpenVINO computes the same fixed-point SavedModel in INT8, too; the others have no
-such path. Effective operations are 2 x multiply-adds on kept blocks: who multiplies zeros too has fewer GFLOPS by this
-count, and who needs fewer multiplications (Winograd's method) may have more than the machine's peak.
+such path. Effective operations are 2 x multiply-adds on kept blocks, for pixels that a layer reads: who multiplies
+zeros too has fewer GFLOPS by this count, and who needs fewer multiplications (Winograd's method) may have more than the
+machine's peak.
 """
 
 from __future__ import annotations
@@ -115,9 +116,9 @@ def prepare(folder: Path, network: str, density: float, dtype: str, photos: str 
 
     model = build(network)
     x = images(model.input_shape[1:], photos)
-    normalise(model, x[:_CALIBRATION])
     if density < 1:
         model = bstf.sparsify(model, block=8, ratio=1 - density)
+    normalise(model, x[:_CALIBRATION])
     if dtype == "int8":
         model = bstf.quantize(model, x[:_CALIBRATION])
     bstf.export(model, folder / "model")
@@ -132,7 +133,10 @@ def bstf_engine(case: Case) -> Work:
     """The engine of this package."""
     from bstf_compiler import Engine
 
-    return case.work(Engine(case.folder / "model", threads=case.threads))
+    work = case.work(Engine(case.folder / "model", threads=case.threads))
+    if case.dtype == "int8" and work.error:
+        raise ValueError(f"the engine isn't equal to Keras on {case}: off by {work.error:.2g} of the largest logit")
+    return work
 
 
 def openvino(case: Case) -> Work:
@@ -181,8 +185,9 @@ def tensorflow(case: Case) -> Work:
 
 
 PEERS: dict[str, Callable[[Case], Work]] = {one.__name__: one for one in (bstf_engine, openvino, litert, tensorflow)}
-# How wrong a result may be. OpenVINO rounds halves to even: some integers differ by one, and what comes after them.
-SUITE = Suite("network", PEERS, "openvino", {"float32": 1e-4, "int8": 0.1})
+# How wrong a result may be, as a part of the largest logit. OpenVINO rounds halves to even: some integers differ by
+# one, and random weights make much of it. The engine has no such excuse.
+SUITE = Suite("network", PEERS, "openvino", {"float32": 1e-4, "int8": 0.5})
 # Who computes a type.
 COMPUTES = {"float32": tuple(PEERS), "int8": ("bstf_engine", "openvino")}
 

@@ -59,6 +59,8 @@ def auto_ratios(
     name, target = ("target_macs", macs) if macs is not None else ("target_bytes", weights)
     if not isinstance(target, (int, float)) or not 0 < target <= 1:
         raise ValueError(f"{name} is a fraction of the dense model, in (0, 1]; got {target!r}.")
+    if not layers:
+        raise ValueError(f"No layer of '{model.name}' can be sparse in {block} blocks: there is nothing to choose for.")
     costs, total = _costs(model, layers, block, macs is not None)
     previous = previous or {}
     gammas = {
@@ -81,7 +83,8 @@ def auto_ratios(
         losses[row.layer].append(row.loss)
     steps = allocate(saved, {path: np.array(one) for path, one in losses.items()}, (1 - target) * total)
     met = {path: [float((gamma == 0).mean()) for gamma in ones] for path, ones in gammas.items()}
-    return {path: _whole_blocks(_at(met[path], steps[path]), scores[path].size) for path in gammas}
+    units = {path: {"column": one.shape[0], "row": one.shape[1]}.get(scope, one.size) for path, one in scores.items()}
+    return {path: _whole_blocks(_at(met[path], steps[path]), units[path]) for path in gammas}
 
 
 def allocate(saved: Mapping[str, np.ndarray], losses: Mapping[str, np.ndarray], needed: float) -> dict[str, float]:
@@ -148,5 +151,5 @@ def _at(values: Sequence[float], step: float) -> float:
 
 
 def _whole_blocks(ratio: float, blocks: int) -> float:
-    """The ratio of the next whole number of zero blocks: rounding down would miss the target."""
+    """The ratio of the next whole number of zero blocks (of a line): rounding down would miss the target."""
     return min(math.ceil(ratio * blocks - 1e-9), blocks - 1) / blocks

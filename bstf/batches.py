@@ -80,8 +80,8 @@ def image_batches(calibration: Any, shape: tuple[int | None, ...], name: str) ->
     """Reads calibration images, once.
 
     Args:
-        calibration: an array (n, height, width, channels), a `tf.data.Dataset` or `keras.utils.PyDataset`
-            or any iterable of batches `x` or `(x, y)`.
+        calibration: an array (n, height, width, channels), arrays `(x, y)`, a `tf.data.Dataset` or
+            `keras.utils.PyDataset` or any iterable of batches `x` or `(x, y)`.
         shape: of an image, None for a size that doesn't matter.
         name: of the input they are for.
 
@@ -92,6 +92,8 @@ def image_batches(calibration: Any, shape: tuple[int | None, ...], name: str) ->
         ValueError: endless, of a wrong shape, or NaN or infinite values.
         TypeError: `calibration` is nothing of the above.
     """
+    if _is_pair(calibration) and np.ndim(calibration[1]) < np.ndim(calibration[0]):
+        calibration = calibration[0]  # all images, and all labels
     for batch in raw_batches(calibration, "calibration"):
         images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
         if isinstance(images, dict):
@@ -175,12 +177,14 @@ def _pairs(data: tuple[Any, Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _batch(item: Any, labels: bool) -> Batch:
-    x, y, *weights = item if isinstance(item, tuple) and len(item) > 1 else (item, None)
+    if isinstance(item, tuple) and len(item) == 1:
+        item = item[0]
+    x, y, *weights = item if isinstance(item, tuple) else (item, None)
     if weights:
         raise ValueError("data has batches of more than (x, y); weights of the examples can't be used here.")
     if y is None and labels:
         raise ValueError("data has a batch without labels, which a loss needs: give batches (x, y).")
-    x = keras.tree.map_structure(_tensor, x[0] if isinstance(x, tuple) else x)
+    x = keras.tree.map_structure(_tensor, x)
     y = None if y is None else keras.tree.map_structure(_tensor, y)
     arrays = keras.tree.flatten(x) + ([] if y is None else keras.tree.flatten(y))
     lengths = {int(array.shape[0]) if len(array.shape) else None for array in arrays}

@@ -1,6 +1,7 @@
 """BlockSparsity: makes a model sparser while it trains, along a schedule."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -40,8 +41,9 @@ class BlockSparsity(keras.callbacks.Callback):
         data: what criteria that need data look at, each time that blocks go, as in `bstf.sparsify`; it must be
             readable more than once.
         loss: what they derive, as in `bstf.sparsify`; None for the one the model is compiled with.
+        seed: of the random vectors of "hessian".
         unit: "epoch": the ratio changes at the beginning of epochs, counted from 0 by `fit`; "step": before
-            training steps, counted by `optimizer.iterations`.
+            training steps, counted by `optimizer.iterations` (which counts updates of the weights).
 
     Raises:
         ValueError: an argument isn't one of those above.
@@ -69,6 +71,7 @@ class BlockSparsity(keras.callbacks.Callback):
         unit: str = "epoch",
         data: Any = None,
         loss: Loss = None,
+        seed: int = 0,
     ):
         super().__init__()
         if not isinstance(schedule, Schedule):
@@ -79,6 +82,8 @@ class BlockSparsity(keras.callbacks.Callback):
         get_importance(importance)
         if needs_data(importance) and data is None:
             raise ValueError(NO_DATA.format(importance=importance))
+        if isinstance(data, Iterator):
+            raise ValueError("data is an iterator, which can be read once only: give arrays or a dataset.")
         self.schedule = schedule
         self.importance = importance
         self.scope = check_scope(scope)
@@ -86,6 +91,7 @@ class BlockSparsity(keras.callbacks.Callback):
         self.unit = unit
         self.data = data
         self.loss = loss
+        self.seed = seed
 
     def step(self, time: int, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Brings a model to the schedule's ratio of a time; for loops without `fit`.
@@ -101,28 +107,25 @@ class BlockSparsity(keras.callbacks.Callback):
         masked = _masked_places(model)
         previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in masked}
         if self.scope == "global":
-            total = sum(gamma.size for gamma in previous.values())
-            ratio = self.schedule(time, total)
-            behind = kept_blocks(1, total, ratio, 0) < sum(map(np.count_nonzero, previous.values()))
+            ratio = self.schedule(time, sum(gamma.size for gamma in previous.values()))
         else:
             ratio = {path: self.schedule(time, gamma.size) for path, gamma in previous.items()}
-            behind = any(
-                kept_blocks(*gamma.shape, ratio[path], self.min_per_line) < np.count_nonzero(gamma)
-                for path, gamma in previous.items()
-            )
-        if not behind:
+        how = {"scope": self.scope, "previous": previous}
+        possible = select_all(previous, ratio, self.min_per_line, **how)  # how many blocks go, without any scores
+        if all((possible[path] == gamma).all() for path, gamma in previous.items()):
             return
-        gammas = select_all(self._scores(model, masked), ratio, self.min_per_line, scope=self.scope, previous=previous)
+        gammas = select_all(self._scores(model, masked, previous), ratio, self.min_per_line, **how)
         for path, layer in masked:
             if (gammas[path] != previous[path]).any():
                 layer.set_gamma(gammas[path], optimizer)
 
-    def _scores(self, model: keras.Model, masked: list[Place]) -> dict[str, np.ndarray]:
-        scores: dict[str, np.ndarray] = {}
-        for block in {layer.block for _, layer in masked}:
-            layers = [place for place in masked if place.layer.block == block]
-            scores |= model_scores(model, layers, block, self.importance, data=self.data, loss=self.loss)
-        return comparable(scores) if self.scope == "global" and self.importance not in LOSS_UNITS else scores
+    def _scores(
+        self, model: keras.Model, masked: list[Place], previous: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        blocks = {path: layer.block for path, layer in masked}
+        scores = model_scores(model, masked, blocks, self.importance, data=self.data, loss=self.loss, seed=self.seed)
+        incomparable = self.scope == "global" and self.importance not in LOSS_UNITS
+        return comparable(scores, previous) if incomparable else scores
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses a model without masked layers before it trains in vain."""
@@ -163,6 +166,13 @@ class BlockSparsity(keras.callbacks.Callback):
 
 def _masked_places(model: keras.Model) -> list[Place]:
     masked = [place for place in places(model) if is_masked(place.layer)]
+    found = {id(layer) for _, layer in masked}
+    hidden = [layer.name for layer in model._flatten_layers() if is_masked(layer) and id(layer) not in found]
+    if hidden:
+        raise ValueError(
+            f"'{model.name}' has masked layers inside layers that are no models: {', '.join(hidden)}; only those of "
+            "Sequential and functional models, and of models nested in them, can be made sparser."
+        )
     if not masked:
         raise ValueError(
             f"'{model.name}' has no masked layer to make sparser: give the model that bstf.sparsify(model, ratio=0) "

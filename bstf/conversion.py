@@ -14,7 +14,7 @@ from bstf.importance import LOSS_UNITS, Importance, model_scores
 from bstf.importance import get as get_importance
 from bstf.layers import GAMMA
 from bstf.objective import Loss
-from bstf.places import MASKED, PLAIN, Selection, eligible, is_graph, is_masked, places
+from bstf.places import MASKED, PLAIN, Selection, eligible, gammas_of, is_graph, is_masked, places
 from bstf.selection import check_ratio, check_scope, comparable, layer_ratios, select_all
 
 
@@ -93,10 +93,10 @@ def sparsify(
     _check_model(model, "sparsify")
     targets = eligible(model, shape, layers)
     _check_finite(model)
+    previous = gammas_of(targets, shape)
     scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
     if scope == "global" and importance not in LOSS_UNITS:
-        scores = comparable(scores)
-    previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in targets if _has_blocks(layer, shape)}
+        scores = comparable(scores, previous)
     if isinstance(ratio, Mapping):
         ratio = layer_ratios(list(scores), ratio)
     elif ratio == "auto":
@@ -225,10 +225,6 @@ def _check_targets(ratio: Any, scope: str, data: Any, macs: float | None, weight
         raise ValueError("scope='global' and ratio='auto' both choose the ratios of layers: use one of them.")
     elif data is None:
         raise ValueError("ratio='auto' measures the loss of sparse layers: give data=(x, y) or batches of it.")
-
-
-def _has_blocks(layer: keras.Layer, block: BlockShape) -> bool:
-    return is_masked(layer) and layer.block == block
 
 
 def _check_finite(model: keras.Model) -> None:

@@ -4,8 +4,7 @@ Each function reads the data once and holds one batch and a few numbers a weight
 of the loss of `bstf.objective`, batch normalisation and dropout in inference mode.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +13,7 @@ from keras import ops
 
 from bstf.batches import Batch, Progress, batches, number_of_batches
 from bstf.objective import Loss, Objective
-from bstf.places import Place
+from bstf.places import Place, replaced_calls
 
 Statistics = dict[str, np.ndarray]
 _PROBES = 4
@@ -150,17 +149,17 @@ def input_norm(model: keras.Model, layers: Sequence[Place], data: Any) -> Statis
         >>> input_norm(model, eligible(model, BlockShape.of(8)), x)["conv"].shape
         (16,)
     """
-    sums = [np.zeros(layer._kernel.shape[-2]) for _, layer in layers]
+    sums = {id(layer): np.zeros(layer._kernel.shape[-2]) for _, layer in layers}
     progress, seen = Progress(number_of_batches(data), "batch"), 0
 
-    def record(index: int, inputs: Any) -> None:
-        layer = layers[index].layer
+    def measured(layer: keras.Layer, call: Callable[..., Any], inputs: Any, *args: Any, **kwargs: Any) -> Any:
         axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(inputs.shape) - 1
         squares = ops.square(ops.cast(inputs, "float32"))
         others = [i for i in range(len(inputs.shape)) if i != axis]
-        sums[index] += ops.convert_to_numpy(ops.sum(squares, axis=others))
+        sums[id(layer)] += ops.convert_to_numpy(ops.sum(squares, axis=others))
+        return call(inputs, *args, **kwargs)
 
-    with _listening([layer for _, layer in layers], record):
+    with replaced_calls([layer for _, layer in layers], measured):
         for batch in batches(data, labels=False):
             try:
                 model(batch.x, training=False)
@@ -170,7 +169,7 @@ def input_norm(model: keras.Model, layers: Sequence[Place], data: Any) -> Statis
             seen += batch.size
             progress.step()
     progress.finish()
-    return {path: np.sqrt(total / seen) for (path, _), total in zip(layers, sums)}
+    return {path: np.sqrt(sums[id(layer)] / seen) for path, layer in layers}
 
 
 def _mean_over_examples(
@@ -186,23 +185,3 @@ def _mean_over_examples(
         progress.step()
     progress.finish()
     return {path: total / seen for (path, _), total in zip(layers, totals)}
-
-
-@contextmanager
-def _listening(layers: Sequence[keras.Layer], record: Callable[[int, Any], None]) -> Iterator[None]:
-    """Tells `record` the inputs of every call of the layers; afterwards they are as before."""
-
-    def listened(index: int, call: Callable[..., Any]) -> Callable[..., Any]:
-        def listening_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            record(index, inputs)
-            return call(inputs, *args, **kwargs)
-
-        return listening_call
-
-    try:
-        for index, layer in enumerate(layers):
-            layer.call = listened(index, layer.call)
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("call", None)

@@ -19,6 +19,7 @@ class Distiller(keras.Model):
     """A student that trains with a teacher's answers as well as the labels (Hinton et al. 2015, arXiv 1503.02531).
 
     loss = soft_weight * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - soft_weight) * hard loss
+           + regularisers
 
     where the hard loss is the one it is compiled with and T^2 keeps the two gradients in proportion whatever T.
     The model has the student's own layers: `fit`, `evaluate`, metrics and callbacks work as with the student,
@@ -59,7 +60,8 @@ class Distiller(keras.Model):
                 f"The student '{student.name}' has outputs {student.output_shape} and the teacher '{teacher.name}' "
                 f"{teacher.output_shape}: distillation compares them one by one."
             )
-        super().__init__(inputs=student.inputs, outputs=student.outputs, name=student.name)
+        inputs, outputs = (one[0] if len(one) == 1 else one for one in (student.inputs, student.outputs))
+        super().__init__(inputs=inputs, outputs=outputs, name=student.name)
         self.temperature, self.soft_weight = temperature, soft_weight
         # In a function Keras doesn't track them: the teacher's weights aren't this model's, the student's are already.
         models = _Models(student, teacher)
@@ -88,7 +90,9 @@ class Distiller(keras.Model):
         soft = self._divergence(
             self._softened(models.teacher, taught), self._softened(models.student, y_pred), sample_weight
         )
-        return self.soft_weight * self.temperature**2 * soft + (1 - self.soft_weight) * hard
+        # Regularisers, which Keras adds to the loss it is compiled with, count whole whatever the teacher's share.
+        penalty = sum(self._aggregate_additional_loss(one) for one in self.losses)
+        return self.soft_weight * self.temperature**2 * soft + (1 - self.soft_weight) * (hard - penalty) + penalty
 
     def _softened(self, model: keras.Model, outputs: Any) -> Any:
         outputs = ops.cast(outputs, "float32")

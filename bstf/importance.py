@@ -5,7 +5,7 @@ A criterion is a function `(kernel, block) -> scores`, kernel (..., cin, cout) a
 `STATISTICS` also need what data say about the kernel's weights: `(kernel, block, statistic) -> scores`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -164,9 +164,7 @@ def block_scores(
         )
     if not np.isfinite(scores).all():
         raise ValueError(f"The importance of layer '{layer}' has a score that is NaN or infinite.")
-    if needs_data(importance):
-        scores = np.where(nonzero_blocks(kernel, block), scores, scores.min())
-    return scores
+    return np.where(nonzero_blocks(kernel, block), scores, scores.min(initial=np.inf))
 
 
 NO_DATA = "importance='{importance}' compares blocks by what they do on data: give data=(x, y) or batches of it."
@@ -175,7 +173,7 @@ NO_DATA = "importance='{importance}' compares blocks by what they do on data: gi
 def model_scores(
     model: keras.Model,
     layers: Sequence[Place],
-    block: BlockShape,
+    block: BlockShape | Mapping[str, BlockShape],
     importance: str | Importance,
     *,
     data: Any = None,
@@ -187,7 +185,7 @@ def model_scores(
     Args:
         model: a built model; it stays as it is.
         layers: layers that can have such blocks, see `bstf.places.eligible`.
-        block: the block's shape.
+        block: the block's shape, one for all or one for each path.
         importance: a name of `CRITERIA` or a callable `(kernel, block) -> scores`.
         data: what a criterion of `STATISTICS` reads, as in `bstf.batches.batches`; the others don't touch it.
         loss: what is derived, as in `bstf.objective.Objective`; None for the loss the model is compiled with.
@@ -203,12 +201,15 @@ def model_scores(
     Example:
         >>> model_scores(model, eligible(model, block), block, "fisher", data=(x, y), loss="mse")
     """
+    if not layers:
+        return {}
+    blocks = dict.fromkeys([path for path, _ in layers], block) if isinstance(block, BlockShape) else block
     statistics: curvature.Statistics = {}
     if needs_data(importance):
         if data is None:
             raise ValueError(NO_DATA.format(importance=importance))
         statistics = STATISTICS[importance](model, layers, data, loss, seed)
     return {
-        path: block_scores(effective_kernel(layer), block, importance, layer.name, statistics.get(path))
+        path: block_scores(effective_kernel(layer), blocks[path], importance, layer.name, statistics.get(path))
         for path, layer in layers
     }

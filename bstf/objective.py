@@ -4,6 +4,7 @@ Batch normalisation and dropout are in inference mode everywhere. Keras' regular
 what counts is what the model computes, and not how large its weights are.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -154,4 +155,7 @@ def _shapes(arrays: Any) -> str:
 
 def _first_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
+    if raised:  # the rest is where
+        return raised[-1].partition(": ")[2]
     return next((line for line in lines if not line.startswith(("Exception encountered", "in user code"))), repr(error))

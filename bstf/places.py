@@ -1,10 +1,12 @@
 """The layers of a model: where they stand, which of them can be block sparse, how often each is applied."""
 
+import contextlib
+import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -156,3 +158,24 @@ def output_positions(model: keras.Model) -> dict[int, int | None]:
     if is_graph(model):
         walk(model)
     return counts
+
+
+def gammas_of(layers: Iterable[Place], block: BlockShape) -> dict[str, np.ndarray]:
+    """Γ of the layers that are masked in such blocks already, by their paths."""
+    masked = [place for place in layers if is_masked(place.layer) and place.layer.block == block]
+    return {path: ops.convert_to_numpy(layer.gamma) for path, layer in masked}
+
+
+@contextlib.contextmanager
+def replaced_calls(layers: Sequence[keras.Layer], replacement: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, `replacement(layer, layer.call, *arguments)` computes in place of `layer.call`."""
+    before = [vars(layer).get("call") for layer in layers]
+    for layer in layers:
+        layer.call = functools.partial(replacement, layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before):
+            del layer.call
+            if own is not None:
+                layer.call = own

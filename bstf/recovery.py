@@ -4,8 +4,6 @@
 `reestimate_batch_norm` measures the means and variances anew; `recover` takes the one that fits.
 """
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from bstf.batches import Progress, image_batches
-from bstf.places import effective_kernel, is_masked, places
+from bstf.places import effective_kernel, is_masked, places, replaced_calls
 
 _PATCH_ELEMENTS = 2**24  # of float64 patches held at a time: 128 MiB
 
@@ -73,6 +71,8 @@ def reestimate_batch_norm(model: keras.Model, data: Any) -> None:
         >>> reestimate_batch_norm(sparse, dataset.images(512))
     """
     layers = [layer for _, layer in places(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    if not layers:
+        raise ValueError(f"'{model.name}' has no batch normalisation to re-estimate: give the dense model as well.")
     before = [tuple(map(ops.convert_to_numpy, (layer.moving_mean, layer.moving_variance))) for layer in layers]
     pooled = {id(layer): _Pooled() for layer in layers}
 
@@ -87,7 +87,7 @@ def reestimate_batch_norm(model: keras.Model, data: Any) -> None:
 
     complete = False
     try:
-        with _replaced_calls(layers, measured):
+        with replaced_calls(layers, measured):
             for batch in _held(model, data):
                 model(batch, training=False)
         complete = True
@@ -127,6 +127,11 @@ def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: f
     if not damping > 0:
         raise ValueError(f"damping must be above 0; got {damping!r}.")
     pairs = _pairs(sparse, dense)
+    if not pairs:
+        raise ValueError(
+            f"'{sparse.name}' has no masked layer to update: give the model that bstf.sparsify returned, and then the "
+            "dense one."
+        )
     batches = _held(sparse, data)
     progress = Progress(len(pairs) * len(batches), unit="batch")
     for name, layer, original in pairs:
@@ -282,18 +287,6 @@ def _inputs_of(layer: keras.Layer, model: keras.Model, images: np.ndarray) -> li
         seen.append(ops.convert_to_numpy(ops.cast(x, "float32")))
         return call(x, *args, **kwargs)
 
-    with _replaced_calls([layer], record):
+    with replaced_calls([layer], record):
         model(images, training=False)
     return seen
-
-
-@contextlib.contextmanager
-def _replaced_calls(layers: Sequence[keras.Layer], replacement: Callable[..., Any]) -> Iterator[None]:
-    """While it lasts, `replacement(layer, layer.call, *arguments)` computes in place of `layer.call`."""
-    for layer in layers:
-        layer.call = functools.partial(replacement, layer, layer.call)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.call

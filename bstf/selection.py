@@ -155,7 +155,9 @@ def select_all(
     }
 
 
-def comparable(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def comparable(
+    scores: Mapping[str, np.ndarray], previous: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Divides the scores of each layer by their mean magnitude, so that layers can be compared by them.
 
     The size of a layer's weights says little: batch normalisation makes it arbitrary, and a block of a 3x3
@@ -163,7 +165,8 @@ def comparable(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     above or below their layer's own. Scores in units of the loss need no such thing.
 
     Args:
-        scores: (rows, cols) for each layer. Blocks of score 0, dead already, don't count for the mean.
+        scores: (rows, cols) for each layer. Blocks of score 0 don't count for the mean.
+        previous: earlier Γ by layers' names, for all layers or some; blocks that are zero in it don't count either.
 
     Returns:
         The same with a mean magnitude of 1; layers of zeros as they are.
@@ -172,8 +175,11 @@ def comparable(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         >>> comparable({"a": np.array([[1.0, 3.0]])})
         {'a': array([[0.5, 1.5]])}
     """
-    means = {name: np.abs(layer[layer != 0]).mean() if np.any(layer) else 1.0 for name, layer in scores.items()}
-    return {name: layer / means[name] for name, layer in scores.items()}
+    previous, result = previous or {}, {}
+    for name, layer in scores.items():
+        counted = layer[(layer != 0) & (np.asarray(previous.get(name, 1)) != 0)]
+        result[name] = layer / (np.abs(counted).mean() if counted.size else 1.0)
+    return result
 
 
 def layer_ratios(names: Sequence[str], ratio: Mapping[str, float]) -> dict[str, float]:

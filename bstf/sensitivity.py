@@ -18,7 +18,7 @@ from bstf.batches import Batch, Progress, batches, number_of_batches
 from bstf.blocks import BlockShape, expand
 from bstf.importance import Importance, model_scores
 from bstf.objective import Loss, Objective
-from bstf.places import Place, Selection, effective_kernel, eligible
+from bstf.places import Place, Selection, effective_kernel, eligible, gammas_of
 from bstf.selection import check_ratio, select
 
 
@@ -140,7 +140,11 @@ def sensitivity(
         raise ValueError(f"No layer of '{model.name}' that is selected can be sparse in {shape} blocks.")
     ratios = [check_ratio(ratio) for ratio in ratios]
     scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
-    gammas = {path: [select(one, ratio, min_per_line) for ratio in ratios] for path, one in scores.items()}
+    alive = gammas_of(targets, shape)
+    gammas = {
+        path: [select(one, ratio, min_per_line, previous=alive.get(path)) for ratio in ratios]
+        for path, one in scores.items()
+    }
     return measure(model, targets, gammas, shape, data, loss)
 
 

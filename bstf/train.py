@@ -280,8 +280,8 @@ def _road() -> None:
     quantize(sparsify(dense, block, FLAGS.ratio), images[:1])  # what can't be is refused before hours of training
     output.mkdir(parents=True, exist_ok=True)
     _train_and_save(dense, "dense", FLAGS.epochs, data, output)
-    ratio = 0.0 if callbacks else FLAGS.ratio
-    sparse = sparsify(dense, block, ratio, **_comparison(data, dense))
+    one_shot = {"ratio": FLAGS.ratio, **_comparison(data, dense)} if not callbacks else {"ratio": 0.0}
+    sparse = sparsify(dense, block, **one_shot)
     if FLAGS.recover:
         print(f"Recovering the outputs of the sparse network: its test accuracy is {accuracy(sparse, data):.4f},")
         recover(sparse, images, dense)

@@ -19,7 +19,7 @@ from bstf_compiler import graph_file, integer, passes
 from bstf_compiler.cpu import team
 from bstf_compiler.cpu.kernels.conv import DEPTH
 from bstf_compiler.cpu.kernels.network import executor
-from bstf_compiler.cpu.layout import WORDS, Layout
+from bstf_compiler.cpu.layout import ALIGNMENT, WORDS, Layout
 from bstf_compiler.cpu.operations import format_of, operations
 from bstf_compiler.cpu.plan import Plan, Weights, make_plan
 from bstf_compiler.cpu.simd import Isa, host_isa
@@ -216,7 +216,8 @@ class Engine:
         try:
             memory = free.pop()
         except IndexError:
-            memory = empty(plan.elements + _SLACK + DEPTH * int(plan.steps["x_plane"].max()), self._format.dtype)
+            elements = plan.elements + _SLACK + DEPTH * int(plan.steps["x_plane"].max())
+            memory = empty(ALIGNMENT + elements, self._format.dtype)[ALIGNMENT:]  # tiles may begin left of an image
         try:
             yield memory
         finally:

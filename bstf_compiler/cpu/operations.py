@@ -168,7 +168,7 @@ def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
         CONV, node.name, (source_name,), node.output, op.window, bounds, weights, shifts=Shifts(max(0, own)),
         macs=kernel.data.size * height * width, kept_macs=weights.macs * height * width,
     )  # fmt: skip
-    if source.position is None and winograd.pays(weights, op, (height, width), isa):
+    if source.position is None and winograd.fits(weights, op) and winograd.pays(weights, (height, width), isa):
         yield from _winograd(layer, kernel.data, (height, width), isa)
         return
     if own >= 0:

@@ -109,6 +109,8 @@ def make_plan(
     wholes = _wholes(operations, layouts)
     sizes = {name: layout.planes * layout.plane(lanes) for name, layout in layouts.items() if wholes[name][0] == name}
     places, elements, live = _allocate(operations, sizes, wholes, outputs)
+    if elements >= 2**31:  # the distances of `offsets` are int32
+        raise ValueError(f"the activations of {images} images take {elements} elements, 2**31 at most: give fewer")
     for name, (whole, planes) in wholes.items():
         offset = places[whole] + planes * layouts[whole].plane(lanes)
         layouts[name] = replace(layouts[name], offset=offset)
@@ -357,7 +359,8 @@ def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lane
     # The outer loop's operand is read once, the inner one's once for each of its tiles, unless a cache holds it.
     image_bytes, weight_bytes = 4 * x.planes * x.plane(lanes) // weights.parts, weights.values.nbytes
     weights_again = 0 if weight_bytes <= _CACHED_BYTES else weight_bytes * pixel_tiles
-    images_again = 0 if image_bytes <= _CACHED_BYTES else image_bytes * tiles
+    read_once = image_bytes <= _CACHED_BYTES or weights.shape_of_tiles == conv.THIN
+    images_again = 0 if read_once else image_bytes * tiles
     step["channels_first"] = weights_again > images_again or (weights.parts > 1 and weights_again == images_again)
     wanted = _wanted(threads)
     outer, inner = (tiles, pixel_tiles) if step["channels_first"] else (pixel_tiles, tiles)

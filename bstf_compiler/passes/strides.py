@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bstf_compiler.graph import Add, Conv, Graph, MaxPool, Node, Relu, Requantize, Tensor, Window
+from bstf_compiler.graph import Add, Conv, Graph, MaxPool, Node, Relu, Requantize, Softmax, Tensor, Window
 
 
 class MoveStrides:
@@ -15,9 +15,9 @@ class MoveStrides:
 
     def match(self, graph: Graph, node: Node) -> bool:
         """A layer whose output is read only by windows of one pixel with the same strides."""
-        movable = isinstance(node.op, (Conv, Add, Requantize, Relu))
-        strides = {_skipped(reader) for reader in graph.consumers(node.output)}
-        return movable and node.output not in graph.outputs and len(strides) == 1 and None not in strides
+        movable = isinstance(node.op, (Conv, Add, Requantize, Relu)) and node.output not in graph.outputs
+        strides = {_skipped(graph, reader) for reader in graph.consumers(node.output)}
+        return movable and len(strides) == 1 and None not in strides
 
     def rewrite(self, graph: Graph, node: Node) -> None:
         """Gives the strides of its readers to the layer, or to what it reads."""
@@ -37,9 +37,12 @@ class MoveStrides:
                 reader.op = replace(reader.op, window=replace(reader.op.window, strides=(1, 1)))
 
 
-def _skipped(node: Node) -> tuple[int, int] | None:
-    """The strides of a window of one pixel that skips some, else None."""
+def _skipped(graph: Graph, node: Node) -> tuple[int, int] | None:
+    """The strides of a window of one pixel that skips some, else None; a maximum that ends the network stays."""
     if not isinstance(node.op, (Conv, MaxPool)):
+        return None
+    ends = node.output in graph.outputs or any(isinstance(one.op, Softmax) for one in graph.consumers(node.output))
+    if isinstance(node.op, MaxPool) and ends:
         return None
     window = node.op.window
     if window.kernel != (1, 1) or any(window.padding) or window.strides == (1, 1):
@@ -49,7 +52,7 @@ def _skipped(node: Node) -> tuple[int, int] | None:
 
 def _pick(graph: Graph, name: str, strides: tuple[int, int]) -> str:
     """The tensor of every n-th row and column of another one, made right after it."""
-    picked, tensor = f"{name} picked", graph.tensors[name]
+    picked, tensor = f"{name} picked {strides[0]}x{strides[1]}", graph.tensors[name]
     if picked not in graph.tensors:
         node = Node(picked, MaxPool(Window((1, 1), strides)), [name])
         source = graph.producer(name)

@@ -35,7 +35,7 @@ def _sums(graph: Graph, node: Node) -> list[tuple[int, int]]:
     if isinstance(node.op, AveragePool):
         kh, kw = node.op.window.kernel
         numerators = graph.constants(node)[0].data
-        return [(128 * kh * kw * int(numerators.max()), node.op.shift + positions[0] - out)]
+        return [(128 * kh * kw * int(np.abs(numerators.astype(np.int64)).max()), node.op.shift + positions[0] - out)]
     if isinstance(node.op, Concat):
         return [(128, position - out) for position in positions]
     finest = max(positions)

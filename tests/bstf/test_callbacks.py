@@ -109,7 +109,7 @@ def test_zeros_are_sacred(name, policy, kwargs, block, ratio, unit):
     for before, after in itertools.pairwise(watch.seen):
         assert all((after[layer] <= before[layer]).all() for layer in after)
     for gamma in gammas(model).values():
-        assert gamma.sum() >= kept_blocks(*gamma.shape, ratio) and gamma.any(axis=0).all() and gamma.any(axis=1).all()
+        assert gamma.sum() == kept_blocks(*gamma.shape, ratio) and gamma.any(axis=0).all() and gamma.any(axis=1).all()
     plain = bstf.densify(model)
     for layer, gamma in gammas(model).items():
         kernel = np.asarray(plain.get_layer(layer).kernel)
@@ -255,6 +255,32 @@ def test_every_scope_takes_more_blocks_and_revives_none(scope):
             )
 
 
+@pytest.mark.parametrize("scope", ["layer", "column", "row", "global"])
+def test_blocks_are_scored_only_when_some_go(monkeypatch, scope):
+    model, calls = masked_model(block=(2, 8)), []
+    real = bstf.callbacks.model_scores
+    monkeypatch.setattr(bstf.callbacks, "model_scores", lambda *args, **kw: calls.append(1) or real(*args, **kw))
+    sparsity = BlockSparsity(OneShot(0.28), scope=scope)
+    for time in range(4):
+        sparsity.step(time, model)
+    assert len(calls) == 1
+
+
+def test_masked_layers_out_of_reach_are_named():
+    class Outer(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = bstf.MaskedDense(8, block=4, name="inner")
+
+        def call(self, x):
+            return self.inner(x)
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, bstf.MaskedDense(8, block=4, name="last")(Outer()(inputs)))
+    with pytest.raises(ValueError, match="masked layers inside layers that are no models: inner;"):
+        BlockSparsity(OneShot(0.5)).step(0, model)
+
+
 def test_criteria_may_look_at_data():
     model, (x, y) = masked_model(), data()
     x[..., 4:8] = 0  # no loss depends on these inputs of the convolution
@@ -269,6 +295,7 @@ def test_criteria_may_look_at_data():
         (lambda: BlockSparsity(OneShot(0.5), unit="batch"), ValueError, "unit must be one of epoch, step; got 'batch'"),
         (lambda: BlockSparsity(OneShot(0.5), "size"), ValueError, "importance must be one of l1"),
         (lambda: BlockSparsity(OneShot(0.5), "fisher"), ValueError, "importance='fisher' compares blocks by what they"),
+        (lambda: BlockSparsity(OneShot(0.5), data=iter([])), ValueError, "data is an iterator, which can be read once"),
         (lambda: BlockSparsity(OneShot(0.5), scope="no"), ValueError, "scope must be one of"),
         (lambda: BlockSparsity(OneShot(0.5), min_per_line=-1), ValueError, "min_per_line must be an integer"),
         (lambda: BlockSparsity(OneShot(0.5)).step(0, dense_model()), ValueError, "has no masked layer to make sparser"),

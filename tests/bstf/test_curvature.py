@@ -287,7 +287,18 @@ def test_bad_data_is_a_sentence(data, error, sentence):
     model, _ = tiny()
     with pytest.raises(error, match=sentence) as caught:
         mean_gradient(model, eligible(model, BLOCK), data)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and 'File "' not in str(caught.value)
+
+
+def test_inputs_may_be_tuples():
+    left, right = keras.Input((4,)), keras.Input((3,))
+    joined = layers.Concatenate()([layers.Dense(4, name="one")(left), layers.Dense(4, name="two")(right)])
+    model = keras.Model([left, right], layers.Dense(2)(joined))
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(6, 3)).astype("float32")), np.arange(6) % 2
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(3)
+    norms = input_norm(model, eligible(model, BLOCK), data)
+    np.testing.assert_allclose(norms["two"], np.sqrt(np.mean(x[1] ** 2, axis=0)), rtol=1e-5)
 
 
 def test_bad_losses_and_probes_are_sentences():

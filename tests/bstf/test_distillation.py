@@ -52,6 +52,22 @@ def test_the_loss_is_hintons(student_softmax, teacher_softmax, weighted):
     assert float(validation) == pytest.approx((hard * (1 if weights is None else weights)).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_regularisers_count_whole(share):
+    student, teacher = classifier(1), classifier(2)
+    x, y = data()
+
+    def loss(regularizer):
+        student.get_layer("conv").kernel.regularizer = regularizer
+        distiller = bstf.Distiller(student, teacher, soft_weight=share)
+        distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        outputs = distiller(x)
+        return float(distiller.compute_loss(x, y, outputs, training=True))
+
+    penalty = 0.5 * float(np.square(student.get_layer("conv").kernel).sum())
+    assert loss(keras.regularizers.L2(0.5)) - loss(None) == pytest.approx(penalty, rel=1e-4)
+
+
 def test_training_reaches_the_student_and_leaves_the_teacher(tmp_path):
     teacher = classifier(2)
     student = bstf.sparsify(teacher, block=4, ratio=0)

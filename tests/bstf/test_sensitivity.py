@@ -118,14 +118,25 @@ def test_a_broken_layer_does_not_look_free():
 
 @pytest.mark.parametrize("target", [0.4, 0.7])
 @pytest.mark.parametrize("kind", ["target_macs", "target_bytes"])
-def test_auto_meets_its_target(kind, target):
+@pytest.mark.parametrize("scope", ["layer", "column", "row"])
+def test_auto_meets_its_target(kind, target, scope):
     model, data = network()
-    sparse = bstf.sparsify(model, 4, "auto", data=data, **{kind: target})
+    sparse = bstf.sparsify(model, 4, "auto", data=data, scope=scope, **{kind: target})
     rows = bstf.report(sparse).layers
     dense = [row.dense_macs if kind == "target_macs" else np.prod(row.kernel) for row in rows]
     kept = sum(share * (1 - row.ratio) for share, row in zip(dense, rows)) / sum(dense)
     block = max(share / row.blocks for share, row in zip(dense, rows)) / sum(dense)
-    assert target - 3 * block <= kept <= target + 1e-9
+    assert kept <= target + 1e-9
+    if scope == "layer":
+        assert kept >= target - 3 * block
+
+
+def test_dead_blocks_stay_dead_in_the_measurement():
+    model, data = network()
+    sparse = bstf.sparsify(model, 4, 0.5)
+    sparse.compile(loss=model.loss)
+    for row in bstf.sensitivity(sparse, data, block=4, ratios=(0, 0.25)).rows:
+        assert row.ratio >= 0.4 and row.loss == pytest.approx(bstf.sensitivity(sparse, data, block=4).base.loss)
 
 
 def test_auto_spares_the_layer_that_matters():

@@ -461,6 +461,34 @@ def test_strides_stay_where_another_layer_reads_all_pixels():
     graph = build.finish(layer, ends[0])
     remove_dead(graph)
     assert str(passes.without_unread_pixels(graph)) == str(graph)
+    for softmax in (False, True):  # the network returns what the window picks, by its name
+        build = Builder(np.random.default_rng(1))
+        layer = build.conv(build.input(9, 9, 8), 8, Window((3, 3)))
+        graph = build.finish(build.max_pool(layer, Window((1, 1), (2, 2))), softmax=softmax)
+        assert str(passes.without_unread_pixels(graph)) == str(graph)
+
+
+def test_sums_of_one_tensor_may_be_picked_from_with_different_strides():
+    build = Builder(np.random.default_rng(1))
+    x = build.conv(build.input(9, 9, 8), 8, Window((1, 1)))
+    ends = []
+    for strides in ((2, 2), (3, 3)):
+        total = build.add(x, build.conv(x, 8, Window((1, 1))))
+        ends.append(build.conv(total, 8, Window((1, 1), strides)))
+    graph = build.finish(*ends)
+    images = RNG.normal(size=(2, 9, 9, 8)) * 4
+    moved = passes.without_unread_pixels(graph)
+    for one, other in zip(integer.run(graph, images), integer.run(moved, images), strict=True):
+        assert np.array_equal(one, other)
+    assert [node.op.window.strides for node in moved if isinstance(node.op, MaxPool)] == [(3, 3), (2, 2)]
+
+
+def test_factors_of_either_sign_are_bounded():
+    build = Builder(np.random.default_rng(1))
+    graph = build.finish(build.average_pool(build.input(4, 4, 8), Window((4, 4))))
+    graph.constants(graph.nodes[0])[0].data[:] = -(2**22)
+    with pytest.raises(ValueError, match="its sums can reach"):
+        passes.sums.check_sums(graph)
 
 
 def test_lowering_is_idempotent_and_prints():

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
 
-# Elements of a vector, for every instruction set: LLVM cuts it where it is too wide.
-_LANES = 16
+# Elements of a vector, for every instruction set (LLVM cuts it where it is too wide); and for rows that are shorter.
+_LANES, _FEW_LANES = 16, 4
+
+
+def _take_every_other(lanes: int) -> Callable:
+    """Compiles the copy of elements source + 2 * column to at + column; the last vector ends with the last column."""
+
+    def take(memory, source, at, start, stop):
+        for column in range(start, stop, lanes):
+            place = min(column, stop - lanes)
+            simd.store(words.load_every(memory, source + 2 * place, 2, lanes), memory, at + place, 0)
+
+    return numba.njit(nogil=True)(take)
+
+
+_every_other, _every_other_few = _take_every_other(_LANES), _take_every_other(_FEW_LANES)
 
 
 @numba.njit(nogil=True)
@@ -50,13 +66,13 @@ def split(step, plane, memory):
                 continue
             at = y + (image * step.y_rows + row) * step.y_pitch
             source = x + (image * step.x_rows + source_row) * step.x_pitch + first_column
-            column = start
-            if step.across == 2:
-                while column + _LANES <= stop:
-                    simd.store(words.load_every(memory, source + 2 * column, 2, _LANES), memory, at + column, 0)
-                    column += _LANES
-            for rest in range(column, stop):
-                memory[at + rest] = memory[source + rest * step.across]
+            if step.across == 2 and stop - start >= _LANES:
+                _every_other(memory, source, at, start, stop)
+            elif step.across == 2 and stop - start >= _FEW_LANES:
+                _every_other_few(memory, source, at, start, stop)
+            else:
+                for column in range(start, stop):
+                    memory[at + column] = memory[source + column * step.across]
 
 
 @numba.njit(nogil=True)

@@ -56,19 +56,23 @@ _TRANSFORM = 33
 _TOGETHER = 48
 
 
-def pays(weights: ConvWeights, op: Conv, output: tuple[int, int], isa: Isa) -> bool:
-    """Whether a convolution of one image takes less time this way than directly.
+def fits(weights: ConvWeights, op: Conv) -> bool:
+    """Whether a convolution, packed for the direct way, can be computed this way."""
+    window = op.window
+    of_pixels = window.kernel == (3, 3) and window.strides == window.dilation == (1, 1) and op.groups == 1
+    # More padding would be tiles of nothing but zeros.
+    return of_pixels and min(weights.shape[2:]) >= DEPTH and max(window.padding) <= TILE
+
+
+def pays(weights: ConvWeights, output: tuple[int, int], isa: Isa) -> bool:
+    """Whether a convolution of one image that fits takes less time this way than directly.
 
     Args:
         weights: packed for the direct way.
-        op: the convolution.
         output: height and width of its result.
         isa: what the kernels are compiled for.
     """
-    window, (cin, cout) = op.window, weights.shape[2:]
-    fits = window.kernel == (3, 3) and window.strides == window.dilation == (1, 1) and op.groups == 1
-    if not fits or min(cin, cout) < DEPTH:
-        return False
+    cin, cout = weights.shape[2:]
 
     def cost(taps: int, pixels: int, transforms: int) -> float:
         """Cycles of a core, but for a factor: a weight is read once, and multiplied with every vector of pixels."""

@@ -117,13 +117,13 @@ def test_convolution(data):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_convolution_by_winograd(monkeypatch, data):
-    monkeypatch.setattr(winograd, "pays", lambda weights, op, output, isa: op.window.kernel == (3, 3))
+    monkeypatch.setattr(winograd, "pays", lambda weights, output, isa: True)
 
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
     rng = np.random.default_rng(draw(0, 999))
-    padding = tuple(draw(0, 3) for _ in range(4))
+    padding = tuple(draw(0, 6) for _ in range(4))
     height = max(1, 3 - padding[0] - padding[1]) + draw(0, 20)
     width = max(1, 3 - padding[2] - padding[3]) + data.draw(st.sampled_from([*range(30), 64, 231]))
     cin, cout, images = draw(8, 40), draw(8, 40), draw(1, 3)
@@ -169,7 +169,7 @@ def test_pixels_that_only_strides_skip_are_not_computed():
     engine = Engine(network.graph)
     layers = engine.profile(np.ones((1, 9, 7, 16)), repeats=1).layers
     assert [(layer.name, layer.kind) for layer in layers[2:]] == [
-        ("n0 picked", "split"), ("n1", "split"), ("n1", "conv"), ("n3", "conv"), ("n4", "conv"),
+        ("n0 picked 2x2", "split"), ("n1", "split"), ("n1", "conv"), ("n3", "conv"), ("n4", "conv"),
     ]  # fmt: skip
     assert layers[4].dense_operations == 2 * 5 * 4 * 9 * 16 * 16
     assert engine.graph.tensors["n2"].shape == (1, 9, 7, 16)
