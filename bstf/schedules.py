@@ -4,6 +4,7 @@ A time is a whole number of epochs or of training steps from zero, whichever the
 `bstf.callbacks.BlockSparsity` runs a schedule in either.
 """
 
+import abc
 import dataclasses
 import math
 import numbers
@@ -16,7 +17,7 @@ from bstf.selection import check_ratio
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(abc.ABC):
     """What all schedules have: the ratio they end at, the call and Keras' config.
 
     Attributes:
@@ -28,9 +29,9 @@ class Schedule:
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
+    @abc.abstractmethod
     def __call__(self, time: int, blocks: int) -> float:
         """The ratio that a Γ of `blocks` blocks should have reached at a time; it never falls with time."""
-        raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
