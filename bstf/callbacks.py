@@ -8,12 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from bstf.importance import LOSS_UNITS, NO_DATA, Importance, model_scores, needs_data
+from bstf.importance import Importance, between_layers, check_data, model_scores
 from bstf.importance import get as get_importance
 from bstf.objective import Loss
 from bstf.places import Place, is_masked, places
 from bstf.schedules import Schedule
-from bstf.selection import check_scope, comparable, kept_blocks, select_all
+from bstf.selection import check_scope, kept_blocks, select_all
 
 UNITS = ("epoch", "step")
 
@@ -80,8 +80,7 @@ class BlockSparsity(keras.callbacks.Callback):
             raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
         kept_blocks(1, 1, schedule.ratio, min_per_line)  # checks min_per_line
         get_importance(importance)
-        if needs_data(importance) and data is None:
-            raise ValueError(NO_DATA.format(importance=importance))
+        check_data(importance, data)
         if isinstance(data, Iterator):
             raise ValueError("data is an iterator, which can be read once only: give arrays or a dataset.")
         self.schedule = schedule
@@ -124,8 +123,7 @@ class BlockSparsity(keras.callbacks.Callback):
     ) -> dict[str, np.ndarray]:
         blocks = {path: layer.block for path, layer in masked}
         scores = model_scores(model, masked, blocks, self.importance, data=self.data, loss=self.loss, seed=self.seed)
-        incomparable = self.scope == "global" and self.importance not in LOSS_UNITS
-        return comparable(scores, previous) if incomparable else scores
+        return between_layers(scores, self.importance, previous) if self.scope == "global" else scores
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses a model without masked layers before it trains in vain."""

@@ -10,12 +10,12 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from bstf.allocation import auto_ratios
 from bstf.blocks import BlockShape
-from bstf.importance import LOSS_UNITS, Importance, model_scores
+from bstf.importance import Importance, between_layers, model_scores
 from bstf.importance import get as get_importance
 from bstf.layers import GAMMA
 from bstf.objective import Loss
 from bstf.places import MASKED, PLAIN, Selection, eligible, gammas_of, is_graph, is_masked, places
-from bstf.selection import check_ratio, check_scope, comparable, layer_ratios, select_all
+from bstf.selection import check_ratio, check_scope, layer_ratios, select_all
 
 
 def sparsify(
@@ -95,8 +95,8 @@ def sparsify(
     _check_finite(model)
     previous = gammas_of(targets, shape)
     scores = model_scores(model, targets, shape, importance, data=data, loss=loss, seed=seed)
-    if scope == "global" and importance not in LOSS_UNITS:
-        scores = comparable(scores, previous)
+    if scope == "global":
+        scores = between_layers(scores, importance, previous)
     if isinstance(ratio, Mapping):
         ratio = layer_ratios(list(scores), ratio)
     elif ratio == "auto":

@@ -15,6 +15,7 @@ from bstf import curvature
 from bstf.blocks import BlockShape, block_reduce, grid, nonzero_blocks
 from bstf.objective import Loss
 from bstf.places import Place, effective_kernel
+from bstf.selection import comparable
 
 Importance = Callable[..., np.ndarray]
 
@@ -123,6 +124,21 @@ def needs_data(importance: str | Importance) -> bool:
     return isinstance(importance, str) and importance in STATISTICS
 
 
+def check_data(importance: str | Importance, data: Any) -> None:
+    """Raises a ValueError if a criterion needs data and there are none."""
+    if needs_data(importance) and data is None:
+        raise ValueError(
+            f"importance='{importance}' compares blocks by what they do on data: give data=(x, y) or batches of it."
+        )
+
+
+def between_layers(
+    scores: Mapping[str, np.ndarray], importance: str | Importance, previous: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """Scores by which blocks of different layers can compete: changes of the loss as they are, others `comparable`."""
+    return scores if importance in LOSS_UNITS else comparable(scores, previous)
+
+
 def block_scores(
     kernel: np.ndarray,
     block: BlockShape,
@@ -150,8 +166,7 @@ def block_scores(
     kernel = np.asarray(kernel, dtype=np.float64)
     criterion = get(importance)
     if needs_data(importance):
-        if statistic is None:
-            raise ValueError(NO_DATA.format(importance=importance))
+        check_data(importance, statistic)
         scores = criterion(kernel, block, statistic)
     else:
         scores = criterion(kernel, block)
@@ -165,9 +180,6 @@ def block_scores(
     if not np.isfinite(scores).all():
         raise ValueError(f"The importance of layer '{layer}' has a score that is NaN or infinite.")
     return np.where(nonzero_blocks(kernel, block), scores, scores.min(initial=np.inf))
-
-
-NO_DATA = "importance='{importance}' compares blocks by what they do on data: give data=(x, y) or batches of it."
 
 
 def model_scores(
@@ -206,8 +218,7 @@ def model_scores(
     blocks = dict.fromkeys([path for path, _ in layers], block) if isinstance(block, BlockShape) else block
     statistics: curvature.Statistics = {}
     if needs_data(importance):
-        if data is None:
-            raise ValueError(NO_DATA.format(importance=importance))
+        check_data(importance, data)
         statistics = STATISTICS[importance](model, layers, data, loss, seed)
     return {
         path: block_scores(effective_kernel(layer), blocks[path], importance, layer.name, statistics.get(path))
