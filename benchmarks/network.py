@@ -70,18 +70,13 @@ class Case:
 def build(network: str) -> keras.Model:
     """A network with random weights, whose outputs are logits."""
     import keras
-    from keras.src.applications.efficientnet import DEFAULT_BLOCKS_ARGS, EfficientNet
+
+    from bstf import applications
 
     keras.utils.set_random_seed(0)
-    if network != "EfficientNetLite0":
-        return getattr(keras.applications, network)(weights=None, classifier_activation=None)
-    # EfficientNet-B0 without squeeze and excitation, with relu6, on images that are scaled already.
-    blocks = [{**block, "se_ratio": 0} for block in DEFAULT_BLOCKS_ARGS]
-    whole = EfficientNet(
-        1.0, 1.0, 224, activation="relu6", blocks_args=blocks, name=network, weights=None, weights_name="",
-        classifier_activation=None,
-    )  # fmt: skip
-    return keras.Model(whole.get_layer("stem_conv_pad").input, whole.output, name=network)
+    if network == "EfficientNetLite0":
+        return applications.efficientnet_lite0()
+    return getattr(keras.applications, network)(weights=None, classifier_activation=None)
 
 
 def normalise(model: keras.Model, x: np.ndarray) -> None:
