@@ -35,9 +35,10 @@ def sparsify(
 ) -> keras.Model:
     """Copies a model with block-sparse convolutions and dense layers; the original stays as it is.
 
-    Every eligible `Conv2D` and `Dense` becomes a `MaskedConv2D` or `MaskedDense` of the same name, with the
-    same weights on the blocks that Γ keeps and zeros elsewhere. `bstf.report` lists what was left alone,
-    and why. In a layer that is masked in such blocks already, what is dead stays dead.
+    Every eligible `Conv1D`, `Conv2D`, `Conv3D`, `Conv2DTranspose`, `SeparableConv2D`, `Dense` and `EinsumDense`
+    becomes its masked form of the same name, with the same weights on the blocks that Γ keeps and zeros elsewhere.
+    `bstf.report` lists what was left alone, and why. In a layer that is masked in such blocks already, what is dead
+    stays dead.
 
     Args:
         model: a Sequential or functional model, with its weights; models nested in it are converted too.
@@ -202,7 +203,7 @@ def _check_model(model: keras.Model, action: str) -> None:
             f"{action} can't copy '{model.name}': it is a subclassed model (class {type(model).__name__}), "
             "and Keras doesn't record which layers such a model calls. Make it functional first, which keeps "
             "its layers and weights: inputs = keras.Input(shape); keras.Model(inputs, model.call(inputs)). "
-            "Or use bstf.MaskedConv2D and bstf.MaskedDense in the class itself."
+            "Or replace its layers in place: bstf.sparsify_layers(model)."
         )
     if not model.built:
         raise ValueError(

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from bstf import layouts
 from bstf.batches import Batch
 
 Loss = str | keras.losses.Loss | Callable[[Any, Any], Any] | None
@@ -29,7 +30,7 @@ class Objective:
             None for the loss the model is compiled with.
 
     Attributes:
-        kernels: the layers' own kernels, tensors of the backend.
+        kernels: the layers' own kernels as the layers store them, tensors of the backend.
 
     Raises:
         ValueError: there is no such loss, or none at all; or the backend is neither TensorFlow nor JAX.
@@ -41,7 +42,7 @@ class Objective:
 
     def __init__(self, model: keras.Model, layers: Sequence[keras.Layer], loss: Loss = None) -> None:
         self.model = model
-        self._variables = [layer._kernel for layer in layers]
+        self._variables = [layouts.variable(layer) for layer in layers]
         self._loss = _loss_of(model, loss)
         self._value, self._gradient, self._hessian_product = _compiled(self._call)
         self.kernels = [ops.convert_to_tensor(variable.value) for variable in self._variables]
