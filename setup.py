@@ -42,6 +42,7 @@ setup(
             "pytest-xdist>=3.6",  # both cores
             "hypothesis>=6.100",  # property tests
             "scipy>=1.13",  # sparse matrices to compare with
+            "jax>=0.4.30",  # Keras' other compiled backend: layers, callbacks and derivatives are tested on it, too
             "nbclient>=0.10",  # executes the notebooks of colabs/
             "nbformat>=5.10",
             "ipykernel>=6.29",

@@ -143,8 +143,15 @@ class BlockSparsity(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs the ratio."""
         self._last_epoch = epoch
+        model = self.model
+        masked = masked_places(model)
+        if keras.backend.backend() == "jax":
+            # Compiled steps don't know Γ there (`MaskedKernel._knows_gamma`), and some optimizers move a weight that has
+            # neither gradients nor momenta: Muon mixes rows, Ftrl divides zero by zero.
+            for _, layer in masked:
+                layer.set_gamma(ops.convert_to_numpy(layer.gamma), model.optimizer)
         if logs is not None:
-            gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in masked_places(self.model)]
+            gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in masked]
             logs["block_ratio"] = 1 - float(np.concatenate(gammas).mean())
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

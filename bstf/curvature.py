@@ -157,7 +157,7 @@ def input_norm(model: keras.Model, layers: Sequence[Place], data: Any) -> Statis
         axes = layouts.input_axes(layer, len(inputs.shape))
         squares = ops.square(ops.cast(layouts.multiplied(layer, inputs), "float32"))
         by_channel = layouts.channels_last(squares, axes, ops)
-        sums[id(layer)] += ops.convert_to_numpy(ops.sum(by_channel, axis=range(len(by_channel.shape) - 1)))
+        sums[id(layer)] += ops.convert_to_numpy(ops.sum(by_channel, axis=tuple(range(len(by_channel.shape) - 1))))
         return call(inputs, *args, **kwargs)
 
     with replaced_calls([layer for _, layer in layers], measured):

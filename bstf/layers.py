@@ -77,7 +77,8 @@ class MaskedKernel:
         """Whether Γ can be read here.
 
         In a compiled training step on JAX the optimizer is given the trainable variables alone, and Γ would be frozen
-        at what it is when the step is traced. Zero gradients and slots keep dead weights zero there.
+        at what it is when the step is traced. Zero gradients and slots keep dead weights zero there with SGD, Adam,
+        AdamW, Lion, RMSprop and their like; with others `bstf.callbacks.BlockSparsity` clears them after each epoch.
         """
         if not stateless_scope.in_stateless_scope():
             return True

@@ -81,9 +81,7 @@ def refusal(layer: keras.Layer) -> str | None:
     if not kernel & inputs or not kernel & outputs:
         return f"no matrix of inputs and outputs (equation {layer.equation})"
     if inputs - kernel - outputs:
-        return (
-            f"its equation {layer.equation} adds up over {_axis(inputs - kernel - outputs)}, which isn't its kernel's"
-        )
+        return f"no product alone (equation {layer.equation} adds up over {_axis(inputs - kernel - outputs)})"
     return None
 
 

@@ -180,7 +180,8 @@ def selected(everything: Sequence[Place], layers: Selection, model: str) -> set[
 def positions(model: keras.Model) -> dict[int, int | None]:
     """How often each layer multiplies its kernel for one input of the model, by id; None where a size is open.
 
-    At each of its output positions, a transposed convolution at each of its inputs'.
+    At each of its output positions, a transposed convolution at each of its inputs'. Those of an EinsumDense are as
+    many, and its inputs' sizes are known where those of its outputs are open.
     """
     counts: dict[int, int | None] = {}
 
@@ -193,9 +194,12 @@ def positions(model: keras.Model) -> dict[int, int | None]:
             if is_graph(layer):
                 walk(layer)
                 continue
-            transposed = isinstance(layer, keras.layers.Conv2DTranspose)
-            shape = (node.arguments.keras_tensors if transposed else node.outputs)[0].shape
-            axes = layouts.output_axes(layer, len(shape))
+            if isinstance(layer, (keras.layers.Conv2DTranspose, keras.layers.EinsumDense)):
+                shape = node.arguments.keras_tensors[0].shape
+                axes = layouts.input_axes(layer, len(shape))
+            else:
+                shape = node.outputs[0].shape
+                axes = layouts.output_axes(layer, len(shape))
             sizes = [size for axis, size in enumerate(shape) if axis and axis not in axes]
             before = counts.get(id(layer), 0)
             counts[id(layer)] = None if None in (before, *sizes) else before + math.prod(sizes)

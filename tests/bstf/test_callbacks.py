@@ -21,6 +21,9 @@ OPTIMIZERS = {
     "adam": lambda **kw: keras.optimizers.Adam(0.01, **kw),
     "adamw": lambda **kw: keras.optimizers.AdamW(0.01, weight_decay=0.1, **kw),
     "lion": lambda **kw: keras.optimizers.Lion(0.003, weight_decay=0.1, **kw),
+    "rmsprop": lambda **kw: keras.optimizers.RMSprop(0.01, momentum=0.9, centered=True, **kw),
+    "adagrad": lambda **kw: keras.optimizers.Adagrad(0.05, **kw),
+    "muon": lambda **kw: keras.optimizers.Muon(0.01, **kw),
 }
 
 
