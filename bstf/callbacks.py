@@ -13,7 +13,7 @@ from bstf.importance import Importance, check_data
 from bstf.importance import get as get_importance
 from bstf.in_place import take_blocks
 from bstf.objective import Loss
-from bstf.places import masked_places
+from bstf.places import Place, masked_places
 from bstf.schedules import Schedule
 from bstf.selection import check_scope, kept_blocks
 
@@ -24,7 +24,10 @@ class BlockSparsity(keras.callbacks.Callback):
     """Zeroes blocks of a masked model during training, until the schedule's ratio.
 
     A dead block stays dead. When it dies its stored weights become zero, and so does what the optimizer
-    remembers of them: momentum would move them on, a moving average would bring them back.
+    remembers of them: momentum would move them on, a moving average would bring them back. The layers' outputs never
+    depend on it. Two optimizers write under dead blocks again within an epoch, and are cleared at its end: Muon in
+    the averages of `use_ema`, Adafactor in its estimate of squared gradients, which it makes from means of rows and
+    columns anew at each step.
 
     All state is in the model and its optimizer (Γ and `optimizer.iterations`), none in the callback: training
     that goes on from `keras.callbacks.BackupAndRestore`, or from a saved and loaded model with
@@ -143,23 +146,30 @@ class BlockSparsity(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs the ratio."""
         self._last_epoch = epoch
-        model = self.model
-        masked = masked_places(model)
-        if keras.backend.backend() == "jax":
-            # Compiled steps don't know Γ there (`MaskedKernel._knows_gamma`), and some optimizers move a weight that has
-            # neither gradients nor momenta: Muon mixes rows, Ftrl divides zero by zero.
-            for _, layer in masked:
-                layer.set_gamma(ops.convert_to_numpy(layer.gamma), model.optimizer)
+        masked = self._clear()
         if logs is not None:
             gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in masked]
             logs["block_ratio"] = 1 - float(np.concatenate(gammas).mean())
 
+    def _clear(self) -> list[Place]:
+        """Zeroes what an optimizer has moved under Γ behind the layers' backs; returns the masked layers.
+
+        Muon moves weights without gradients, and Keras averages weights (`use_ema`) before constraints act; Ftrl
+        divides zero by zero, and compiled steps on JAX don't know Γ (`MaskedKernel._knows_gamma`).
+        """
+        model = self.model
+        masked = [place for place in masked_places(model) if place.layer.built]
+        for _, layer in masked:
+            layer.set_gamma(ops.convert_to_numpy(layer.gamma), model.optimizer)
+        return masked
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Warns of a schedule that is longer than the training."""
+        masked = self._clear()  # Keras has just put the averages of `use_ema` in place of the weights
         if self._last_epoch is None:
             return  # resumed after the last epoch
         time = self._last_epoch if self.unit == "epoch" else int(self.model.optimizer.iterations) - 1
-        blocks = max(layer.gamma.shape[0] * layer.gamma.shape[1] for _, layer in masked_places(self.model))
+        blocks = max(math.prod(layer.gamma.shape) for _, layer in masked)
         reached = self.schedule(time, blocks)
         if reached < self.schedule.ratio:
             warnings.warn(

@@ -89,7 +89,7 @@ class Watch(keras.callbacks.Callback):
 
 @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])  # an example takes a second
 @given(
-    name=st.sampled_from(sorted(OPTIMIZERS)),
+    name=st.sampled_from(sorted({*OPTIMIZERS} - {"muon"})),
     policy=st.sampled_from(["float32", "mixed_float16", "mixed_bfloat16"]),
     kwargs=st.sampled_from(
         [{}, {"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"clipvalue": 0.01}, {"use_ema": True, "ema_momentum": 0.8}]
@@ -137,7 +137,7 @@ def test_compiled_training(name, jit, tmp_path):
         np.testing.assert_array_equal(found, gammas(model)["conv"] != 0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS} - {"muon"}))
 def test_a_custom_loop(name):
     model, optimizer = masked_model(), OPTIMIZERS[name](use_ema=True)
     sparsity = BlockSparsity(Cubic(0.5, end=6, every=2))
@@ -164,6 +164,22 @@ def test_optimizers_that_divide_by_empty_slots_or_hold_other_optimizers():
         model.compile(optimizer, LOSS, run_eagerly=True)
         model.fit(x, y, 8, 3, verbose=0, callbacks=[BlockSparsity(Cubic(0.5, end=2)), Watch()])
         assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_optimizers_that_write_under_dead_blocks_are_cleared(name):
+    model, (x, y) = masked_model(), data(16)
+    make = {"muon": keras.optimizers.Muon, "adafactor": keras.optimizers.Adafactor}[name]
+    model.compile(make(0.01, use_ema=True, ema_momentum=0.5), LOSS)
+    before = gammas(model)
+
+    class AtTheEnd(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            assert_sacred(self.model, self.model.optimizer)
+
+    model.fit(x, y, 8, 3, verbose=0, callbacks=[BlockSparsity(OneShot(0.5, at=1)), AtTheEnd()])
+    assert_sacred(model, model.optimizer)
+    assert zeros(model) == {"conv": 8, "dense": 8} and all(gamma.all() for gamma in before.values())
 
 
 class Interrupt(keras.callbacks.Callback):
