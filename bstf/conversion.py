@@ -173,6 +173,8 @@ def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in zip(sources, targets):
         store: dict[str, Any] = {}
         old.save_own_variables(store)
+        # Copies: JAX gives a variable's memory to the step that trains it, which would take it from the other model.
+        store = {key: np.array(ops.convert_to_numpy(value)) for key, value in store.items()}
         gamma = store.pop(GAMMA, None) if is_masked(old) else None
         if is_masked(new):
             fits = gamma is not None and old.block == new.block
