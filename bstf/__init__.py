@@ -1,6 +1,6 @@
 """Weight block sparsity for Keras CNNs: sparsify, train, quantise, export."""
 
-from bstf import callbacks, schedules
+from bstf import callbacks, penalties, schedules
 from bstf.conversion import densify, sparsify
 from bstf.distillation import Distiller
 from bstf.export import export
@@ -19,6 +19,7 @@ __all__ = [
     "callbacks",
     "densify",
     "export",
+    "penalties",
     "quantize",
     "recover",
     "report",

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from bstf.importance import Importance, between_layers, check_data, model_scores
-from bstf.importance import get as get_importance
+from bstf.importance import check as check_importance
 from bstf.objective import Loss
 from bstf.places import Place, is_masked, places
 from bstf.schedules import Schedule
@@ -79,7 +79,7 @@ class BlockSparsity(keras.callbacks.Callback):
         if unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
         kept_blocks(1, 1, schedule.ratio, min_per_line)  # checks min_per_line
-        get_importance(importance)
+        check_importance(importance)
         check_data(importance, data)
         if isinstance(data, Iterator):
             raise ValueError("data is an iterator, which can be read once only: give arrays or a dataset.")

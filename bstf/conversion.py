@@ -10,12 +10,12 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from bstf.allocation import auto_ratios
 from bstf.blocks import BlockShape
-from bstf.importance import Importance, between_layers, model_scores
-from bstf.importance import get as get_importance
-from bstf.layers import GAMMA
+from bstf.importance import TRAINED, Importance, between_layers, model_scores
+from bstf.importance import check as check_importance
+from bstf.layers import ARGUMENTS, GAMMA, SOFT_GAMMA, STRAIGHT_THROUGH, check_group_lasso, check_trainable_gamma
 from bstf.objective import Loss
 from bstf.places import MASKED, PLAIN, Selection, eligible, gammas_of, is_graph, is_masked, places
-from bstf.selection import check_ratio, check_scope, layer_ratios, select_all
+from bstf.selection import check_ratio, check_scope, comparable, layer_ratios, select_all
 
 
 def sparsify(
@@ -32,6 +32,9 @@ def sparsify(
     seed: int = 0,
     target_macs: float | None = None,
     target_bytes: float | None = None,
+    trainable_gamma: bool | str = False,
+    gamma_regularizer: str | keras.regularizers.Regularizer | None = None,
+    group_lasso: float = 0.0,
 ) -> keras.Model:
     """Copies a model with block-sparse convolutions and dense layers; the original stays as it is.
 
@@ -49,9 +52,9 @@ def sparsify(
             layer gets the ratio by which the model meets `target_macs` or `target_bytes` at the least growth
             of the loss, measured on `data` one layer at a time without training back (see `bstf.sensitivity`
             and `bstf.allocation`), to within rounding to whole blocks.
-        importance: how blocks are compared. By their weights: "l1", "l2", "variance", "tensor_variance"; by
-            their weights and inputs: "wanda"; by what the loss on `data` does without them: "taylor",
-            "fisher", "hessian" (see `bstf.importance` for the formulas); or a callable
+        importance: how blocks are compared. By their weights: "l1", "l2", "variance", "tensor_variance"; by the Γ
+            that was trained: "gamma"; by their weights and inputs: "wanda"; by what the loss on `data` does
+            without them: "taylor", "fisher", "hessian" (see `bstf.importance` for the formulas); or a callable
             `(kernel, block) -> scores` with kernel (..., cin, cout) and one score a block, larger means keep.
         scope: which blocks compete with each other. "layer": those of a layer. "column" or "row": those of a
             column or row of Γ, all of which then keep as many blocks, so that cores and threads that share a
@@ -61,7 +64,7 @@ def sparsify(
         min_per_line: kept blocks that every row and column of Γ needs at least.
         layers: which layers to convert, None for all: a regular expression that matches the whole name,
             names, or a callable `layer -> bool`. Inside nested models "model/layer" works too.
-        data: what ratio "auto" measures with, and what the last four named criteria look at: a tuple `(x, y)`
+        data: what ratio "auto" measures with, and what the last four criteria of names look at: a tuple `(x, y)`
             of arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches `(x, y)`;
             "wanda" takes x without y too. It is read once by each of the two; a few hundred training examples
             do.
@@ -72,6 +75,15 @@ def sparsify(
             (0, 1]; what layers cost that can't be sparse is counted.
         target_bytes: with ratio "auto", the same for the bytes of all kernels (biases and batch normalisation
             aren't counted), whatever the number format.
+        trainable_gamma: whether to train Γ with the weights (the paper's section III-D). True: besides the blocks
+            that `ratio` takes, usually 0, the kernel of every block is multiplied by a trainable number, at first 1.
+            "straight_through": the numbers are scores, at first those of `importance`; the forward pass keeps the
+            blocks of the largest, `ratio` of each layer's being zero, and the gradient reaches all. Either way no
+            block dies yet: call `sparsify(trained, ratio, importance="gamma")` after the training.
+        gamma_regularizer: a Keras regulariser of the trained Γ of each layer, such as those of `bstf.penalties`.
+        group_lasso: strength of a penalty on the norms of the blocks (`bstf.penalties.GroupLasso`) that a training
+            adds to its loss. It drives blocks towards zero before they are chosen: with ratio 0 first, then without
+            it and with a ratio. The penalty is gone in any further copy that isn't given it again.
 
     Returns:
         The copy, not compiled: compile it with a new optimizer.
@@ -85,11 +97,20 @@ def sparsify(
         >>> sparse = bstf.sparsify(model, block=8, ratio=0.5)
         >>> sparse.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         >>> sparse.fit(x, y)
+
+        With a trained Γ:
+
+        >>> soft = bstf.sparsify(model, ratio=0.5, trainable_gamma="straight_through")
+        >>> soft.compile("adam", "sparse_categorical_crossentropy")
+        >>> soft.fit(x, y)
+        >>> sparse = bstf.sparsify(soft, ratio=0.5, importance="gamma")
     """
     shape = BlockShape.of(block)
     check_scope(scope)
+    check_trainable_gamma(trainable_gamma, gamma_regularizer)
+    check_group_lasso(group_lasso)
     _check_targets(ratio, scope, data, target_macs, target_bytes)
-    get_importance(importance)
+    check_importance(importance)
     _check_model(model, "sparsify")
     targets = eligible(model, shape, layers)
     _check_finite(model)
@@ -103,20 +124,46 @@ def sparsify(
         wanted = {"macs": target_macs, "weights": target_bytes, "min_per_line": min_per_line, "scope": scope}
         ratio = auto_ratios(model, targets, scores, shape, data, loss, previous=previous, **wanted)
     chosen = select_all(scores, ratio, min_per_line, scope=scope, previous=previous)
-    gammas = {id(layer): chosen[path] for path, layer in targets}
+    paths = {id(layer): path for path, layer in targets}
+    training = {"trainable_gamma": trainable_gamma, "gamma_regularizer": gamma_regularizer, "group_lasso": group_lasso}
 
     def masked(layer: keras.Layer) -> keras.Layer:
-        if id(layer) not in gammas:
+        if id(layer) not in paths:
             return _same(layer)
-        config = {**layer.get_config(), "block": list(shape)}
+        config = {**layer.get_config(), "block": list(shape), "gamma_ratio": 0.0, **training}
+        if trainable_gamma == STRAIGHT_THROUGH:
+            config["gamma_ratio"] = float((chosen[paths[id(layer)]] == 0).mean())
         return (type(layer) if is_masked(layer) else MASKED[type(layer)]).from_config(config)
 
     copy, copies = _clone(model, masked)
     for layer, new in copies:
         transfer_weights(layer, new)
-        if id(layer) in gammas:
-            new.set_gamma(gammas[id(layer)])
+        path = paths.get(id(layer))
+        if path is None:
+            continue
+        if trainable_gamma == STRAIGHT_THROUGH:
+            _start_scores(layer, new, scores[path])
+            new.set_gamma(previous.get(path, np.ones_like(chosen[path])))
+        else:
+            if importance == TRAINED:
+                new._kernel.assign(_kernel_to_round(layer))
+            new.set_gamma(chosen[path])
     return copy
+
+
+def _start_scores(layer: keras.Layer, new: keras.Layer, scores: np.ndarray) -> None:
+    """Gives a straight-through layer the scores of the criterion, unless they have been trained already."""
+    if not (is_masked(layer) and layer.trainable_gamma == STRAIGHT_THROUGH and layer.block == new.block):
+        new.soft_gamma.assign(comparable({"": scores})[""])
+
+
+def _kernel_to_round(layer: keras.Layer) -> Any:
+    """The kernel of a layer whose trained Γ is rounded now.
+
+    A floor for rows and columns may keep blocks that the forward pass of a straight-through layer leaves out:
+    they get their weights back.
+    """
+    return layer.kernel if layer.trainable_gamma == STRAIGHT_THROUGH else layer.masked_kernel()
 
 
 def densify(model: keras.Model) -> keras.Model:
@@ -140,8 +187,7 @@ def densify(model: keras.Model) -> keras.Model:
     def plain(layer: keras.Layer) -> keras.Layer:
         if not is_masked(layer):
             return _same(layer)
-        config = layer.get_config()
-        del config["block"]
+        config = {name: value for name, value in layer.get_config().items() if name not in ARGUMENTS}
         return PLAIN[type(layer)].from_config(config)
 
     copy, copies = _clone(model, plain)
@@ -155,7 +201,8 @@ def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
 
     A weights file of a dense model can't be loaded into a masked one - Keras files weights under the class of
     their layer: load it into the dense model, then transfer. Γ of a masked target survives a plain source; it
-    is taken over from a masked one with the same blocks.
+    is taken over from a masked one with the same blocks. A trained Γ that the target can't have goes into its
+    kernel, which is multiplied by it.
 
     Args:
         source: where the weights come from.
@@ -172,10 +219,16 @@ def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in zip(sources, targets):
         store: dict[str, Any] = {}
         old.save_own_variables(store)
-        gamma = store.pop(GAMMA, None) if is_masked(old) else None
+        gamma, soft = (store.pop(key, None) if is_masked(old) else None for key in (GAMMA, SOFT_GAMMA))
+        fits = gamma is not None and is_masked(new) and old.block == new.block
         if is_masked(new):
-            fits = gamma is not None and old.block == new.block
             store[GAMMA] = gamma if fits else ops.convert_to_numpy(new.gamma)
+        if is_masked(new) and new.trainable_gamma:
+            store[SOFT_GAMMA] = ops.convert_to_numpy(new.soft_gamma)
+        if soft is not None and fits and old.trainable_gamma == new.trainable_gamma:
+            store[SOFT_GAMMA] = soft
+        elif soft is not None:
+            store["0"] = old.masked_kernel()  # what trained Γ does is in the weights then
         try:
             new.load_own_variables(store)
         except (KeyError, ValueError) as error:

@@ -1,5 +1,7 @@
 """MaskedConv2D and MaskedDense: Keras' layers with a block mask Γ on the kernel."""
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +10,14 @@ import numpy as np
 from keras import ops
 
 from bstf.blocks import BlockShape, expand, grid
+from bstf.penalties import group_lasso as lasso_penalty
+from bstf.selection import check_ratio, kept_blocks
 
 GAMMA = "gamma"  # key of Γ among a layer's stored variables
+SOFT_GAMMA = "soft_gamma"  # key of the trainable Γ
+STRAIGHT_THROUGH = "straight_through"
+# What a masked layer's config has beyond the plain layer's.
+ARGUMENTS = ("block", "trainable_gamma", "gamma_ratio", "gamma_regularizer", "group_lasso")
 
 
 class MaskedKernel:
@@ -19,11 +27,32 @@ class MaskedKernel:
     stored weight there could still be moved (momentum, decay) or be set by hand: a constraint on the
     kernel's variable, which every Keras optimizer applies after its update, zeroes it. The kernel's
     regulariser sees kept blocks only, so it feeds no slot of the optimizer under a zero either.
+
+    With `trainable_gamma` (the paper's section III-D) the layer has one more float for each block, `soft_gamma`,
+    which trains with the kernel. With True it is the paper's Γ before rounding, which starts at 1: the kernel of a
+    block is multiplied by it. With "straight_through" (Bengio et al. 2013, arXiv 1308.3432; Ramanujan et al. 2020,
+    arXiv 1911.13299) it is a score: the forward pass keeps the blocks with the largest, all but the fraction
+    `gamma_ratio` of them, and the gradient passes to all scores as if they were multiplied. Γ itself still says
+    which blocks are dead for good: those stay zero in all of this. `bstf.sparsify(model, ratio,
+    importance="gamma")` rounds to a layer without it.
     """
 
-    def __init__(self, *args: Any, block: "int | Sequence[int]" = 8, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        block: "int | Sequence[int]" = 8,
+        trainable_gamma: bool | str = False,
+        gamma_ratio: float = 0.0,
+        gamma_regularizer: Any = None,
+        group_lasso: float = 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.block = BlockShape.of(block)
+        self.trainable_gamma = check_trainable_gamma(trainable_gamma, gamma_regularizer)
+        self.gamma_ratio = check_ratio(gamma_ratio)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.group_lasso = check_group_lasso(group_lasso)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates Γ (all ones), then the layer's own weights."""
@@ -37,25 +66,51 @@ class MaskedKernel:
             autocast=False,
             aggregation="only_first_replica",
         )
+        if self.trainable_gamma:
+            self.soft_gamma = self.add_weight(
+                name=SOFT_GAMMA,
+                shape=self.gamma.shape,
+                initializer="ones",
+                dtype="float32",
+                autocast=False,
+                constraint=self._alive,
+                regularizer=None if self.gamma_regularizer is None else self._regularize_gamma,
+            )
         super().build(input_shape)
         self._kernel.constraint = self._constrain
-        if self._kernel.regularizer is not None:
+        if self._kernel.regularizer is not None or self.group_lasso:
             self._kernel.regularizer = self._regularize
+
+    def _expand(self, gamma: Any, kernel: Any) -> Any:
+        return expand(gamma, kernel.shape, self.block, ops)
 
     def _mask(self, kernel: Any) -> Any:
         # Chosen, not multiplied: 0 * NaN would stay NaN where an optimizer divides by the empty slots of a dead block.
-        kept = expand(self.gamma, kernel.shape, self.block, ops) != 0
-        return ops.where(kept, kernel, ops.zeros((), kernel.dtype))
+        return ops.where(self._expand(self.gamma, kernel) != 0, kernel, ops.zeros((), kernel.dtype))
+
+    def _alive(self, soft_gamma: Any) -> Any:
+        return ops.where(self.gamma != 0, soft_gamma, ops.zeros((), soft_gamma.dtype))
 
     def _constrain(self, kernel: Any) -> Any:
         return self._mask(kernel if self.kernel_constraint is None else self.kernel_constraint(kernel))
 
     def _regularize(self, kernel: Any) -> Any:
-        return self.kernel_regularizer(self._mask(kernel))
+        kept = self._mask(kernel)
+        penalty = 0.0 if self.kernel_regularizer is None else self.kernel_regularizer(kept)
+        return penalty + lasso_penalty(kept, self.block, self.group_lasso) if self.group_lasso else penalty
+
+    def _regularize_gamma(self, soft_gamma: Any) -> Any:
+        return self.gamma_regularizer(self._alive(soft_gamma))
 
     def masked_kernel(self) -> Any:
         """The kernel that the layer computes with: (..., cin, cout), exactly zero under a zero of Γ."""
-        return self._mask(self.kernel)
+        kernel = self.kernel
+        if self.trainable_gamma:
+            gamma = ops.convert_to_tensor(self.soft_gamma)
+            if self.trainable_gamma == STRAIGHT_THROUGH:
+                gamma = _straight_through(gamma, self.gamma, self.gamma_ratio)
+            kernel = kernel * ops.cast(self._expand(gamma, kernel), kernel.dtype)
+        return self._mask(kernel)
 
     def set_gamma(self, gamma: np.ndarray, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Sets Γ, and zeroes what a zero of it covers: the stored kernel and the optimizer's slots of it.
@@ -82,6 +137,9 @@ class MaskedKernel:
         self.gamma.assign(gamma.astype("float32"))
         for variable in [self._kernel, *_slots(optimizer, self._kernel)]:
             variable.assign(self._mask(variable))
+        if self.trainable_gamma:
+            for variable in [self.soft_gamma, *_slots(optimizer, self.soft_gamma)]:
+                variable.assign(self._alive(variable))
 
     def save_own_variables(self, store: Any) -> None:
         """Writes the layer's variables and Γ; the LoRA that Keras merges into the kernel here is masked."""
@@ -90,6 +148,8 @@ class MaskedKernel:
         if own:
             own["0"] = self._mask(ops.convert_to_tensor(own["0"]))
             own[GAMMA] = self.gamma
+            if self.trainable_gamma:
+                own[SOFT_GAMMA] = self.soft_gamma
         for key, value in own.items():
             store[key] = value
 
@@ -99,10 +159,19 @@ class MaskedKernel:
         super().load_own_variables(store)
         self.gamma.assign(store[GAMMA])
         self._kernel.assign(self._mask(self._kernel))
+        if self.trainable_gamma:
+            self.soft_gamma.assign(self._alive(ops.convert_to_tensor(store[SOFT_GAMMA])))
 
     def get_config(self) -> dict[str, Any]:
-        """The layer's config and its block."""
-        return {**super().get_config(), "block": list(self.block)}
+        """The layer's config, its block and how Γ is trained."""
+        return {
+            **super().get_config(),
+            "block": list(self.block),
+            "trainable_gamma": self.trainable_gamma,
+            "gamma_ratio": self.gamma_ratio,
+            "gamma_regularizer": keras.regularizers.serialize(self.gamma_regularizer),
+            "group_lasso": self.group_lasso,
+        }
 
 
 @keras.saving.register_keras_serializable("bstf")
@@ -112,14 +181,20 @@ class MaskedConv2D(MaskedKernel, keras.layers.Conv2D):
     Args:
         *args: as `keras.layers.Conv2D`.
         block: an int, or (input channels, output channels) of a block.
+        trainable_gamma: False; True to train a Γ that the kernel is multiplied by; or "straight_through" to train
+            scores of which the forward pass keeps the largest. See `bstf.sparsify`.
+        gamma_ratio: for "straight_through", the fraction of blocks that are zero in the forward pass, in [0, 1).
+        gamma_regularizer: Keras regulariser of the trained Γ or scores, such as those of `bstf.penalties`.
+        group_lasso: strength of a `bstf.penalties.GroupLasso` on the kernel, beside its `kernel_regularizer`.
         **kwargs: as `keras.layers.Conv2D`; `groups` must be 1.
 
     Attributes:
         gamma: Γ, a non-trainable float32 variable of 0 and 1, (ceil(cin / bi), ceil(cout / bo)).
+        soft_gamma: what is trained of Γ, float32 of the same shape; only with `trainable_gamma`.
         block: BlockShape.
 
     Raises:
-        ValueError: `groups` isn't 1, or `block` isn't a block.
+        ValueError: `groups` isn't 1, `block` isn't a block, or another argument is out of range.
 
     Example:
         >>> layer = MaskedConv2D(16, 3, block=8)
@@ -155,14 +230,20 @@ class MaskedDense(MaskedKernel, keras.layers.Dense):
     Args:
         *args: as `keras.layers.Dense`.
         block: an int, or (input channels, output channels) of a block.
+        trainable_gamma: False; True to train a Γ that the kernel is multiplied by; or "straight_through" to train
+            scores of which the forward pass keeps the largest. See `bstf.sparsify`.
+        gamma_ratio: for "straight_through", the fraction of blocks that are zero in the forward pass, in [0, 1).
+        gamma_regularizer: Keras regulariser of the trained Γ or scores, such as those of `bstf.penalties`.
+        group_lasso: strength of a `bstf.penalties.GroupLasso` on the kernel, beside its `kernel_regularizer`.
         **kwargs: as `keras.layers.Dense`.
 
     Attributes:
         gamma: Γ, a non-trainable float32 variable of 0 and 1, (ceil(cin / bi), ceil(cout / bo)).
+        soft_gamma: what is trained of Γ, float32 of the same shape; only with `trainable_gamma`.
         block: BlockShape.
 
     Raises:
-        ValueError: `block` isn't a block.
+        ValueError: `block` isn't a block, or another argument is out of range.
 
     Example:
         >>> layer = MaskedDense(10, block=(8, 4))
@@ -180,6 +261,35 @@ class MaskedDense(MaskedKernel, keras.layers.Dense):
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs if self.activation is None else self.activation(outputs)
+
+
+def check_trainable_gamma(trainable_gamma: bool | str, gamma_regularizer: Any = None) -> bool | str:
+    """Returns how Γ is trained, or raises a ValueError: unknown, or a regulariser of a Γ that isn't trained."""
+    if trainable_gamma not in (False, True, STRAIGHT_THROUGH):
+        raise ValueError(f"trainable_gamma must be False, True or '{STRAIGHT_THROUGH}'; got {trainable_gamma!r}.")
+    if gamma_regularizer is not None and not trainable_gamma:
+        raise ValueError("gamma_regularizer acts on a trained Γ: give trainable_gamma=True as well.")
+    return trainable_gamma
+
+
+def check_group_lasso(strength: float) -> float:
+    """Returns the strength of the group lasso, or raises a ValueError unless it is a finite number of at least 0."""
+    if not isinstance(strength, numbers.Real) or isinstance(strength, bool) or not 0 <= strength < math.inf:
+        raise ValueError(f"group_lasso is the strength of a penalty, a number of at least 0; got {strength!r}.")
+    return float(strength)
+
+
+def _straight_through(scores: Any, alive: Any, ratio: float) -> Any:
+    """0/1: the blocks of the largest scores, all but the fraction `ratio`; its gradient is that of the scores."""
+    flat = ops.reshape(ops.where(alive != 0, scores, ops.full((), -math.inf, scores.dtype)), (-1,))
+    count = kept_blocks(*scores.shape, ratio, min_per_line=0)
+    if count == 0:
+        kept = ops.zeros_like(flat)
+    else:
+        _, best = ops.top_k(ops.stop_gradient(flat), count)  # of equal scores the first, as `select` does
+        kept = ops.scatter(ops.expand_dims(best, -1), ops.ones((count,), scores.dtype), flat.shape)
+    kept = ops.reshape(kept, scores.shape)
+    return ops.stop_gradient(kept) + (scores - ops.stop_gradient(scores))  # the difference is exactly 0
 
 
 def _known(layer: keras.Layer, channels: int | None) -> int:

@@ -32,7 +32,8 @@ class Objective:
         kernels: the layers' own kernels, tensors of the backend.
 
     Raises:
-        ValueError: there is no such loss, or none at all; or the backend is neither TensorFlow nor JAX.
+        ValueError: there is no such loss, or none at all; a layer has a trainable Γ; or the backend is neither
+            TensorFlow nor JAX.
 
     Example:
         >>> objective = Objective(model, [model.get_layer("conv")], "mse")
@@ -41,6 +42,12 @@ class Objective:
 
     def __init__(self, model: keras.Model, layers: Sequence[keras.Layer], loss: Loss = None) -> None:
         self.model = model
+        for layer in layers:
+            if getattr(layer, "trainable_gamma", False):
+                raise ValueError(
+                    f"Layer '{layer.name}' has a trainable Γ, by which its kernel is multiplied: round it with "
+                    "sparsify(model, ratio, importance='gamma') before the loss is derived by the kernel."
+                )
         self._variables = [layer._kernel for layer in layers]
         self._loss = _loss_of(model, loss)
         self._value, self._gradient, self._hessian_product = _compiled(self._call)

@@ -255,6 +255,11 @@ def _pairs(sparse: keras.Model, dense: keras.Model) -> list[tuple[str, Any, Any]
                 f"Layer '{path}' has a kernel {tuple(layer.kernel.shape)}, but the dense model has none like it by "
                 "this name: give the model that the sparse one was made from."
             )
+        if layer.trainable_gamma:
+            raise ValueError(
+                f"Layer '{path}' has a trainable Γ: round it with sparsify(model, ratio, importance='gamma'), and "
+                "recover that."
+            )
         if layer.lora_enabled:
             raise ValueError(f"Layer '{path}' has LoRA: save and load the model, which merges it, and recover that.")
         pairs.append((path, layer, original))
