@@ -22,6 +22,7 @@ setup(
         "tensorflow-datasets>=4.9.7",  # data sets by name
         "importlib-resources>=6",  # tensorflow-datasets imports it without asking for it
         "numpy>=1.26",  # arrays everywhere
+        "scipy>=1.13",  # assignment of channels to places
         "numba>=0.61",  # kernels of the simulator, the estimator and the CPU back end
         "absl-py>=2.1",  # command line flags
         "rich>=13",  # tables and progress bars

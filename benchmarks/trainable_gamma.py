@@ -126,6 +126,7 @@ class Case:
 
     dataset: str
     network: str
+    image_size: int
     method: str
     ratio: float
     seed: int
@@ -155,9 +156,17 @@ def cases() -> Iterator[Case]:
         for ratio in FLAGS.ratio:
             for name in FLAGS.method or names:
                 yield Case(
-                    FLAGS.dataset, FLAGS.network, name, ratio, seed, FLAGS.dense_epochs, FLAGS.epochs, FLAGS.warm_up,
-                    FLAGS.group_lasso,
-                )  # fmt: skip
+                    dataset=FLAGS.dataset,
+                    network=FLAGS.network,
+                    image_size=FLAGS.image_size,
+                    method=name,
+                    ratio=ratio,
+                    seed=seed,
+                    dense_epochs=FLAGS.dense_epochs,
+                    epochs=FLAGS.epochs,
+                    warm_up=FLAGS.warm_up,
+                    lasso=FLAGS.group_lasso,
+                )
 
 
 def study(path: Path) -> list[dict[str, Any]]:
@@ -170,7 +179,7 @@ def study(path: Path) -> list[dict[str, Any]]:
             continue
         if before is None or before[0] != case.seed:
             keras.utils.set_random_seed(case.seed)
-            data = datasets.load(case.dataset, seed=case.seed, image_size=FLAGS.image_size and (FLAGS.image_size,) * 2)
+            data = datasets.load(case.dataset, seed=case.seed, image_size=(FLAGS.image_size,) * 2)
             dense = network(case.network, data)
             train(dense, data, epochs=case.dense_epochs, verbose=0)
             before = case.seed, data, dense, accuracy(dense, data)
@@ -218,13 +227,13 @@ def define_flags() -> None:
     """The flags of the program."""
     flags.DEFINE_string("dataset", datasets.MNIST5K, "as for bstf-train: a name or a folder")
     flags.DEFINE_string("network", "small_resnet", "as for bstf-train: a name or a .keras file")
-    flags.DEFINE_integer("image_size", None, "height and width to resize the images to", lower_bound=1)
+    flags.DEFINE_integer("image_size", 14, "height and width to resize the images to", lower_bound=1)
     flags.DEFINE_multi_float("ratio", [0.75], "fractions of zero blocks", 0.0, 0.99)
     flags.DEFINE_integer("seeds", 3, "number of seeds, from 0", lower_bound=1)
     flags.DEFINE_integer("dense_epochs", 4, "epochs of the dense training", lower_bound=1)
-    flags.DEFINE_integer("epochs", 6, "epochs of every method after it", lower_bound=2)
-    flags.DEFINE_integer("warm_up", 3, "epochs of these before blocks are chosen", lower_bound=1)
-    flags.DEFINE_multi_float("strength", [1.0, 0.01], "factors of the penalties on Γ", 0.0)
+    flags.DEFINE_integer("epochs", 4, "epochs of every method after it", lower_bound=2)
+    flags.DEFINE_integer("warm_up", 2, "epochs of these before blocks are chosen", lower_bound=1)
+    flags.DEFINE_multi_float("strength", [1.0], "factors of the penalties on Γ", 0.0)
     flags.DEFINE_float("group_lasso", 1e-4, "strength of the group lasso", 0.0)
     flags.DEFINE_multi_string("method", [], "which methods, by their names in the table; default: all")
     flags.DEFINE_string("output", None, "folder for runs.jsonl", required=True)

@@ -5,6 +5,7 @@ from bstf.conversion import densify, sparsify
 from bstf.distillation import Distiller
 from bstf.export import export
 from bstf.layers import MaskedConv2D, MaskedDense
+from bstf.permutation import permute
 from bstf.quantization import quantize
 from bstf.recovery import recover
 from bstf.report import SparsityReport, report
@@ -20,6 +21,7 @@ __all__ = [
     "densify",
     "export",
     "penalties",
+    "permute",
     "quantize",
     "recover",
     "report",

@@ -111,7 +111,7 @@ def sparsify(
     check_group_lasso(group_lasso)
     _check_targets(ratio, scope, data, target_macs, target_bytes)
     check_importance(importance)
-    _check_model(model, "sparsify")
+    check_model(model, "sparsify")
     targets = eligible(model, shape, layers)
     _check_finite(model)
     previous = gammas_of(targets, shape)
@@ -129,13 +129,13 @@ def sparsify(
 
     def masked(layer: keras.Layer) -> keras.Layer:
         if id(layer) not in paths:
-            return _same(layer)
+            return same(layer)
         config = {**layer.get_config(), "block": list(shape), "gamma_ratio": 0.0, **training}
         if trainable_gamma == STRAIGHT_THROUGH:
             config["gamma_ratio"] = float((chosen[paths[id(layer)]] == 0).mean())
         return (type(layer) if is_masked(layer) else MASKED[type(layer)]).from_config(config)
 
-    copy, copies = _clone(model, masked)
+    copy, copies = clone(model, masked)
     for layer, new in copies:
         transfer_weights(layer, new)
         path = paths.get(id(layer))
@@ -182,15 +182,15 @@ def densify(model: keras.Model) -> keras.Model:
     Example:
         >>> bstf.densify(sparse).save("plain.keras")
     """
-    _check_model(model, "densify")
+    check_model(model, "densify")
 
     def plain(layer: keras.Layer) -> keras.Layer:
         if not is_masked(layer):
-            return _same(layer)
+            return same(layer)
         config = {name: value for name, value in layer.get_config().items() if name not in ARGUMENTS}
         return PLAIN[type(layer)].from_config(config)
 
-    copy, copies = _clone(model, plain)
+    copy, copies = clone(model, plain)
     for layer, new in copies:
         transfer_weights(layer, new)
     return copy
@@ -247,7 +247,8 @@ def _owners(layer: keras.Layer) -> list[keras.Layer]:
     return [one for one in layer._flatten_layers() if one._trainable_variables or one._non_trainable_variables]
 
 
-def _check_model(model: keras.Model, action: str) -> None:
+def check_model(model: keras.Model, action: str) -> None:
+    """Raises a TypeError or ValueError unless it is a built model that can be copied; `action` is who wants to."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"{action} takes a keras.Model; got {type(model).__name__}.")
     if not is_graph(model):
@@ -291,10 +292,24 @@ def _check_finite(model: keras.Model) -> None:
                 )
 
 
-def _clone(
+def clone(
     model: keras.Model, replace: Callable[[keras.Layer], keras.Layer]
 ) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
-    """Rebuilds a model from replaced layers; returns it and every (layer, replacement), nested ones too."""
+    """Rebuilds a model from replaced layers.
+
+    Args:
+        model: built, Sequential or functional.
+        replace: gives the new layer for each.
+
+    Returns:
+        The copy, not compiled and without the weights, and every (layer, replacement), nested ones too.
+
+    Raises:
+        ValueError: what `replace` raises.
+
+    Example:
+        >>> copy, pairs = clone(model, same)
+    """
     copies: dict[int, tuple[keras.Layer, keras.Layer]] = {}
 
     def copied(layer: keras.Layer) -> keras.Layer:
@@ -330,7 +345,7 @@ def _same_input(tensor: keras.KerasTensor) -> keras.KerasTensor:
     return type(layer).from_config(layer.get_config()).output
 
 
-def _same(layer: keras.Layer) -> keras.Layer:
+def same(layer: keras.Layer) -> keras.Layer:
     """A new layer of the same class and config."""
     try:
         with SafeModeScope(False):  # a Lambda of the user's own model in memory, not one from a file
