@@ -29,8 +29,12 @@ from rich.table import Table
 
 import bstf
 from bstf import datasets
+from bstf.blocks import BlockShape
+from bstf.importance import model_scores
 from bstf.penalties import BoxedGammaRange, BoxedGammaRatio, GammaRange
-from bstf.train import accuracy, network, train
+from bstf.places import eligible
+from bstf.selection import select_all
+from bstf.train import network, train
 
 FLAGS = flags.FLAGS
 _CONSOLE = Console(width=130)
@@ -87,14 +91,12 @@ def run(method: Method, dense: keras.Model, data: datasets.Dataset, ratio: float
     found: dict[str, Any] = {}
     if method.prepare is not None:
         model, left = method.prepare(dense, ratio), epochs - warm_up
-        train(model, data, epochs=warm_up, verbose=0)
-        found["warm_accuracy"] = accuracy(model, data)
+        found["warm_accuracy"] = train(model, data, epochs=warm_up, verbose=0).history["val_accuracy"][-1]
         spread = [np.ptp(keras.ops.convert_to_numpy(layer.soft_gamma)) for layer in soft_layers(model)]
         if spread:
             found["gamma_range"] = float(np.mean(spread))
     sparse = bstf.sparsify(model, ratio=ratio, importance=method.importance)
-    found["chosen_accuracy"] = accuracy(sparse, data)
-    found["same_as_l2"] = agreement(sparse, bstf.sparsify(dense, ratio=ratio))
+    found["same_as_l2"] = agreement(sparse, dense, ratio)
     history = train(sparse, data, epochs=left, verbose=0).history
     return {
         **found,
@@ -110,14 +112,12 @@ def soft_layers(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in model.layers if getattr(layer, "trainable_gamma", False)]
 
 
-def agreement(one: keras.Model, other: keras.Model) -> float:
-    """The fraction of blocks of which two masked models think alike."""
-    pairs = [
-        (keras.ops.convert_to_numpy(layer.gamma).ravel(), keras.ops.convert_to_numpy(other.get_layer(layer.name).gamma))
-        for layer in one.layers
-        if isinstance(layer, (bstf.MaskedConv2D, bstf.MaskedDense))
-    ]
-    return float(np.concatenate([a == b.ravel() for a, b in pairs]).mean())
+def agreement(sparse: keras.Model, dense: keras.Model, ratio: float) -> float:
+    """The fraction of blocks that are as the norms of the dense network would have them."""
+    targets = eligible(dense, BlockShape.of(8))
+    by_norm = select_all(model_scores(dense, targets, BlockShape.of(8), "l2"), ratio)
+    gammas = {path: keras.ops.convert_to_numpy(layer.gamma) for path, layer in eligible(sparse, BlockShape.of(8))}
+    return float(np.concatenate([(gammas[path] == gamma).ravel() for path, gamma in by_norm.items()]).mean())
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def study(path: Path) -> list[dict[str, Any]]:
             keras.utils.set_random_seed(case.seed)
             data = datasets.load(case.dataset, seed=case.seed, image_size=(FLAGS.image_size,) * 2)
             dense = network(case.network, data)
-            train(dense, data, epochs=case.dense_epochs, verbose=0)
-            before = case.seed, data, dense, accuracy(dense, data)
+            history = train(dense, data, epochs=case.dense_epochs, verbose=0).history
+            before = case.seed, data, dense, history["val_accuracy"][-1]
         _, data, dense, reached = before
         keras.utils.set_random_seed(case.seed)
         result = run(known[case.method], dense, data, case.ratio, case.epochs, case.warm_up)
@@ -199,7 +199,7 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
     """Means and standard deviations over the seeds, a line for each method and ratio."""
     seeds = sorted({record["seed"] for record in records})
     made = Table(title=f"{records[0]['network']} on {records[0]['dataset']}, {len(seeds)} seeds, test images")
-    for name in ("ratio", "method", "dense", "just chosen", "accuracy", "over l2", "loss", "Γ as l2's"):
+    for name in ("ratio", "method", "dense", "accuracy", "over l2", "loss", "Γ as l2's", "range of Γ"):
         made.add_column(name, justify="left" if name == "method" else "right")
     for ratio, method in dict.fromkeys((record["ratio"], record["method"]) for record in records):
         group = [record for record in records if (record["ratio"], record["method"]) == (ratio, method)]
@@ -208,10 +208,11 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
         made.add_row(
             f"{ratio:g}",
             method,
-            *(spread([one[key] for one in group], 100, 2) for key in ("dense_accuracy", "chosen_accuracy", "accuracy")),
+            *(spread([one[key] for one in group], 100, 2) for key in ("dense_accuracy", "accuracy")),
             spread(gains, 100, 2, "+") if gains else "",
             spread([one["loss"] for one in group], 1, 4),
             f"{statistics.mean(one['same_as_l2'] for one in group):.0%}",
+            spread([one["gamma_range"] for one in group], 1, 3) if "gamma_range" in group[0] else "",
         )
     return made
 
