@@ -79,16 +79,16 @@ def test_nothing_overflows(value):
 @pytest.mark.parametrize("penalty", [BoxedGammaRange(0.25, 0.1, 0.0), BoxedGammaRatio(0.25, 0.1, 0.0, sign=1)])
 def test_alone_a_penalty_pulls_gamma_apart_and_meets_the_number(penalty):
     gamma = np.random.default_rng(0).uniform(0.4, 0.6, (3, 4))
-    for _ in range(300):
-        gamma = gamma - 0.01 * value_and_gradient(penalty, gamma)[1]
-    assert gamma.min() < 0.1 and gamma.max() > 0.9
-    assert gamma.sum() == pytest.approx(T, abs=0.5)
+    for _ in range(80):
+        gamma = gamma - 0.03 * value_and_gradient(penalty, gamma)[1]
+    assert gamma.min() < 0.1 and gamma.max() > 0.8
+    assert gamma.sum() == pytest.approx(T, abs=0.7)
 
 
 def test_equation_15_as_printed_leaves_gamma_alike():
     gamma = np.random.default_rng(0).uniform(0.4, 0.6, (3, 4))
-    for _ in range(300):
-        gamma = gamma - 0.01 * value_and_gradient(BoxedGammaRatio(0.25, 0.1, 0.0), gamma)[1]
+    for _ in range(80):
+        gamma = gamma - 0.03 * value_and_gradient(BoxedGammaRatio(0.25, 0.1, 0.0), gamma)[1]
     assert np.ptp(gamma) < 0.15
 
 
@@ -147,7 +147,7 @@ def test_group_lasso_empties_the_blocks_that_the_labels_do_not_need():
     for strength in (0.0, 0.05):
         model = bstf.sparsify(dense, ratio=0, group_lasso=strength)
         model.compile(keras.optimizers.SGD(0.1), "mse")
-        model.fit(x, noisy, epochs=20, batch_size=64, verbose=0)
+        model.fit(x, noisy, epochs=12, batch_size=32, verbose=0)
         kernel = model.get_layer("d").kernel.numpy()
         norms[strength] = np.linalg.norm(kernel[:8, 8:]), np.linalg.norm(kernel[:8, :8])
         assert bstf.sparsify(model, ratio=0.5).get_layer("d").group_lasso == 0
