@@ -35,6 +35,7 @@ def total(model, **kwargs):
 def assert_same_function(model, permuted, changed=True):
     shapes = [(3, *tensor.shape[1:]) for tensor in model.inputs]
     x = [np.random.default_rng(1).normal(size=shape).astype("float32") for shape in shapes]
+    x = x[0] if len(x) == 1 else x
     for one, other in zip(keras.tree.flatten(model(x)), keras.tree.flatten(permuted(x)), strict=True):
         scale = np.abs(ops.convert_to_numpy(one)).max()
         np.testing.assert_allclose(other, one, rtol=0, atol=2e-5 * scale)
@@ -109,13 +110,13 @@ def grouped(x, width, rng):
 
 def softened(x, width, rng):
     x = layers.PReLU(shared_axes=(1, 2))(layers.Conv2D(width, 1)(x))
-    return layers.Softmax()(layers.Activation("relu")(layers.Conv2D(width, 1, activation=keras.activations.glu)(x)))
+    return layers.Softmax()(layers.Activation("relu")(layers.Conv2D(width, 1, activation="log_softmax")(x)))
 
 
 PIECES = (residual, dense_block, depthwise, pooled, squeezed, nested, shared, grouped, softened)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=3),
     width=st.sampled_from([8, 12, 16, 20]),
