@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope  # no public names
 
 from bstf.blocks import BlockShape, expand, grid
 
@@ -44,11 +45,13 @@ class MaskedKernel:
 
     def _mask(self, kernel: Any) -> Any:
         # Chosen, not multiplied: 0 * NaN would stay NaN where an optimizer divides by the empty slots of a dead block.
+        kernel = ops.convert_to_tensor(kernel)  # JAX takes no variables in eager operations
         kept = expand(self.gamma, kernel.shape, self.block, ops) != 0
         return ops.where(kept, kernel, ops.zeros((), kernel.dtype))
 
     def _constrain(self, kernel: Any) -> Any:
-        return self._mask(kernel if self.kernel_constraint is None else self.kernel_constraint(kernel))
+        kernel = kernel if self.kernel_constraint is None else self.kernel_constraint(kernel)
+        return self._mask(kernel) if _known_here(self.gamma) else kernel
 
     def _regularize(self, kernel: Any) -> Any:
         return self.kernel_regularizer(self._mask(kernel))
@@ -189,6 +192,15 @@ def _known(layer: keras.Layer, channels: int | None) -> int:
             "whose channel axis isn't None."
         )
     return channels
+
+
+def _known_here(variable: keras.Variable) -> bool:
+    """Whether a variable has its value here: Keras on JAX shows optimizers only what they train and remember.
+
+    Γ would be a constant from another time there. Without gradients, and with the slots that `set_gamma`
+    emptied, an optimizer leaves the zeros of a dead block alone.
+    """
+    return not in_stateless_scope() or get_stateless_scope().get_current_value(variable) is not None
 
 
 def _slots(optimizer: keras.optimizers.Optimizer | None, variable: keras.Variable) -> list[keras.Variable]:
