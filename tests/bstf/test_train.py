@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl.testing import flagsaver
 
 import bstf
-from bstf import train
+from bstf import train, training
 from bstf.datasets import Dataset
 
 if "output" not in train.FLAGS:
@@ -94,7 +94,9 @@ def test_the_whole_program(tmp_path, capsys):
         output=str(output),
     )
     assert (code, err) == (0, "")
-    assert {path.name for path in output.iterdir()} == {"dense.keras", "sparse.keras", "float", "int8", "sparsity.csv"}
+    assert {path.name for path in output.iterdir()} == {
+        *("dense.keras", "sparse.keras", "float", "int8", "sparsity.csv", "flags.json")
+    }
     assert "Epoch 2/2" in out and "test accuracy" in out and "Block sparsity of small_resnet" in out
     dense = keras.models.load_model(output / "dense.keras")
     sparse = keras.models.load_model(output / "sparse.keras")
@@ -188,11 +190,11 @@ def test_a_network_of_another_shape_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has outputs \(3,\), but 'stripes' has 2 classes"):
         train.network(str(tmp_path / "three.keras"), data)
     with pytest.raises(ValueError, match=r"takes images \(9, 9, 1\), but those of 'stripes' are \(12, 12, 1\)"):
-        train.check_fit(bstf.applications.small_resnet((9, 9, 1), 2), data)
+        training.check_fit(bstf.applications.small_resnet((9, 9, 1), 2), data)
     inputs = [keras.Input((12, 12, 1)), keras.Input((12, 12, 1))]
     two = keras.Model(inputs, keras.layers.Add()(inputs))
     with pytest.raises(ValueError, match="one input and one output"):
-        train.check_fit(two, data)
+        training.check_fit(two, data)
 
 
 def test_a_network_that_cannot_be_quantised_is_refused_before_training(tmp_path, capsys, monkeypatch):
@@ -217,7 +219,7 @@ def test_interrupting_leaves_complete_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "train", interrupted)
     code, _, err = run_main(capsys, output=str(tmp_path / "out"))
     assert code == 130 and "interrupted" in err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dense.keras"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dense.keras", "flags.json"}
     keras.models.load_model(tmp_path / "out" / "dense.keras")
 
 
