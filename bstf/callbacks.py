@@ -118,6 +118,10 @@ class BlockSparsity(keras.callbacks.Callback):
             if (gammas[path] != previous[path]).any():
                 layer.set_gamma(gammas[path], optimizer)
 
+    def _updates(self) -> int:
+        # int() alone can't read a variable that has a copy on each of several devices.
+        return int(ops.convert_to_numpy(self.model.optimizer.iterations))
+
     def _scores(
         self, model: keras.Model, masked: list[Place], previous: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
@@ -138,7 +142,7 @@ class BlockSparsity(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes the schedule's step if it counts in training steps."""
         if self.unit == "step":
-            self.step(int(self.model.optimizer.iterations), self.model, self.model.optimizer)
+            self.step(self._updates(), self.model, self.model.optimizer)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs the ratio."""
@@ -151,7 +155,7 @@ class BlockSparsity(keras.callbacks.Callback):
         """Warns of a schedule that is longer than the training."""
         if self._last_epoch is None:
             return  # resumed after the last epoch
-        time = self._last_epoch if self.unit == "epoch" else int(self.model.optimizer.iterations) - 1
+        time = self._last_epoch if self.unit == "epoch" else self._updates() - 1
         blocks = max(layer.gamma.shape[0] * layer.gamma.shape[1] for _, layer in _masked_places(self.model))
         reached = self.schedule(time, blocks)
         if reached < self.schedule.ratio:

@@ -44,7 +44,8 @@ class Objective:
         self._variables = [layer._kernel for layer in layers]
         self._loss = _loss_of(model, loss)
         self._value, self._gradient, self._hessian_product = _compiled(self._call)
-        self.kernels = [ops.convert_to_tensor(variable.value) for variable in self._variables]
+        # By NumPy: under tf.distribute the variable itself would come back, a copy on each device.
+        self.kernels = [ops.convert_to_tensor(ops.convert_to_numpy(variable)) for variable in self._variables]
 
     def value(self, batch: Batch, kernels: Sequence[Any] | None = None) -> tuple[float, Any]:
         """The loss with these kernels instead of the model's own, and the model's outputs."""

@@ -42,31 +42,30 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
     first = pair(tmp_path, "once")
     try:
         deadline = time.monotonic() + 240
-        while len(lines(tmp_path / "killed-1.txt")) < 3 and time.monotonic() < deadline:
+        while len(lines(tmp_path / "killed-1.txt")) < 2 and time.monotonic() < deadline:
             assert all(one.poll() is None for one in first), first[0].communicate()[0][-3000:]
             time.sleep(0.05)
-        time.sleep(0.4)  # into the fourth epoch
+        time.sleep(0.4)  # into the third epoch
         first[1].send_signal(signal.SIGKILL)
         first[1].wait(10)
         try:  # alone the other one can't go on; it must not hang for ever, nor spoil the checkpoint
             first[0].wait(20)
         except subprocess.TimeoutExpired:
             first[0].kill()
-        print(first[0].communicate()[0][-3000:])
     finally:
         for one in first:
             one.kill()
     assert first[0].returncode != 0
     done = [len(lines(tmp_path / f"killed-{i}.txt")) for i in range(2)]
-    assert all(3 <= count < 6 for count in done)
+    assert all(2 <= count < 5 for count in done)
     second = pair(tmp_path, "again")
     outputs = [one.communicate(timeout=240)[0] for one in second]
     assert [one.returncode for one in second] == [0, 0], outputs[0][-3000:]
     whole, other = (lines(tmp_path / f"whole-{i}.txt") for i in range(2))
-    assert whole == other and [line[0] for line in whole] == list("012345")  # Γ and all weights, every epoch
-    assert len({line[1] for line in whole}) > 2 and int(whole[-1][3]) == 8 + 8 + 6  # Γ changed and got there
+    assert whole == other and [line[0] for line in whole] == list("01234")  # Γ and all weights, every epoch
+    assert len({line[1] for line in whole}) > 2 and int(whole[-1][3]) == 8 + 6  # Γ changed and got there
     for i in range(2):
         epochs = {line[0]: line[1:] for line in lines(tmp_path / f"killed-{i}.txt")}
         assert epochs == {line[0]: line[1:] for line in whole}  # as if nothing had happened, to the last bit
         resumed = lines(tmp_path / f"killed-{i}.txt")[done[i] :]
-        assert 0 < len(resumed) <= 3 and resumed[-1][0] == "5"
+        assert 0 < len(resumed) <= 3 and resumed[-1][0] == "4"

@@ -18,7 +18,7 @@ from bstf import datasets, distribution
 from bstf.schedules import Cubic
 from bstf.training import train
 
-EPOCHS = 6
+EPOCHS = 5
 
 
 def main(coordinator, process_id, folder, start):
@@ -26,14 +26,14 @@ def main(coordinator, process_id, folder, start):
     with distribution.distributed("jax", coordinator=coordinator, processes=2, process_id=int(process_id)):
         where = distribution.shard()
         data = datasets.load(
-            "mnist5k", batch_size=32, image_size=(8, 8), limit=150, augment=["pad_crop"], shard=where
+            "mnist5k", batch_size=32, image_size=(8, 8), limit=130, augment=["pad_crop"], shard=where
         )  # fmt: skip
         assert data.train.element_spec[0].shape[0] in (None, 16) and where == (int(process_id), 2)
         small = data.test.take(2)
         data = datasets.Dataset(**{**vars(data), "test": small})
         if start == "once":
             fit(data, folder, "whole")
-        fit(data, folder, "killed", checkpoint=folder / "checkpoint", seconds=0.3)
+        fit(data, folder, "killed", checkpoint=folder / "checkpoint", seconds=0.15)
     print("done", flush=True)
 
 
@@ -47,7 +47,7 @@ def fit(data, folder, name, seconds=0.0, **kwargs):
     calibration = data.calibration.take(2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     sparsity = bstf.callbacks.BlockSparsity(
-        Cubic(0.5, end=16, every=2), "taylor", unit="step", data=calibration, loss=loss
+        Cubic(0.5, end=12, every=2), "taylor", unit="step", data=calibration, loss=loss
     )  # fmt: skip
     log = Log(folder / f"{name}-{distribution.shard()[0]}.txt", seconds)
     train(sparse, data, epochs=EPOCHS, learning_rate=0.01, callbacks=[sparsity, log], verbose=0, **kwargs)
