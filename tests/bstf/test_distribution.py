@@ -1,5 +1,6 @@
 """Several devices: two processes on JAX that are killed and go on, two replicas of MirroredStrategy, refusals."""
 
+import json
 import os
 import signal
 import socket
@@ -8,12 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import keras
 import pytest
-import tensorflow as tf
 
 from bstf import distribution
-from bstf.training import train
 
 WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
@@ -69,3 +67,61 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
         assert epochs == {line[0]: line[1:] for line in whole}  # as if nothing had happened, to the last bit
         resumed = lines(tmp_path / f"killed-{i}.txt")[done[i] :]
         assert 0 < len(resumed) <= 3 and resumed[-1][0] == "4"
+
+
+def test_two_replicas_stay_equal(tmp_path):
+    worker = start("two_replicas.py", backend="tensorflow")
+    output = worker.communicate(timeout=240)[0]
+    assert worker.returncode == 0, output[-3000:]
+    found = json.loads(output.splitlines()[-1])
+    assert "under MultiWorkerMirroredStrategy: on several machines train with Keras on JAX" in found["refused"]
+    assert found["replicas"] == 2 and found["iterations"] == 22
+    assert found["equal"] and found["sacred"]
+    zeros = {name: sum(row.count(0) for row in gamma) for name, gamma in found["gammas"].items()}
+    assert zeros == {"conv": 2, "dense": 6}  # of 4, and of 2 * 4 / ... blocks
+    assert found["recovered"] < 1 and found["accuracy"] > 0.3
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, sentence",
+    [
+        ("jax", {}, "'jax' needs Keras on jax, and it runs on tensorflow: start the program with KERAS_BACKEND=jax"),
+        ("horovod", {}, "There is no distribution 'horovod': it is one of none, mirrored, jax"),
+        ("mirrored", {"processes": 2}, "processes: only processes of the kind 'jax' find each other"),
+    ],
+)
+def test_refusals(kind, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence), distribution.distributed(kind, **arguments):
+        pass
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"coordinator": "a:1"}, "give all"),
+        ({"coordinator": "a:1", "processes": 2, "process_id": 2}, r"process_id must be in \[0, 2\)"),
+        ({"coordinator": "a", "processes": 2, "process_id": 0}, "coordinator must be host:port, .* got 'a'"),
+    ],
+)
+def test_processes_that_cannot_find_each_other(monkeypatch, arguments, sentence):
+    monkeypatch.setattr(distribution.keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match=sentence), distribution.distributed("jax", **arguments):
+        pass
+
+
+def test_one_device_is_one_shard():
+    with distribution.distributed("none"):
+        assert distribution.shard() == (0, 1) and distribution.is_chief() and distribution.replicas() == 1
+    distribution.check_batch(7)
+    distribution.check_equal(object(), "never")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), distribution.whole_file(tmp_path / "a.txt") as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert not any(tmp_path.iterdir())
+    with distribution.whole_file(tmp_path / "a.txt") as path:
+        path.write_text("whole")
+        assert not (tmp_path / "a.txt").exists()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]

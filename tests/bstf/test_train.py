@@ -164,6 +164,13 @@ def test_the_schedule_of_the_paper_needs_its_epochs():
         ({"distill": 0.5, "retrain_epochs": 0}, "--distill is about the retraining, which has no epochs"),
         ({"importance": "size"}, "importance must be one of l1, l2, variance"),
         ({"dataset": "nonono"}, "There is no data set 'nonono'"),
+        ({"dataset": "mnist5"}, "Did you mean 'mnist5k'?"),
+        ({"dataset": "/no/images"}, "There is no folder '/no/images' with images"),
+        ({"classes": ["1", "x"]}, "'mnist5k' has no class 'x': it has labels 0 to 9"),
+        ({"augment": ["blur"]}, "There is no augmentation 'blur'"),
+        ({"mean": ["a"]}, "--mean must be numbers"),
+        ({"distribute": "jax"}, "start the program with KERAS_BACKEND=jax"),
+        ({"process_id": 1}, "only processes of the kind 'jax' find each other"),
         ({"network": "NoNet"}, "There is no network 'NoNet'"),
         ({"network": "small_resnet2"}, "There is no network 'small_resnet2'"),
         ({"network": "/no/net.keras"}, "There is no file '/no/net.keras'"),
@@ -221,6 +228,81 @@ def test_interrupting_leaves_complete_files(tmp_path, capsys, monkeypatch):
     assert code == 130 and "interrupted" in err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"dense.keras", "flags.json"}
     keras.models.load_model(tmp_path / "out" / "dense.keras")
+
+
+def killed_once(monkeypatch, kill_after):
+    """Kills the training (as SIGKILL would: no more code of its own runs) after so many epochs, once."""
+    left = [kill_after]
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            left[0] -= 1
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if left[0] == 0 and batch == 1:
+                left[0] = -1
+                raise SystemExit(9)
+
+    honest = train.train
+    monkeypatch.setattr(
+        train,
+        "train",
+        lambda *args, callbacks=(), **kwargs: honest(*args, callbacks=[*callbacks, Kill()], **kwargs),
+    )
+
+
+@pytest.mark.parametrize("kill_after", [1, 3])  # in the dense training, and while blocks go
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, capsys, monkeypatch, kill_after):
+    monkeypatch.setattr(train, "network", lambda name, data: small(data, 3))
+    monkeypatch.setattr(train, "export", lambda model, path: None)
+    monkeypatch.setattr(train, "quantize", lambda model, images: model)
+    flags = {
+        "classes": ["1", "7", "8"], "limit": 70, "image_size": 12, "augment": ["pad_crop"], "batch_size": 32,
+        "schedule": "cubic", "importance": "taylor", "epochs": 2, "retrain_epochs": 3, "distill": 0.5,
+    }  # fmt: skip
+    assert run_main(capsys, output=str(tmp_path / "whole"), **flags)[0] == 0
+    killed_once(monkeypatch, kill_after)
+    with pytest.raises(SystemExit):
+        run_main(capsys, output=str(tmp_path / "killed"), **flags)
+    assert not (tmp_path / "killed" / "sparse.keras").exists()
+    code, _, err = run_main(capsys, output=str(tmp_path / "killed"), **{**flags, "epochs": 3})
+    assert code == 1 and "holds an interrupted run with epochs=2, and not 3: give the same flags" in err
+    code, out, err = run_main(capsys, output=str(tmp_path / "killed"), **flags)
+    assert (code, err) == (0, "") and "Epoch 1/2" not in out
+    for name in ("dense", "sparse"):
+        models = [keras.models.load_model(tmp_path / run / f"{name}.keras") for run in ("whole", "killed")]
+        for one, other in zip(*(model.get_weights() for model in models)):
+            np.testing.assert_array_equal(one, other)
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {"dense.keras", "sparse.keras", "sparsity.csv", "flags.json"}
+    code, _, err = run_main(capsys, output=str(tmp_path / "killed"), **flags)
+    assert code == 1 and "holds a finished run: name another folder" in err
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    data = stripes()
+    train.train(small(data), data, epochs=1, checkpoint=tmp_path / "c", verbose=0)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["epoch-0001.weights.h5"]
+    with pytest.raises(ValueError, match="epoch-0001.weights.h5' isn't one of 'functional.*: remove it"):
+        other = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        train.train(other, data, epochs=2, checkpoint=tmp_path / "c", verbose=0)
+
+
+def test_data_that_does_not_say_its_length(tmp_path):
+    data = stripes()
+    endless = Dataset("stripes", data.train.filter(lambda x, y: True), data.test, (12, 12, 1), 2)
+    with pytest.raises(ValueError, match="'stripes' doesn't say how many training batches it has"):
+        train.train(small(data), endless, epochs=1, verbose=0)
+
+
+def test_help_has_examples(tmp_path):
+    command = [sys.executable, "-m", "bstf.train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert "bstf-train --output=build/digits" in done.stdout and "Traceback" not in done.stderr
+    missing = [
+        name for name in ("augment", "classes", "distribute", "tensorboard", "output") if f"--{name}" not in done.stdout
+    ]
+    assert not missing and "--[no]recover" in done.stdout
 
 
 def test_console_program(tmp_path):

@@ -1,4 +1,4 @@
-"""A training on two replicas in one process; run by test_distribution, since devices are made at the start of a process.
+"""A training on two replicas in one process; run by test_distribution, for devices are made when a process starts.
 
 Prints a JSON object of what it found.
 """
@@ -57,7 +57,8 @@ with distribution.distributed("mirrored", devices=["CPU:0", "CPU:1"]):
     sparse = bstf.sparsify(dense, block=4, ratio=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # 330 images are 10 batches and one of 10, which two replicas share, too.
-    sparsity = bstf.callbacks.BlockSparsity(Cubic(0.5, end=15), unit="step", importance="taylor", data=data.calibration.take(2), loss=loss)  # fmt: skip
+    images = data.calibration.take(2)
+    sparsity = bstf.callbacks.BlockSparsity(Cubic(0.5, end=15), "taylor", unit="step", data=images, loss=loss)
     train(sparse, data, epochs=2, learning_rate=0.01, callbacks=[sparsity, Watch()], verbose=0)
     found["iterations"] = int(sparse.optimizer.iterations)
     found["gammas"] = {name: np.asarray(sparse.get_layer(name).gamma).tolist() for name in ("conv", "dense")}
@@ -73,13 +74,11 @@ with distribution.distributed("mirrored", devices=["CPU:0", "CPU:1"]):
             for copy in variable.value.values:
                 found["sacred"] &= not np.asarray(copy)[..., dead].any()
     found["accuracy"] = accuracy(sparse, data)
-    again = bstf.sparsify(dense, block=4, ratio=0.5)
-    before = np.asarray(again(data.images(32)))
+    again, images = bstf.sparsify(dense, block=4, ratio=0.5), data.images(32)
+    wanted, before = np.asarray(dense(images)), np.asarray(again(images))
     bstf.recover(again, data.images(64), dense)
-    wanted = np.asarray(dense(data.images(32)))
-    found["recovered"] = float(
-        np.square(np.asarray(again(data.images(32))) - wanted).sum() / np.square(before - wanted).sum()
-    )
+    after = np.asarray(again(images))
+    found["recovered"] = float(np.square(after - wanted).sum() / np.square(before - wanted).sum())
     bstf.recover(again, data.images(64))
     found["equal"] &= replicas_equal(again.variables)
 print(json.dumps(found))
