@@ -181,9 +181,9 @@ def _training(output: Path, data: Dataset, block: BlockShape) -> None:
     callbacks = _callbacks(data, retrain_epochs, dense)
     if _quantises():
         quantize(sparsify(dense, block, FLAGS.ratio), images[:1])  # what can't be is refused before hours of training
-    _open(output)
-    dense = _trained(dense, "dense", FLAGS.epochs, data, output)
-    if (output / "sparse.keras").exists():
+    found = _open(output)
+    dense = _trained(dense, "dense", FLAGS.epochs, data, output, found)
+    if "sparse.keras" in found:
         return
     one_shot = {"ratio": FLAGS.ratio, **_comparison(data, dense)} if not callbacks else {"ratio": 0.0}
     sparse = sparsify(dense, block, **one_shot)
@@ -192,7 +192,7 @@ def _training(output: Path, data: Dataset, block: BlockShape) -> None:
         recover(sparse, images, dense)
         print(f"and then {accuracy(sparse, data):.4f}.")
     teaching = {"teacher": dense, "soft_weight": FLAGS.distill} if FLAGS.distill else {}
-    _trained(sparse, "sparse", retrain_epochs, data, output, callbacks=callbacks, **teaching)
+    _trained(sparse, "sparse", retrain_epochs, data, output, found, callbacks=callbacks, **teaching)
 
 
 def _results(output: Path, data: Dataset) -> None:
@@ -272,12 +272,13 @@ def _trained(
     epochs: int,
     data: Dataset,
     output: Path,
+    found: Sequence[str],
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **kwargs: Any,
 ) -> keras.Model:
-    """Trains a model and saves it, or loads it if it was saved before; more arguments are those of `train`."""
+    """Trains a model and saves it, or loads it if it was found; more arguments are those of `train`."""
     path, checkpoint = output / f"{name}.keras", output / f".checkpoint-{name}"
-    if path.exists():
+    if path.name in found:
         return keras.models.load_model(path, compile=False)
     chief = distribution.is_chief()
     if epochs:
@@ -316,8 +317,8 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _open(output: Path) -> None:
-    """Makes the folder and notes the flags in it; all processes must see the same."""
+def _open(output: Path) -> list[str]:
+    """Makes the folder and notes the flags in it; returns the names of what was there, the same in all processes."""
     files = sorted(path.name for path in output.iterdir()) if output.exists() else []
     distribution.check_equal(
         (_settings(), files),
@@ -326,6 +327,7 @@ def _open(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with distribution.whole_file(output / _SETTINGS) as partial:
         partial.write_text(json.dumps(_settings(), indent=1), encoding="utf-8")
+    return files
 
 
 def _check_tensorboard() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bstf import distribution
+from tests.bstf.idx import write_idx
 
 WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
@@ -37,9 +38,10 @@ def lines(path):
 
 
 def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
+    write_idx(tmp_path / "idx", train=200)
     first = pair(tmp_path, "once")
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600  # of a busy machine
         while len(lines(tmp_path / "killed-1.txt")) < 2 and time.monotonic() < deadline:
             assert all(one.poll() is None for one in first), first[0].communicate()[0][-3000:]
             time.sleep(0.05)
@@ -57,7 +59,7 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
     done = [len(lines(tmp_path / f"killed-{i}.txt")) for i in range(2)]
     assert all(2 <= count < 5 for count in done)
     second = pair(tmp_path, "again")
-    outputs = [one.communicate(timeout=240)[0] for one in second]
+    outputs = [one.communicate(timeout=600)[0] for one in second]
     assert [one.returncode for one in second] == [0, 0], outputs[0][-3000:]
     whole, other = (lines(tmp_path / f"whole-{i}.txt") for i in range(2))
     assert whole == other and [line[0] for line in whole] == list("01234")  # Γ and all weights, every epoch
@@ -70,8 +72,8 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
 
 
 def test_two_replicas_stay_equal(tmp_path):
-    worker = start("two_replicas.py", backend="tensorflow")
-    output = worker.communicate(timeout=240)[0]
+    worker = start("two_replicas.py", write_idx(tmp_path / "idx", train=400, size=(14, 14)), backend="tensorflow")
+    output = worker.communicate(timeout=600)[0]
     assert worker.returncode == 0, output[-3000:]
     found = json.loads(output.splitlines()[-1])
     assert "under MultiWorkerMirroredStrategy: on several machines train with Keras on JAX" in found["refused"]
