@@ -239,10 +239,9 @@ def _chosen(
     else:
         order = np.random.default_rng(seed).permutation(train.count)
         if limit_per_class is not None:
-            order = np.concatenate(
-                [order[train.labels[order] == label][:limit_per_class] for label in range(len(names))]
-            )
-            order = np.random.default_rng(seed).permutation(order)
+            labels = train.labels[order]
+            first = [np.flatnonzero(labels == label)[:limit_per_class] for label in range(len(names))]
+            order = order[np.sort(np.concatenate(first))]
         index = np.sort(order[:limit])
         train = Held(train.stored[index], train.labels[index])
     return source._replace(train=train, test=test, class_names=names)

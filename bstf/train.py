@@ -188,9 +188,9 @@ def _training(output: Path, data: Dataset, block: BlockShape) -> None:
     one_shot = {"ratio": FLAGS.ratio, **_comparison(data, dense)} if not callbacks else {"ratio": 0.0}
     sparse = sparsify(dense, block, **one_shot)
     if FLAGS.recover:
-        print(f"Recovering the outputs of the sparse network: its test accuracy is {accuracy(sparse, data):.4f},")
+        _say(f"Recovering the outputs of the sparse network: its test accuracy is {accuracy(sparse, data):.4f},")
         recover(sparse, images, dense)
-        print(f"and then {accuracy(sparse, data):.4f}.")
+        _say(f"and then {accuracy(sparse, data):.4f}.")
     teaching = {"teacher": dense, "soft_weight": FLAGS.distill} if FLAGS.distill else {}
     _trained(sparse, "sparse", retrain_epochs, data, output, found, callbacks=callbacks, **teaching)
 
@@ -220,6 +220,12 @@ def _results(output: Path, data: Dataset) -> None:
             "the flags of the data and another --output."
         )
     sparsity.to_csv(output / _LAST)
+
+
+def _say(sentence: str) -> None:
+    """Prints once, however many processes there are."""
+    if distribution.is_chief():
+        print(sentence)
 
 
 def _quantises() -> bool:
@@ -282,7 +288,7 @@ def _trained(
         return keras.models.load_model(path, compile=False)
     chief = distribution.is_chief()
     if epochs:
-        print(f"Training the {name} network on {distribution.replicas()} device(s).")
+        _say(f"Training the {name} network on {distribution.replicas()} device(s).")
         boards = [keras.callbacks.TensorBoard(output / "logs" / name)] if FLAGS.tensorboard and chief else []
         how = {"learning_rate": FLAGS.learning_rate, "checkpoint": checkpoint, "verbose": "auto" if chief else 0}
         train(model, data, epochs=epochs, callbacks=[*callbacks, *boards], **how, **kwargs)

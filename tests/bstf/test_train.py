@@ -258,7 +258,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, capsys, monke
     monkeypatch.setattr(train, "export", lambda model, path: None)
     monkeypatch.setattr(train, "quantize", lambda model, images: model)
     flags = {
-        "dataset": write_idx(tmp_path / "idx", size=(12, 12)), "classes": ["1", "7", "8"], "limit": 27, "augment": ["pad_crop"], "batch_size": 12,
+        "dataset": write_idx(tmp_path / "idx", size=(12, 12)), "classes": ["1", "7", "8"], "limit": 27,
+        "augment": ["pad_crop"], "batch_size": 12,
         "schedule": "cubic", "importance": "taylor", "epochs": 2, "retrain_epochs": 3, "distill": 0.5,
     }  # fmt: skip
     assert run_main(capsys, output=str(tmp_path / "whole"), **flags)[0] == 0
