@@ -82,7 +82,7 @@ def find(name: str, data_dir: str | PathLike | None = None) -> Source:
     path = Path(name)
     if path.is_dir():
         return _idx(path) if _idx_file(path, _IDX[0]) else _folder(path)
-    if path.is_absolute() or name.startswith((".", "~")) or path.suffix:
+    if path.is_absolute() or name.startswith((".", "~")):
         raise ValueError(f"There is no folder '{name}' with images.")
     if name == FASHION_MNIST:
         return _fashion_mnist(data_dir)
