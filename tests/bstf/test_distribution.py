@@ -68,7 +68,7 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
         epochs = {line[0]: line[1:] for line in lines(tmp_path / f"killed-{i}.txt")}
         assert epochs == {line[0]: line[1:] for line in whole}  # as if nothing had happened, to the last bit
         resumed = lines(tmp_path / f"killed-{i}.txt")[done[i] :]
-        assert 0 < len(resumed) <= 3 and resumed[-1][0] == "4"
+        assert 0 < len(resumed) < 5 and resumed[-1][0] == "4"
 
 
 def test_two_replicas_stay_equal(tmp_path):
