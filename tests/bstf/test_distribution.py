@@ -59,7 +59,11 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
     done = [len(lines(tmp_path / f"killed-{i}.txt")) for i in range(2)]
     assert all(2 <= count < 5 for count in done)
     second = pair(tmp_path, "again")
-    outputs = [one.communicate(timeout=600)[0] for one in second]
+    try:
+        outputs = [one.communicate(timeout=600)[0] for one in second]
+    finally:
+        for one in second:
+            one.kill()
     assert [one.returncode for one in second] == [0, 0], outputs[0][-3000:]
     whole, other = (lines(tmp_path / f"whole-{i}.txt") for i in range(2))
     assert whole == other and [line[0] for line in whole] == list("01234")  # Γ and all weights, every epoch
@@ -73,7 +77,10 @@ def test_two_processes_stay_equal_and_survive_a_kill(tmp_path):
 
 def test_two_replicas_stay_equal(tmp_path):
     worker = start("two_replicas.py", write_idx(tmp_path / "idx", train=400, size=(14, 14)), backend="tensorflow")
-    output = worker.communicate(timeout=600)[0]
+    try:
+        output = worker.communicate(timeout=600)[0]
+    finally:
+        worker.kill()
     assert worker.returncode == 0, output[-3000:]
     found = json.loads(output.splitlines()[-1])
     assert "under MultiWorkerMirroredStrategy: on several machines train with Keras on JAX" in found["refused"]
