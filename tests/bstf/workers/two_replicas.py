@@ -60,7 +60,7 @@ with distribution.distributed("mirrored", devices=["CPU:0", "CPU:1"]):
     images = data.calibration.take(2)
     sparsity = bstf.callbacks.BlockSparsity(Cubic(0.5, end=15), "taylor", unit="step", data=images, loss=loss)
     train(sparse, data, epochs=2, learning_rate=0.01, callbacks=[sparsity, Watch()], verbose=0)
-    found["iterations"] = int(sparse.optimizer.iterations)
+    found["iterations"] = int(keras.ops.convert_to_numpy(sparse.optimizer.iterations))
     found["gammas"] = {name: np.asarray(sparse.get_layer(name).gamma).tolist() for name in ("conv", "dense")}
     found["sacred"] = True
     for layer in (sparse.get_layer("conv"), sparse.get_layer("dense")):
