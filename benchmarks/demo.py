@@ -22,7 +22,7 @@ import bstf_compiler
 from benchmarks import demo_page
 from bstf import datasets
 from bstf.applications import small_resnet
-from bstf.train import accuracy, train
+from bstf.training import accuracy, train
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate
 from bstf_compiler.aie.timeline import timeline_html, timeline_png
 

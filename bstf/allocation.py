@@ -8,8 +8,9 @@ import keras
 import numpy as np
 
 from bstf.blocks import BlockShape, expand
+from bstf.layouts import plane_shape
 from bstf.objective import Loss
-from bstf.places import Place
+from bstf.places import Place, positions
 from bstf.report import report
 from bstf.selection import select
 from bstf.sensitivity import measure
@@ -129,19 +130,19 @@ def _costs(
     rows = report(model, block).layers
     if not macs:
         return {path: 1.0 for path, _ in layers}, float(sum(math.prod(row.kernel) for row in rows))
-    by_path = {row.layer: row for row in rows}
-    for path, _ in layers:
-        if by_path[path].dense_macs is None:
+    counts = positions(model)
+    for path, layer in layers:
+        if counts.get(id(layer)) is None:
             raise ValueError(
                 f"target_macs needs the multiply-adds of layer '{path}', whose input has an open size: give the "
                 "model a whole input shape, or use target_bytes."
             )
-    costs = {path: by_path[path].dense_macs / math.prod(by_path[path].kernel) for path, _ in layers}
+    costs = {path: float(counts[id(layer)]) for path, layer in layers}
     return costs, float(sum(row.dense_macs or 0 for row in rows))
 
 
 def _dead_weights(gamma: np.ndarray, layer: keras.Layer, block: BlockShape) -> int:
-    shape = tuple(layer.kernel.shape)
+    shape = plane_shape(layer)
     return math.prod(shape[:-2]) * int((expand(gamma, shape, block) == 0).sum())
 
 

@@ -1,5 +1,6 @@
 """BlockSparsity: makes a model sparser while it trains, along a schedule."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -8,12 +9,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from bstf.importance import Importance, between_layers, check_data, model_scores
-from bstf.importance import get as get_importance
+from bstf.importance import Importance, check_data
+from bstf.importance import check as check_importance
+from bstf.in_place import take_blocks
 from bstf.objective import Loss
-from bstf.places import Place, is_masked, places
+from bstf.places import Place, masked_places
 from bstf.schedules import Schedule
-from bstf.selection import check_scope, kept_blocks, select_all
+from bstf.selection import check_scope, kept_blocks
 
 UNITS = ("epoch", "step")
 
@@ -22,7 +24,10 @@ class BlockSparsity(keras.callbacks.Callback):
     """Zeroes blocks of a masked model during training, until the schedule's ratio.
 
     A dead block stays dead. When it dies its stored weights become zero, and so does what the optimizer
-    remembers of them: momentum would move them on, a moving average would bring them back.
+    remembers of them: momentum would move them on, a moving average would bring them back. The layers' outputs never
+    depend on it. Two optimizers write under dead blocks again within an epoch, and are cleared at its end: Muon in
+    the averages of `use_ema`, Adafactor in its estimate of squared gradients, which it makes from means of rows and
+    columns anew at each step.
 
     All state is in the model and its optimizer (Γ and `optimizer.iterations`), none in the callback: training
     that goes on from `keras.callbacks.BackupAndRestore`, or from a saved and loaded model with
@@ -79,7 +84,7 @@ class BlockSparsity(keras.callbacks.Callback):
         if unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
         kept_blocks(1, 1, schedule.ratio, min_per_line)  # checks min_per_line
-        get_importance(importance)
+        check_importance(importance)
         check_data(importance, data)
         if isinstance(data, Iterator):
             raise ValueError("data is an iterator, which can be read once only: give arrays or a dataset.")
@@ -97,62 +102,85 @@ class BlockSparsity(keras.callbacks.Callback):
 
         Args:
             time: epochs or training steps since the beginning, as the schedule counts.
-            model: with masked layers, from `bstf.sparsify`.
+            model: with masked layers, from `bstf.sparsify` or `bstf.sparsify_layers`.
             optimizer: the one that trains it, where it has taken a step already.
 
         Raises:
             ValueError: the model has no masked layer, or a layer's scores aren't finite.
         """
-        masked = _masked_places(model)
-        previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in masked}
+        masked = masked_places(model)
+        sizes = {path: math.prod(layer.gamma.shape) for path, layer in masked if layer.built}
         if self.scope == "global":
-            ratio = self.schedule(time, sum(gamma.size for gamma in previous.values()))
+            ratio = self.schedule(time, sum(sizes.values()))
         else:
-            ratio = {path: self.schedule(time, gamma.size) for path, gamma in previous.items()}
-        how = {"scope": self.scope, "previous": previous}
-        possible = select_all(previous, ratio, self.min_per_line, **how)  # how many blocks go, without any scores
-        if all((possible[path] == gamma).all() for path, gamma in previous.items()):
-            return
-        gammas = select_all(self._scores(model, masked, previous), ratio, self.min_per_line, **how)
-        for path, layer in masked:
-            if (gammas[path] != previous[path]).any():
-                layer.set_gamma(gammas[path], optimizer)
-
-    def _scores(
-        self, model: keras.Model, masked: list[Place], previous: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        blocks = {path: layer.block for path, layer in masked}
-        scores = model_scores(model, masked, blocks, self.importance, data=self.data, loss=self.loss, seed=self.seed)
-        return between_layers(scores, self.importance, previous) if self.scope == "global" else scores
+            ratio = {path: self.schedule(time, size) for path, size in sizes.items()}
+        how = {"importance": self.importance, "scope": self.scope, "min_per_line": self.min_per_line}
+        take_blocks(model, masked, ratio, optimizer, **how, data=self.data, loss=self.loss, seed=self.seed)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses a model without masked layers before it trains in vain."""
-        _masked_places(self.model)
+        masked_places(self.model)
         self._last_epoch: int | None = None
+        self._due: int | None = None
+        self._first = True
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes the schedule's step if it counts in epochs."""
         if self.unit == "epoch":
-            self.step(epoch, self.model, self.model.optimizer)
+            self._due = epoch
+            self._step_if_built()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes the schedule's step if it counts in training steps."""
         if self.unit == "step":
-            self.step(int(self.model.optimizer.iterations), self.model, self.model.optimizer)
+            self._due = self._updates()
+        if self._due is not None:
+            self._step_if_built()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Clears what an optimizer that was built in the first step begins with: Adagrad's sums are 0.1."""
+        if self._first and keras.backend.backend() != "jax":  # which has the variables elsewhere between steps
+            self._clear()
+        self._first = False
+
+    def _updates(self) -> int:
+        # int() alone can't read a variable that has a copy on each of several devices.
+        return int(ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def _step_if_built(self) -> None:
+        """A subclassed model may get its weights in its first step of training only; the next one is in time then."""
+        model = self.model
+        if all(layer.built for _, layer in masked_places(model)):
+            self.step(self._due, model, model.optimizer)
+            self._due = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs the ratio."""
         self._last_epoch = epoch
+        masked = self._clear()
         if logs is not None:
-            gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in _masked_places(self.model)]
+            gammas = [ops.convert_to_numpy(layer.gamma).ravel() for _, layer in masked]
             logs["block_ratio"] = 1 - float(np.concatenate(gammas).mean())
+
+    def _clear(self) -> list[Place]:
+        """Zeroes what an optimizer has moved under Γ behind the layers' backs; returns the masked layers.
+
+        Muon moves weights without gradients, and Keras averages weights (`use_ema`) before constraints act; Ftrl
+        divides zero by zero, and compiled steps on JAX don't know Γ (`MaskedKernel._knows_gamma`).
+        """
+        model = self.model
+        masked = [place for place in masked_places(model) if place.layer.built]
+        for _, layer in masked:
+            layer.set_gamma(ops.convert_to_numpy(layer.gamma), model.optimizer)
+        return masked
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Warns of a schedule that is longer than the training."""
+        masked = self._clear()  # Keras has just put the averages of `use_ema` in place of the weights
         if self._last_epoch is None:
             return  # resumed after the last epoch
-        time = self._last_epoch if self.unit == "epoch" else int(self.model.optimizer.iterations) - 1
-        blocks = max(layer.gamma.shape[0] * layer.gamma.shape[1] for _, layer in _masked_places(self.model))
+        time = self._last_epoch if self.unit == "epoch" else self._updates() - 1
+        blocks = max(math.prod(layer.gamma.shape) for _, layer in masked)
         reached = self.schedule(time, blocks)
         if reached < self.schedule.ratio:
             warnings.warn(
@@ -160,20 +188,3 @@ class BlockSparsity(keras.callbacks.Callback):
                 f"of {self.schedule.ratio}: train longer, or shorten the schedule.",
                 stacklevel=2,
             )
-
-
-def _masked_places(model: keras.Model) -> list[Place]:
-    masked = [place for place in places(model) if is_masked(place.layer)]
-    found = {id(layer) for _, layer in masked}
-    hidden = [layer.name for layer in model._flatten_layers() if is_masked(layer) and id(layer) not in found]
-    if hidden:
-        raise ValueError(
-            f"'{model.name}' has masked layers inside layers that are no models: {', '.join(hidden)}; only those of "
-            "Sequential and functional models, and of models nested in them, can be made sparser."
-        )
-    if not masked:
-        raise ValueError(
-            f"'{model.name}' has no masked layer to make sparser: give the model that bstf.sparsify(model, ratio=0) "
-            "returns."
-        )
-    return masked

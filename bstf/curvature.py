@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from bstf import layouts
 from bstf.batches import Batch, Progress, batches, number_of_batches
 from bstf.objective import Loss, Objective
 from bstf.places import Place, replaced_calls
@@ -29,7 +30,7 @@ def mean_gradient(model: keras.Model, layers: Sequence[Place], data: Any, loss: 
         loss: as in `bstf.objective.Objective`; the mean over a batch, or batches must be of one size.
 
     Returns:
-        float64 arrays of the kernels' shapes by the layers' paths. Exactly zero in blocks that are masked.
+        float64 (..., cin, cout) of the kernels' sizes by the layers' paths. Exactly zero in blocks that are masked.
 
     Raises:
         ValueError: no data, no loss, one that can't be computed or isn't finite.
@@ -56,7 +57,7 @@ def mean_square_gradient(model: keras.Model, layers: Sequence[Place], data: Any,
         loss: the loss of one example.
 
     Returns:
-        float64 arrays of the kernels' shapes by the layers' paths.
+        float64 (..., cin, cout) of the kernels' sizes by the layers' paths.
 
     Raises:
         ValueError: as `mean_gradient`.
@@ -101,7 +102,7 @@ def hessian_diagonal(
         seed: of the random vectors.
 
     Returns:
-        float64 arrays of the kernels' shapes by the layers' paths; entries may be negative.
+        float64 (..., cin, cout) of the kernels' sizes by the layers' paths; entries may be negative.
 
     Raises:
         ValueError: as `mean_gradient`, and if `probes` is less than 1.
@@ -149,14 +150,14 @@ def input_norm(model: keras.Model, layers: Sequence[Place], data: Any) -> Statis
         >>> input_norm(model, eligible(model, BlockShape.of(8)), x)["conv"].shape
         (16,)
     """
-    sums = {id(layer): np.zeros(layer._kernel.shape[-2]) for _, layer in layers}
+    sums = {id(layer): np.zeros(layouts.plane_shape(layer)[-2]) for _, layer in layers}
     progress, seen = Progress(number_of_batches(data), "batch"), 0
 
     def measured(layer: keras.Layer, call: Callable[..., Any], inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(inputs.shape) - 1
-        squares = ops.square(ops.cast(inputs, "float32"))
-        others = [i for i in range(len(inputs.shape)) if i != axis]
-        sums[id(layer)] += ops.convert_to_numpy(ops.sum(squares, axis=others))
+        axes = layouts.input_axes(layer, len(inputs.shape))
+        squares = ops.square(ops.cast(layouts.multiplied(layer, inputs), "float32"))
+        by_channel = layouts.channels_last(squares, axes, ops)
+        sums[id(layer)] += ops.convert_to_numpy(ops.sum(by_channel, axis=tuple(range(len(by_channel.shape) - 1))))
         return call(inputs, *args, **kwargs)
 
     with replaced_calls([layer for _, layer in layers], measured):
@@ -173,10 +174,10 @@ def input_norm(model: keras.Model, layers: Sequence[Place], data: Any) -> Statis
 
 
 def _mean_over_examples(
-    layers: Sequence[Place], data: Any, kernels: Sequence[Any], terms: Callable[[Batch], list[np.ndarray]]
+    layers: Sequence[Place], data: Any, likes: Sequence[Any], terms: Callable[[Batch], list[np.ndarray]]
 ) -> Statistics:
     """The mean over all examples of what `terms` gives as the mean over a batch, an array a kernel."""
-    totals = [np.zeros(kernel.shape) for kernel in kernels]
+    totals = [np.zeros(like.shape) for like in likes]
     progress, seen = Progress(number_of_batches(data), "batch"), 0
     for batch in batches(data, labels=True):
         for total, term in zip(totals, terms(batch)):
@@ -184,4 +185,4 @@ def _mean_over_examples(
         seen += batch.size
         progress.step()
     progress.finish()
-    return {path: total / seen for (path, _), total in zip(layers, totals)}
+    return {path: layouts.to_planes(layer, total / seen) for (path, layer), total in zip(layers, totals)}

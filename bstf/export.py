@@ -55,7 +55,7 @@ def export(model: keras.Model, path: str | os.PathLike) -> None:
     _check_model(model)
     _check_names(model)
     _check_target(path)
-    plain = densify(model) if any(is_masked(layer) for _, layer in places(model)) else model
+    plain = densify(model) if any(is_masked(layer) for layer in model._flatten_layers()) else model
     description = json.dumps(describe(model), indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(path) as temporary:

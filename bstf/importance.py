@@ -3,6 +3,7 @@
 A criterion is a function `(kernel, block) -> scores`, kernel (..., cin, cout) and scores
 (ceil(cin / bi), ceil(cout / bo)); the ones below go by name, any other callable by itself. Those of
 `STATISTICS` also need what data say about the kernel's weights: `(kernel, block, statistic) -> scores`.
+"gamma" is the Γ that was trained with the kernel, and not a function of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +11,17 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from bstf import curvature
 from bstf.blocks import BlockShape, block_reduce, grid, nonzero_blocks
+from bstf.layers import STRAIGHT_THROUGH
 from bstf.objective import Loss
-from bstf.places import Place, effective_kernel
+from bstf.places import Place, effective_kernel, is_masked
 from bstf.selection import comparable
 
 Importance = Callable[..., np.ndarray]
+TRAINED = "gamma"
 
 
 def l1(kernel: np.ndarray, block: BlockShape) -> np.ndarray:
@@ -94,6 +98,12 @@ STATISTICS: dict[str, Callable[..., curvature.Statistics]] = {
 LOSS_UNITS = ("taylor", "fisher", "hessian")
 
 
+def check(importance: str | Importance) -> None:
+    """Raises a ValueError unless blocks can be compared by it: a name of `CRITERIA`, "gamma", or a callable."""
+    if importance != TRAINED:
+        get(importance)
+
+
 def get(importance: str | Importance) -> Importance:
     """Finds a criterion.
 
@@ -135,8 +145,11 @@ def check_data(importance: str | Importance, data: Any) -> None:
 def between_layers(
     scores: Mapping[str, np.ndarray], importance: str | Importance, previous: Mapping[str, np.ndarray]
 ) -> Mapping[str, np.ndarray]:
-    """Scores by which blocks of different layers can compete: changes of the loss as they are, others `comparable`."""
-    return scores if importance in LOSS_UNITS else comparable(scores, previous)
+    """Scores by which blocks of different layers can compete.
+
+    Changes of the loss and trained Γ, which is 1 for a whole block, as they are, others `comparable`.
+    """
+    return scores if importance in (*LOSS_UNITS, TRAINED) else comparable(scores, previous)
 
 
 def block_scores(
@@ -198,7 +211,7 @@ def model_scores(
         model: a built model; it stays as it is.
         layers: layers that can have such blocks, see `bstf.places.eligible`.
         block: the block's shape, one for all or one for each path.
-        importance: a name of `CRITERIA` or a callable `(kernel, block) -> scores`.
+        importance: a name of `CRITERIA`, "gamma", or a callable `(kernel, block) -> scores`.
         data: what a criterion of `STATISTICS` reads, as in `bstf.batches.batches`; the others don't touch it.
         loss: what is derived, as in `bstf.objective.Objective`; None for the loss the model is compiled with.
         seed: of the random vectors of "hessian".
@@ -207,7 +220,7 @@ def model_scores(
         float64 (rows, cols) by the layers' paths; larger means keep.
 
     Raises:
-        ValueError: as `block_scores` and `bstf.curvature`.
+        ValueError: as `block_scores` and `bstf.curvature`; or importance is "gamma" and a layer has no trained Γ.
         TypeError: `data` is nothing that can be read.
 
     Example:
@@ -216,6 +229,8 @@ def model_scores(
     if not layers:
         return {}
     blocks = dict.fromkeys([path for path, _ in layers], block) if isinstance(block, BlockShape) else block
+    if importance == TRAINED:
+        return {path: _trained_gamma(path, layer, blocks[path]) for path, layer in layers}
     statistics: curvature.Statistics = {}
     if needs_data(importance):
         check_data(importance, data)
@@ -224,3 +239,16 @@ def model_scores(
         path: block_scores(effective_kernel(layer), blocks[path], importance, layer.name, statistics.get(path))
         for path, layer in layers
     }
+
+
+def _trained_gamma(path: str, layer: keras.Layer, block: BlockShape) -> np.ndarray:
+    if not (is_masked(layer) and layer.trainable_gamma and layer.block == block):
+        raise ValueError(
+            f"importance='{TRAINED}' compares blocks by a trained Γ, and layer '{path}' has none in {block} blocks: "
+            "train what sparsify(model, block, trainable_gamma=True) returns first, or leave the layer out by layers=."
+        )
+    gamma = ops.convert_to_numpy(layer.soft_gamma).astype(np.float64)
+    if not np.isfinite(gamma).all():
+        raise ValueError(f"The trained Γ of layer '{path}' has a value that is NaN or infinite.")
+    # The kernel is multiplied by a relaxed Γ, whose sign is no matter; straight through, it is a score.
+    return gamma if layer.trainable_gamma == STRAIGHT_THROUGH else np.abs(gamma)

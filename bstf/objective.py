@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from bstf import layouts
 from bstf.batches import Batch
 
 Loss = str | keras.losses.Loss | Callable[[Any, Any], Any] | None
@@ -29,10 +30,11 @@ class Objective:
             None for the loss the model is compiled with.
 
     Attributes:
-        kernels: the layers' own kernels, tensors of the backend.
+        kernels: the layers' own kernels as the layers store them, tensors of the backend.
 
     Raises:
-        ValueError: there is no such loss, or none at all; or the backend is neither TensorFlow nor JAX.
+        ValueError: there is no such loss, or none at all; a layer has a trainable Γ; or the backend is neither
+            TensorFlow nor JAX.
 
     Example:
         >>> objective = Objective(model, [model.get_layer("conv")], "mse")
@@ -41,10 +43,17 @@ class Objective:
 
     def __init__(self, model: keras.Model, layers: Sequence[keras.Layer], loss: Loss = None) -> None:
         self.model = model
-        self._variables = [layer._kernel for layer in layers]
+        for layer in layers:
+            if getattr(layer, "trainable_gamma", False):
+                raise ValueError(
+                    f"Layer '{layer.name}' has a trainable Γ, by which its kernel is multiplied: round it with "
+                    "sparsify(model, ratio, importance='gamma') before the loss is derived by the kernel."
+                )
+        self._variables = [layouts.variable(layer) for layer in layers]
         self._loss = _loss_of(model, loss)
         self._value, self._gradient, self._hessian_product = _compiled(self._call)
-        self.kernels = [ops.convert_to_tensor(variable.value) for variable in self._variables]
+        # By NumPy: under tf.distribute the variable itself would come back, a copy on each device.
+        self.kernels = [ops.convert_to_tensor(ops.convert_to_numpy(variable)) for variable in self._variables]
 
     def value(self, batch: Batch, kernels: Sequence[Any] | None = None) -> tuple[float, Any]:
         """The loss with these kernels instead of the model's own, and the model's outputs."""

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from bstf import layouts
 from bstf.batches import Progress, image_batches
-from bstf.places import effective_kernel, is_masked, places, replaced_calls
+from bstf.places import effective_kernel, everywhere, is_graph, masked_places, replaced_calls
 
 _PATCH_ELEMENTS = 2**24  # of float64 patches held at a time: 128 MiB
 
@@ -70,7 +71,7 @@ def reestimate_batch_norm(model: keras.Model, data: Any) -> None:
     Example:
         >>> reestimate_batch_norm(sparse, dataset.images(512))
     """
-    layers = [layer for _, layer in places(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [layer for _, layer, _ in everywhere(model) if isinstance(layer, keras.layers.BatchNormalization)]
     if not layers:
         raise ValueError(f"'{model.name}' has no batch normalisation to re-estimate: give the dense model as well.")
     before = [tuple(map(ops.convert_to_numpy, (layer.moving_mean, layer.moving_variance))) for layer in layers]
@@ -127,11 +128,6 @@ def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: f
     if not damping > 0:
         raise ValueError(f"damping must be above 0; got {damping!r}.")
     pairs = _pairs(sparse, dense)
-    if not pairs:
-        raise ValueError(
-            f"'{sparse.name}' has no masked layer to update: give the model that bstf.sparsify returned, and then the "
-            "dense one."
-        )
     batches = _held(sparse, data)
     progress = Progress(len(pairs) * len(batches), unit="batch")
     for name, layer, original in pairs:
@@ -145,7 +141,9 @@ def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: f
         kernel = equations.solve(effective_kernel(layer), ops.convert_to_numpy(layer.gamma), damping)
         if not np.isfinite(kernel).all():
             raise ValueError(f"Layer '{name}' computes NaN or infinite values on the calibration images.")
-        layer._kernel.assign(layer._mask(ops.convert_to_tensor(kernel, layer._kernel.dtype)))
+        variable = layouts.variable(layer)
+        stored = layouts.from_planes(layer, kernel)
+        variable.assign(layer._mask(ops.convert_to_tensor(stored, variable.dtype)))
     progress.finish()
 
 
@@ -198,16 +196,37 @@ class _NormalEquations:
 
 def _rows(layer: keras.Layer, x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A layer's inputs as rows that its kernel, as a matrix, maps to outputs: float64 (n, inputs), (n, cout)."""
-    if isinstance(layer, keras.layers.Dense):
-        yield x.reshape(-1, x.shape[-1]).astype(np.float64), y.reshape(-1, y.shape[-1]).astype(np.float64)
-        return
-    if layer.data_format == "channels_first":
-        x, y = np.moveaxis(x, 1, -1), np.moveaxis(y, 1, -1)
-    inputs = int(np.prod(layer.kernel.shape[:-1]))
+    inputs = int(np.prod(layouts.plane_shape(layer)[:-1]))
+    y = layouts.channels_last(layouts.in_order_of_inputs(layer, y), layouts.output_axes(layer, y.ndim))
     images = max(1, _PATCH_ELEMENTS // (y[0, ..., 0].size * inputs))
     for i in range(0, len(x), images):
-        rows = patches(x[i : i + images], layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-        yield rows.astype(np.float64), y[i : i + images].reshape(-1, y.shape[-1]).astype(np.float64)
+        rows = _multiplied_rows(layer, x[i : i + images])
+        yield rows.reshape(-1, inputs).astype(np.float64), y[i : i + images].reshape(-1, y.shape[-1]).astype(np.float64)
+
+
+def _multiplied_rows(layer: keras.Layer, x: np.ndarray) -> np.ndarray:
+    """What each output of a layer multiplies its kernel with: (..., kernel positions * cin)."""
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        return _transposed_patches(layer, x)
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        x = ops.convert_to_numpy(layouts.multiplied(layer, ops.convert_to_tensor(x)))
+    x = layouts.channels_last(x, layouts.input_axes(layer, x.ndim))
+    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
+        return patches(x, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+    return x
+
+
+def _transposed_patches(layer: keras.layers.Conv2DTranspose, x: np.ndarray) -> np.ndarray:
+    """`patches` of a transposed convolution: each channel alone goes through kernels of a single one."""
+    taps = int(np.prod(layer.kernel_size))
+    kernel = np.eye(taps, dtype=x.dtype).reshape(*layer.kernel_size, taps, 1)
+    x = np.moveaxis(x, 1, -1) if layer.data_format == "channels_first" else x
+    alone = np.moveaxis(x, -1, 1).reshape(-1, *x.shape[1:3], 1)
+    alone = np.moveaxis(alone, -1, 1) if layer.data_format == "channels_first" else alone
+    found = ops.convert_to_numpy(layouts.layout(layer).product(layer, ops.convert_to_tensor(alone), kernel))
+    found = np.moveaxis(found, 1, -1) if layer.data_format == "channels_first" else found
+    found = found.reshape(len(x), -1, *found.shape[1:])  # n, cin, height, width, taps
+    return found.transpose(0, 2, 3, 4, 1).reshape(-1, taps * x.shape[-1])
 
 
 def patches(
@@ -220,59 +239,70 @@ def patches(
     """What a convolution multiplies its kernel with (im2col).
 
     Args:
-        x: images (n, height, width, channels).
-        size: of the kernel, (height, width).
+        x: (n, *sizes, channels): images, or signals and volumes of one and three sizes.
+        size: of the kernel, (height, width) for images.
         strides: of the convolution.
         dilation: of the convolution.
-        padding: "valid", or "same" with zeros as Keras pads.
+        padding: "valid", "same" with zeros as Keras pads, or "causal" with zeros in front.
 
     Returns:
-        (n * output height * output width, kernel height * kernel width * channels): its product with the
-            kernel as a matrix is the convolution.
+        (n * output positions, kernel positions * channels): its product with the kernel as a matrix is the
+            convolution.
 
     Example:
         >>> patches(x, (3, 3), padding="same") @ kernel.reshape(-1, kernel.shape[-1])
     """
+    rank = len(size)
+    axes = tuple(range(1, rank + 1))
     reach = [(k - 1) * d + 1 for k, d in zip(size, dilation)]
     if padding == "same":
-        missing = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(x.shape[1:3], strides, reach)]
+        missing = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(x.shape[1:], strides, reach)]
         x = np.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(1, 2))  # n, height, width, channels, *reach
-    windows = windows[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
-    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size[0] * size[1] * x.shape[-1])
+    elif padding == "causal":
+        x = np.pad(x, ((0, 0), *((r - 1, 0) for r in reach), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=axes)  # n, *outputs, channels, *reach
+    steps = [slice(None, None, step) for step in strides]
+    windows = windows[:, *steps, :, *(slice(None, None, d) for d in dilation)]
+    return np.moveaxis(windows, rank + 1, -1).reshape(-1, int(np.prod(size)) * x.shape[-1])
 
 
 def _pairs(sparse: keras.Model, dense: keras.Model) -> list[tuple[str, Any, Any]]:
     """Name, masked layer and its layer in the dense model, of every masked layer."""
-    originals = dict(places(dense))
+    originals = {path: layer for path, layer, _ in everywhere(dense)}
     pairs = []
-    for path, layer in places(sparse):
-        if not is_masked(layer):
-            continue
-        original = originals.get(path)
-        if tuple(getattr(getattr(original, "kernel", None), "shape", ())) != tuple(layer.kernel.shape):
+    for path, layer in masked_places(sparse):
+        original, shape = originals.get(path), layouts.plane_shape(layer)
+        if original is None or layouts.layout(original) is None or layouts.plane_shape(original) != shape:
             raise ValueError(
-                f"Layer '{path}' has a kernel {tuple(layer.kernel.shape)}, but the dense model has none like it by "
+                f"Layer '{path}' has a kernel {shape}, but the dense model has none like it by "
                 "this name: give the model that the sparse one was made from."
             )
-        if layer.lora_enabled:
+        if layer.trainable_gamma:
+            raise ValueError(
+                f"Layer '{path}' has a trainable Γ: round it with sparsify(model, ratio, importance='gamma'), and "
+                "recover that."
+            )
+        if getattr(layer, "lora_enabled", False):
             raise ValueError(f"Layer '{path}' has LoRA: save and load the model, which merges it, and recover that.")
         pairs.append((path, layer, original))
     return pairs
 
 
 def _linear(layer: keras.Layer, x: np.ndarray) -> np.ndarray:
-    """A convolution's or dense layer's outputs before bias and activation, float32."""
-    kernel = ops.convert_to_tensor(effective_kernel(layer).astype(np.float32))
-    x = ops.convert_to_tensor(x.astype(np.float32))
-    dense = isinstance(layer, keras.layers.Dense)
-    return ops.convert_to_numpy(ops.matmul(x, kernel) if dense else layer.convolution_op(x, kernel))
+    """A layer's outputs before bias and activation, float32."""
+    kernel = layouts.from_planes(layer, effective_kernel(layer).astype(np.float32))
+    product = layouts.layout(layer).product
+    return ops.convert_to_numpy(product(layer, ops.convert_to_tensor(x.astype(np.float32)), kernel))
 
 
 def _held(model: keras.Model, data: Any) -> list[np.ndarray]:
     """The calibration images in batches, read once."""
-    if not isinstance(model.input_shape, tuple):
-        raise ValueError(f"'{model.name}' must have one input to be calibrated with images.")
+    if not is_graph(model) or not isinstance(model.input_shape, tuple):
+        raise ValueError(
+            f"'{model.name}' must be Sequential or functional and have one input to be calibrated with images; a "
+            "subclassed model becomes functional with inputs = keras.Input(shape); keras.Model(inputs, "
+            "model.call(inputs)), which keeps its layers and weights."
+        )
     batches = list(image_batches(data, model.input_shape[1:], model.inputs[0].name))
     if not batches:
         raise ValueError("calibration holds no images; recovery needs at least one.")

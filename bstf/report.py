@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bstf import layouts
 from bstf.blocks import BlockShape, expand, grid, nonzero_blocks
-from bstf.places import CONVOLUTIONS, effective_kernel, ineligible, is_masked, output_positions, places, unfit
+from bstf.places import DEPTHWISE, effective_kernel, everywhere, ineligible, is_masked, positions, unfit
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class LayerSparsity:
 
     Attributes:
         layer: its name, after the names of the nested models around it.
-        kernel: shape of its kernel, (..., cin, cout).
+        kernel: shape of its kernel, (..., cin, cout); the pointwise one's of a separable convolution.
         block: (input channels, output channels) of a block.
         gamma: shape of Γ, (rows, cols); None if the layer can't have one.
         zeros: number of blocks that are exactly zero.
         ratio: zeros / blocks.
-        macs: multiply-adds of one input on the nonzero blocks; None if the input's size isn't known.
-        dense_macs: multiply-adds of one input on all blocks; None if the input's size isn't known.
+        macs: multiply-adds of one input on the nonzero blocks, and on a separable convolution's depthwise kernel;
+            None if the input's size isn't known.
+        dense_macs: the same on all blocks.
         skipped: why the layer isn't block sparse; empty if it is.
     """
 
@@ -155,28 +157,27 @@ def report(model: keras.Model, block: int | Sequence[int] = 8) -> SparsityReport
     if not isinstance(model, keras.Model):
         raise TypeError(f"report takes a keras.Model; got {type(model).__name__}.")
     default = BlockShape.of(block)
-    positions = output_positions(model)
+    counts = positions(model)
     rows = []
-    for path, outer in places(model):
-        for layer in outer._flatten_layers():
-            if any(len(weight.shape) > 1 for weight in _own_weights(layer)):
-                inside = layer is not outer
-                name = f"{path}/{layer.name}" if inside else path
-                row = _row(name, layer, default, positions.get(id(layer)))
-                if inside and row.gamma and not is_masked(layer):
-                    row = replace(row, skipped=f"inside a {type(outer).__name__}")
-                rows.append(row)
+    for path, layer, owner in everywhere(model):
+        if any(len(weight.shape) > 1 for weight in _own_weights(layer)):
+            row = _row(path, layer, default, counts.get(id(layer)))
+            if owner is not None and row.gamma and not is_masked(layer):
+                row = replace(row, skipped=f"inside a {type(owner).__name__}")
+            rows.append(row)
     return SparsityReport(model.name, tuple(rows))
 
 
-def _row(name: str, layer: keras.Layer, default: BlockShape, positions: int | None) -> LayerSparsity:
+def _row(name: str, layer: keras.Layer, default: BlockShape, count: int | None) -> LayerSparsity:
     block = getattr(layer, "block", None) or default
     # Layers that carry a block of their own, masked or fixed-point, are block sparse by class.
     reason = unfit(layer, block) if hasattr(layer, "block") else ineligible(layer, block)
+    beside = layer.depthwise_kernel.shape if isinstance(layer, keras.layers.SeparableConv2D) else (0,)
     if reason is not None:
-        kernel = next(tuple(weight.shape) for weight in _own_weights(layer) if len(weight.shape) > 1)
-        known = positions is not None and isinstance(layer, CONVOLUTIONS)
-        macs = positions * math.prod(kernel) if known else None
+        known = layouts.layout(layer) is not None
+        kernel = layouts.plane_shape(layer) if known and not layouts.refusal(layer) else _own_shape(layer)
+        counted = count is not None and (known or isinstance(layer, DEPTHWISE))
+        macs = count * (math.prod(kernel) + math.prod(beside)) if counted else None
         return LayerSparsity(name, kernel, tuple(block), None, 0, 0.0, macs, macs, reason)
     kernel = effective_kernel(layer)
     kept = nonzero_blocks(kernel, block)
@@ -189,10 +190,14 @@ def _row(name: str, layer: keras.Layer, default: BlockShape, positions: int | No
         gamma=grid(*kernel.shape[-2:], block),
         zeros=zeros,
         ratio=zeros / kept.size,
-        macs=None if positions is None else positions * weights,
-        dense_macs=None if positions is None else positions * kernel.size,
+        macs=None if count is None else count * (weights + math.prod(beside)),
+        dense_macs=None if count is None else count * (kernel.size + math.prod(beside)),
         skipped="" if zeros or is_masked(layer) else "no zero blocks",
     )
+
+
+def _own_shape(layer: keras.Layer) -> tuple[int, ...]:
+    return next(tuple(weight.shape) for weight in _own_weights(layer) if len(weight.shape) > 1)
 
 
 def _own_weights(layer: keras.Layer) -> list[keras.Variable]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from bstf.batches import Batch, Progress, batches, number_of_batches
 from bstf.blocks import BlockShape, expand
 from bstf.importance import Importance, model_scores
+from bstf.layouts import from_planes
 from bstf.objective import Loss, Objective
 from bstf.places import Place, Selection, effective_kernel, eligible, gammas_of
 from bstf.selection import check_ratio, select
@@ -202,7 +203,8 @@ def _with(kernels: Sequence[Any], index: int, layer: keras.Layer, gamma: np.ndar
     """The kernels, one of them zero in the dead blocks of its Γ; what LoRA adds there is taken off too."""
     kernel = effective_kernel(layer)
     dead = 1 - expand(gamma, kernel.shape, block)
-    changed = ops.subtract(kernels[index], ops.convert_to_tensor(kernel * dead, kernels[index].dtype))
+    taken = from_planes(layer, kernel * dead)
+    changed = ops.subtract(kernels[index], ops.convert_to_tensor(taken, kernels[index].dtype))
     return [*kernels[:index], changed, *kernels[index + 1 :]]
 
 

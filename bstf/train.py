@@ -1,201 +1,62 @@
-"""bstf-train: trains a network, makes it block sparse, trains it back, quantises it and exports it."""
+"""bstf-train: trains a network, makes it block sparse, trains it back, quantises it and exports it.
 
-import math
-import os
+Examples, all flags being --name=value:
+
+  5,000 real digits, a small ResNet, half of the 8x8 blocks zero:
+    bstf-train --output=build/digits
+
+  A published network, given as a .keras file, on photos in photos/train/CLASS/*.jpg and photos/test/CLASS/*.jpg:
+    bstf-train --network=resnet50.keras --dataset=photos --image_size=224 --augment=resized_crop,flip \
+        --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --epochs=0 --retrain_epochs=20 --output=build/photos
+
+  CIFAR-10, sparse step by step while it is trained back with the dense network as its teacher:
+    bstf-train --dataset=cifar10 --augment=pad_crop,flip --schedule=cubic --distill=0.9 --epochs=30 --output=build/cifar
+
+  A quick look, with three classes and 100 training images of each:
+    bstf-train --dataset=cifar10 --classes=cat,dog,3 --limit_per_class=100 --epochs=2 --output=build/look
+
+  All GPUs of one machine:
+    bstf-train --distribute=mirrored --output=build/digits
+
+  Two machines that share the folder /shared; the same on the second one with --process_id=1. Then, since only
+  TensorFlow quantises and exports, the second command:
+    KERAS_BACKEND=jax bstf-train --distribute=jax --coordinator=10.0.0.1:1234 --processes=2 --process_id=0 \
+        --output=/shared/run
+    bstf-train --network=/shared/run/sparse.keras --ratio=0 --epochs=0 --output=build/run    (and --block as above)
+
+A run that was interrupted or killed goes on after its last complete epoch when it is started again with the same flags.
+"""
+
+import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from bstf import datasets, importance
-from bstf.applications import small_resnet
+from bstf import datasets, distribution, importance
+from bstf.augmentation import AUGMENTATIONS
 from bstf.blocks import BlockShape
-from bstf.callbacks import BlockSparsity
 from bstf.conversion import sparsify
 from bstf.datasets import Dataset
-from bstf.distillation import Distiller, ends_in_softmax
 from bstf.export import export
 from bstf.quantization import quantize
 from bstf.recovery import recover
 from bstf.report import report
-from bstf.schedules import Cubic, Steps
 from bstf.selection import SCOPES, check_ratio
+from bstf.training import GRADUAL, SMALL_RESNET, accuracy, gradual, loss_of, network, train
 
 FLAGS = flags.FLAGS
-SMALL_RESNET = "small_resnet"
 ONE_SHOT = "one-shot"
-GRADUAL = ("cubic", "steps")
-
-
-def train(
-    model: keras.Model,
-    dataset: Dataset,
-    *,
-    epochs: int,
-    learning_rate: float = 1e-3,
-    teacher: keras.Model | None = None,
-    soft_weight: float = 0.9,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: int | str = "auto",
-) -> keras.callbacks.History:
-    """Trains a classifier with Adam, its learning rate falling to zero along a cosine.
-
-    The model is compiled anew, so its optimizer has nothing in its slots: what is zero in a masked model
-    stays zero, slots included.
-
-    Args:
-        model: images to classes, probabilities or (without a softmax at the end) logits.
-        dataset: what to train with; its test images are for the validation after each epoch.
-        epochs: passes over the training images, at least 1.
-        learning_rate: of the first step.
-        teacher: a classifier whose answers `model` learns too, with `bstf.Distiller`.
-        soft_weight: the teacher's share of the loss, in [0, 1].
-        callbacks: more of Keras' callbacks, such as `bstf.callbacks.BlockSparsity`.
-        verbose: of `keras.Model.fit`; the default is Keras' progress bar.
-
-    Returns:
-        Keras' history, with "loss", "accuracy", "val_loss" and "val_accuracy" of each epoch.
-
-    Raises:
-        ValueError: `epochs` is less than 1, or the model doesn't fit the data set.
-
-    Example:
-        >>> train(model, datasets.load("mnist5k"), epochs=5)
-    """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}.")
-    check_fit(model, dataset)
-    steps = _steps(dataset, epochs)
-    trained = model if teacher is None else Distiller(model, teacher, soft_weight=soft_weight)
-    trained.compile(
-        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps)),
-        loss=_loss(model),
-        metrics=["accuracy"],
-    )
-    # The data set shuffles itself; Keras warns when it is asked to.
-    return trained.fit(
-        dataset.train,
-        validation_data=dataset.test,
-        epochs=epochs,
-        callbacks=list(callbacks),
-        verbose=verbose,
-        shuffle=False,
-    )
-
-
-def gradual(name: str, ratio: float, epochs: int, dataset: Dataset, **kwargs: Any) -> BlockSparsity:
-    """The callback that makes a model sparser while it is retrained.
-
-    Args:
-        name: "cubic": to the ratio over the first half of the training steps, in up to 50 changes; "steps": 5 %
-            of the blocks every two epochs, as in the paper's section III-C.
-        ratio: the fraction of zero blocks at the end.
-        epochs: of the retraining.
-        dataset: what it is retrained with.
-        **kwargs: of `bstf.callbacks.BlockSparsity`, such as `importance`.
-
-    Returns:
-        The callback.
-
-    Raises:
-        ValueError: there is no such schedule, or the retraining is too short for it.
-
-    Example:
-        >>> train(sparse, data, epochs=10, callbacks=[gradual("cubic", 0.5, 10, data)])
-    """
-    if name not in GRADUAL:
-        raise ValueError(f"There is no schedule '{name}': give one of {', '.join(GRADUAL)}.")
-    if epochs < 1:
-        raise ValueError(f"The schedule '{name}' takes blocks during the retraining, which has no epochs.")
-    if name == "cubic":
-        end = max(1, _steps(dataset, epochs) // 2)
-        return BlockSparsity(Cubic(ratio, end=end, every=max(1, end // 50)), unit="step", **kwargs)
-    schedule = Steps(ratio)
-    needed = schedule.every * (math.ceil(ratio / schedule.fraction - 1e-9) - 1) + 1
-    if epochs < needed:
-        raise ValueError(
-            f"The schedule 'steps' reaches the ratio {ratio} in {needed} epochs, and the retraining has {epochs}: "
-            "give it more epochs, or take 'cubic'."
-        )
-    return BlockSparsity(schedule, **kwargs)
-
-
-def _steps(dataset: Dataset, epochs: int) -> int:
-    return epochs * max(1, int(dataset.train.cardinality()))
-
-
-def accuracy(model: keras.Model, dataset: Dataset) -> float:
-    """The fraction of the test images whose class a model finds; it need not be compiled.
-
-    Args:
-        model: images to one number a class.
-        dataset: gives the test images.
-
-    Returns:
-        0 to 1.
-
-    Example:
-        >>> accuracy(bstf.quantize(model, dataset.images(64)), dataset)
-    """
-    right = [np.argmax(model.predict_on_batch(x), axis=-1) == np.asarray(y) for x, y in dataset.test]
-    return float(np.concatenate(right).mean())
-
-
-def network(name: str, dataset: Dataset) -> keras.Model:
-    """Builds or loads a network for a data set.
-
-    Args:
-        name: "small_resnet", a name of `keras.applications` such as "ResNet50" (built with random weights),
-            or the path of a `.keras` file.
-        dataset: gives the image shape and the number of classes.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: there is no such network, or it doesn't fit the data set.
-        FileNotFoundError: there is no such file.
-
-    Example:
-        >>> network("ResNet50", datasets.load("cifar10"))
-    """
-    if name.endswith(".keras"):
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"There is no file '{name}' to load the network from.")
-        model = keras.models.load_model(name, compile=False)
-    elif name == SMALL_RESNET:
-        model = small_resnet(dataset.input_shape, dataset.classes)
-    elif name[:1].isupper() and callable(getattr(keras.applications, name, None)):
-        build = getattr(keras.applications, name)
-        model = build(weights=None, input_shape=dataset.input_shape, classes=dataset.classes)
-    else:
-        raise ValueError(
-            f"There is no network '{name}': give '{SMALL_RESNET}', a name of keras.applications such as "
-            "'ResNet50', or a .keras file."
-        )
-    check_fit(model, dataset)
-    return model
-
-
-def check_fit(model: keras.Model, dataset: Dataset) -> None:
-    """Raises a ValueError if a model takes other images than a data set's or has another number of outputs."""
-    shapes = model.input_shape, model.output_shape
-    if not all(isinstance(shape, tuple) for shape in shapes):
-        raise ValueError(f"'{model.name}' must have one input and one output to be trained as a classifier.")
-    taken, given = shapes[0][1:], dataset.input_shape
-    if len(taken) != 3 or any(size not in (None, wanted) for size, wanted in zip(taken, given)):
-        raise ValueError(f"'{model.name}' takes images {taken}, but those of '{dataset.name}' are {given}.")
-    if shapes[1][1:] != (dataset.classes,):
-        raise ValueError(
-            f"'{model.name}' has outputs {shapes[1][1:]}, but '{dataset.name}' has {dataset.classes} classes."
-        )
+# What may differ when an interrupted run goes on.
+_PLACES = ("output", "distribute", "coordinator", "processes", "process_id", "tensorboard")
+_SETTINGS, _LAST = "flags.json", "sparsity.csv"
 
 
 def define_flags() -> None:
@@ -204,9 +65,22 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         datasets.MNIST5K,
-        f"'{datasets.MNIST5K}', a folder of images, or a TensorFlow Datasets name.",
+        f"'{datasets.MNIST5K}', 'fashion_mnist', a folder with a sub-folder of images a class (or with such folders "
+        "train and test), a folder of IDX files, or a name of TensorFlow Datasets.",
     )
+    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets has its files; its own default otherwise.")
     flags.DEFINE_integer("image_size", None, "Height and width to resize the images to.", lower_bound=1)
+    flags.DEFINE_list("classes", None, "Classes to take, by name or label, as --classes=cat,dog; all by default.")
+    flags.DEFINE_integer("limit", None, "Training images to take at most, chosen at random.", lower_bound=1)
+    flags.DEFINE_integer("limit_per_class", None, "Training images of each class to take at most.", lower_bound=1)
+    flags.DEFINE_list(
+        "augment",
+        [],
+        f"What is done to training images at random, of {', '.join(AUGMENTATIONS)}: --augment=pad_crop,flip for small "
+        "images, --augment=resized_crop,flip for photos.",
+    )
+    flags.DEFINE_list("mean", None, "Subtracted from images in [0, 1]: one number, or one a channel.")
+    flags.DEFINE_list("std", None, "What images are divided by then: one number, or one a channel.")
     flags.DEFINE_float("ratio", 0.5, "Fraction of blocks that become zero, in [0, 1).")
     flags.DEFINE_list("block", ["8"], "Block: one size, or input channels,output channels.")
     flags.DEFINE_string("importance", "l2", f"How blocks are compared: {', '.join(importance.CRITERIA)}.")
@@ -237,12 +111,29 @@ def define_flags() -> None:
     flags.DEFINE_integer("epochs", 5, "Epochs of dense training; 0 takes the network as it is.", lower_bound=0)
     flags.DEFINE_integer("retrain_epochs", None, "Epochs after sparsifying; as --epochs by default.", lower_bound=0)
     flags.DEFINE_float("learning_rate", 1e-3, "Of the first step of both trainings.", lower_bound=0.0)
-    flags.DEFINE_integer("batch_size", 64, "Images in a batch.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 64, "Images in a batch, of all devices together.", lower_bound=1)
     flags.DEFINE_integer(
         "calibration", 64, "Training images for --importance, --recover and the quantisation.", lower_bound=1
     )
     flags.DEFINE_integer("seed", 0, "Of weights and of the images' order.", lower_bound=0)
-    flags.DEFINE_string("output", None, "New or empty folder for the results.", required=True)
+    flags.DEFINE_enum(
+        "distribute",
+        distribution.NONE,
+        distribution.KINDS,
+        "Several devices: the GPUs of this machine (mirrored), or those of several processes, on one machine or many, "
+        "in each of which this program runs (jax, with KERAS_BACKEND=jax in the environment).",
+    )
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, for --distribute=jax.")
+    flags.DEFINE_integer("processes", None, "How many processes train together, for --distribute=jax.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", lower_bound=0)
+    flags.DEFINE_boolean("tensorboard", False, "Write logs for TensorBoard; needs pip install 'bstf[tensorboard]'.")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Folder for the results: new, empty, or of an interrupted run with the same flags, which then goes on. Several "
+        "processes share it.",
+        required=True,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -255,55 +146,110 @@ def main(argv: Sequence[str]) -> int:
         print(f"bstf-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"bstf-train: interrupted; what is in '{FLAGS.output}' is complete.", file=sys.stderr)
+        print(
+            f"bstf-train: interrupted; what is in '{FLAGS.output}' is complete, and the same command goes on with it.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
 
 def _road() -> None:
-    """Trains dense, sparsifies, trains back, quantises, exports; writes each result when it is complete."""
+    """Trains dense, sparsifies and trains back, on all devices; then quantises and exports, on one."""
     output = Path(FLAGS.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"--output={output} exists and isn't an empty folder: name another one.")
+    _check_output(output)
     block = _block(FLAGS.block)
     check_ratio(FLAGS.ratio)
     importance.get(FLAGS.importance)
+    if FLAGS.tensorboard:
+        _check_tensorboard()
     keras.utils.set_random_seed(FLAGS.seed)
-    size = (FLAGS.image_size, FLAGS.image_size) if FLAGS.image_size else None
-    data = datasets.load(FLAGS.dataset, batch_size=FLAGS.batch_size, image_size=size, seed=FLAGS.seed)
+    how = {name: FLAGS[name].value for name in ("coordinator", "processes", "process_id")}
+    with distribution.distributed(FLAGS.distribute, **how):
+        data = _data()
+        _training(output, data, block)
+        chief = distribution.is_chief()
+    if chief:
+        _results(output, data)
+
+
+def _training(output: Path, data: Dataset, block: BlockShape) -> None:
+    """Leaves dense.keras and sparse.keras; what an earlier run of the same flags left is taken over."""
     dense = network(FLAGS.network, data)
     images = data.images(FLAGS.calibration)
-
     retrain_epochs = FLAGS.epochs if FLAGS.retrain_epochs is None else FLAGS.retrain_epochs
     callbacks = _callbacks(data, retrain_epochs, dense)
-
-    quantize(sparsify(dense, block, FLAGS.ratio), images[:1])  # what can't be is refused before hours of training
-    output.mkdir(parents=True, exist_ok=True)
-    _train_and_save(dense, "dense", FLAGS.epochs, data, output)
+    if _quantises():
+        quantize(sparsify(dense, block, FLAGS.ratio), images[:1])  # what can't be is refused before hours of training
+    found = _open(output)
+    dense = _trained(dense, "dense", FLAGS.epochs, data, output, found)
+    if "sparse.keras" in found:
+        return
     one_shot = {"ratio": FLAGS.ratio, **_comparison(data, dense)} if not callbacks else {"ratio": 0.0}
     sparse = sparsify(dense, block, **one_shot)
     if FLAGS.recover:
-        print(f"Recovering the outputs of the sparse network: its test accuracy is {accuracy(sparse, data):.4f},")
+        _say(f"Recovering the outputs of the sparse network: its test accuracy is {accuracy(sparse, data):.4f},")
         recover(sparse, images, dense)
-        print(f"and then {accuracy(sparse, data):.4f}.")
+        _say(f"and then {accuracy(sparse, data):.4f}.")
     teaching = {"teacher": dense, "soft_weight": FLAGS.distill} if FLAGS.distill else {}
-    _train_and_save(sparse, "sparse", retrain_epochs, data, output, callbacks=callbacks, **teaching)
+    _trained(sparse, "sparse", retrain_epochs, data, output, found, callbacks=callbacks, **teaching)
 
-    export(sparse, output / "float")
-    print("Quantising.")
-    quantised = quantize(sparse, images)
-    export(quantised, output / "int8")
+
+def _results(output: Path, data: Dataset) -> None:
+    """Exports, measures and tells; writes each file when it is complete."""
+    rows = [(name, keras.models.load_model(output / f"{name}.keras", compile=False)) for name in ("dense", "sparse")]
+    files = {name: f"{name}.keras" for name, _ in rows}
+    sparse = rows[1][1]
+    if _quantises():
+        export(sparse, output / "float")
+        print("Quantising.")
+        quantised = quantize(sparse, data.images(FLAGS.calibration))
+        export(quantised, output / "int8")
+        rows.append(("sparse INT8", quantised))
+        files |= {"sparse": "sparse.keras, float", "sparse INT8": "int8"}
     sparsity = report(sparse)
-    sparsity.to_csv(output / "sparsity.csv")
     print(sparsity)
     table = Table("network", "test accuracy", "written to")
-    for name, one, path in (
-        ("dense", dense, "dense.keras"),
-        ("sparse", sparse, "sparse.keras, float"),
-        ("sparse INT8", quantised, "int8"),
-    ):
-        table.add_row(name, f"{accuracy(one, data):.4f}", ", ".join(str(output / p) for p in path.split(", ")))
+    for name, model in rows:
+        table.add_row(name, f"{accuracy(model, data):.4f}", ", ".join(str(output / p) for p in files[name].split(", ")))
     Console().print(table)
+    if not _quantises():
+        print(
+            f"Keras runs on {keras.backend.backend()}, and only TensorFlow quantises and exports. This does: "
+            f"KERAS_BACKEND=tensorflow bstf-train --network={output / 'sparse.keras'} --ratio=0 --epochs=0 "
+            f"--block={','.join(FLAGS.block)}, with "
+            "the flags of the data and another --output."
+        )
+    sparsity.to_csv(output / _LAST)
+
+
+def _say(sentence: str) -> None:
+    """Prints once, however many processes there are."""
+    if distribution.is_chief():
+        print(sentence)
+
+
+def _quantises() -> bool:
+    return keras.backend.backend() == "tensorflow"
+
+
+def _data() -> Dataset:
+    distribution.check_batch(FLAGS.batch_size)
+    return datasets.load(
+        FLAGS.dataset,
+        batch_size=FLAGS.batch_size,
+        image_size=(FLAGS.image_size, FLAGS.image_size) if FLAGS.image_size else None,
+        classes=FLAGS.classes,
+        limit=FLAGS.limit,
+        limit_per_class=FLAGS.limit_per_class,
+        augment=FLAGS.augment,
+        mean=_numbers("mean"),
+        std=_numbers("std"),
+        seed=FLAGS.seed,
+        data_dir=FLAGS.data_dir,
+        shard=distribution.shard(),
+        drop_remainder=FLAGS.distribute != distribution.NONE,  # every device needs images of every batch
+    )
 
 
 def _comparison(data: Dataset, model: keras.Model) -> dict[str, Any]:
@@ -311,12 +257,9 @@ def _comparison(data: Dataset, model: keras.Model) -> dict[str, Any]:
     found = {"importance": FLAGS.importance, "scope": FLAGS.scope}
     if importance.needs_data(FLAGS.importance):
         batches = -(-FLAGS.calibration // FLAGS.batch_size)
-        found |= {"data": data.train.take(batches), "loss": _loss(model)}
+        images = data.train if data.calibration is None else data.calibration
+        found |= {"data": images.take(batches), "loss": loss_of(model)}
     return found
-
-
-def _loss(model: keras.Model) -> keras.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
 
 
 def _callbacks(data: Dataset, epochs: int, model: keras.Model) -> list[keras.callbacks.Callback]:
@@ -330,17 +273,84 @@ def _callbacks(data: Dataset, epochs: int, model: keras.Model) -> list[keras.cal
     return [gradual(FLAGS.schedule, FLAGS.ratio, epochs, data, **_comparison(data, model))]
 
 
-def _train_and_save(model: keras.Model, name: str, epochs: int, data: Dataset, output: Path, **kwargs: Any) -> None:
-    """Trains a model and saves it; the file appears when it is complete. More arguments are those of `train`."""
+def _trained(
+    model: keras.Model,
+    name: str,
+    epochs: int,
+    data: Dataset,
+    output: Path,
+    found: Sequence[str],
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    **kwargs: Any,
+) -> keras.Model:
+    """Trains a model and saves it, or loads it if it was found; more arguments are those of `train`."""
+    path, checkpoint = output / f"{name}.keras", output / f".checkpoint-{name}"
+    if path.name in found:
+        return keras.models.load_model(path, compile=False)
+    chief = distribution.is_chief()
     if epochs:
-        print(f"Training the {name} network.")
-        train(model, data, epochs=epochs, learning_rate=FLAGS.learning_rate, **kwargs)
-    partial = output / f".partial-{name}.keras"
-    try:
+        _say(f"Training the {name} network on {distribution.replicas()} device(s).")
+        boards = [keras.callbacks.TensorBoard(output / "logs" / name)] if FLAGS.tensorboard and chief else []
+        how = {"learning_rate": FLAGS.learning_rate, "checkpoint": checkpoint, "verbose": "auto" if chief else 0}
+        train(model, data, epochs=epochs, callbacks=[*callbacks, *boards], **how, **kwargs)
+    with distribution.whole_file(path) as partial:
         model.save(partial)
-        os.replace(partial, output / f"{name}.keras")
-    finally:
-        partial.unlink(missing_ok=True)
+    distribution.check_equal(name, "The processes have trained different networks.")  # all have left the folder
+    if chief:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return model
+
+
+# --- checks ---
+
+
+def _settings() -> dict[str, Any]:
+    return {one.name: one.value for one in FLAGS.get_flags_for_module(__name__) if one.name not in _PLACES}
+
+
+def _check_output(output: Path) -> None:
+    """Raises a ValueError unless the output folder is new, empty or of an interrupted run with the same flags."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / _SETTINGS).is_file():
+        raise ValueError(f"--output={output} exists and isn't an empty folder: name another one.")
+    if (output / _LAST).exists():
+        raise ValueError(f"--output={output} holds a finished run: name another folder.")
+    before = json.loads((output / _SETTINGS).read_text(encoding="utf-8"))
+    differing = [name for name, value in _settings().items() if before.get(name, value) != value]
+    if differing:
+        raise ValueError(
+            f"--output={output} holds an interrupted run with {differing[0]}={before[differing[0]]!r}, and not "
+            f"{FLAGS[differing[0]].value!r}: give the same flags to go on with it, or name another folder."
+        )
+
+
+def _open(output: Path) -> list[str]:
+    """Makes the folder and notes the flags in it; returns the names of what was there, the same in all processes."""
+    files = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    distribution.check_equal(
+        (_settings(), files),
+        f"The processes have other flags, or see other files in {output}: it must be a shared folder.",
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    with distribution.whole_file(output / _SETTINGS) as partial:
+        partial.write_text(json.dumps(_settings(), indent=1), encoding="utf-8")
+    return files
+
+
+def _check_tensorboard() -> None:
+    try:
+        import tensorboard  # noqa: F401 - optional: only the logs need it
+    except ImportError as error:
+        raise ImportError("--tensorboard needs its package: pip install 'bstf[tensorboard]'.") from error
+
+
+def _numbers(name: str) -> list[float] | None:
+    words = FLAGS[name].value
+    try:
+        return None if words is None else [float(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"--{name} must be numbers, like 0.5 or 0.485,0.456,0.406; got {','.join(words)}.") from error
 
 
 def _block(words: Sequence[str]) -> BlockShape:
@@ -356,6 +366,7 @@ def _block(words: Sequence[str]) -> BlockShape:
 def run() -> None:
     """Entry point of the console program."""
     define_flags()
+    sys.modules["__main__"].__doc__ = __doc__  # --help begins with it, and that of an installed script is empty
     for flag in FLAGS.get_flags_for_module(__name__):
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # else --help of the installed script lists none
     app.run(main)

@@ -73,7 +73,10 @@ def load(model: keras.Model, path: str | PathLike, name_of: Callable[[str], str]
             continue
         name = name_of(layer.name)
         mine = [_take(found, f"{name}.{part}", path, model) for part in _parts(layer)]
-        mine[0] = _laid_out(layer, mine[0])
+        if mine[0].ndim == layer.weights[0].ndim:
+            mine[0] = _laid_out(layer, mine[0])
+        if not all(np.issubdtype(value.dtype, np.floating) for value in mine):
+            raise ValueError(f"'{path}' has weights for layer '{layer.name}' of '{model.name}' that are no numbers.")
         if [value.shape for value in mine] != [tuple(weight.shape) for weight in layer.weights]:
             shapes = ", ".join(str(value.shape) for value in mine)
             raise ValueError(f"'{path}' has other shapes than layer '{layer.name}' of '{model.name}': {shapes}.")
@@ -116,7 +119,9 @@ class _View:
     def array(self, storages: Mapping[str, np.ndarray]) -> np.ndarray:
         storage = storages[self.storage[1]]
         last = self.offset + sum((size - 1) * step for size, step in zip(self.size, self.stride))
-        if math.prod(self.size) and not (0 <= self.offset <= last < len(storage)):
+        negative = len(self.size) != len(self.stride) or min((*self.size, *self.stride, self.offset), default=0) < 0
+        count = math.prod(self.size)
+        if negative or count > len(storage) or (count and last >= len(storage)):
             raise ValueError("a tensor lies outside its storage")
         strides = [step * storage.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(storage[self.offset :], self.size, strides).copy()

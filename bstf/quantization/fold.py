@@ -15,7 +15,8 @@ import keras
 import numpy as np
 
 from bstf.blocks import BlockShape
-from bstf.layers import MaskedConv2D, MaskedDense
+from bstf.layers import MaskedConv2D, MaskedDense, MaskedSeparableConv2D
+from bstf.places import effective_kernel
 from bstf.quantization.fixed_point import FixedPoint
 from bstf.quantization.network import (
     Add,
@@ -40,7 +41,7 @@ from bstf.quantization.network import (
 )
 
 SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, MaskedConv2D, MaskedDense, BatchNormalization, ReLU, Add, "
+    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense and their masked forms, BatchNormalization, ReLU, Add, "
     "Concatenate, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, "
     "Reshape to a vector, Dropout and a last Softmax"
 )
@@ -204,12 +205,11 @@ def _array(layer: Any, variable: Any, what: str) -> np.ndarray:
 
 
 def _weights(layer: Any) -> dict[str, Any]:
-    masked = isinstance(layer, (MaskedConv2D, MaskedDense))
-    kernel = _array(layer, layer.masked_kernel() if masked else layer.kernel, "kernel")
+    kernel = _array(layer, effective_kernel(layer), "kernel")
     return {
         "kernel": kernel + 0.0,
         "bias": _bias(layer, kernel.shape[-1]),
-        "block": layer.block if masked else _DEFAULT_BLOCK,
+        "block": getattr(layer, "block", _DEFAULT_BLOCK),
     }
 
 
@@ -267,16 +267,15 @@ def _add_depthwise(
 def _separable_convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     """A depthwise convolution without bias, on a grid of its own, then one of 1x1."""
     shape = _output_shape(tracer, layer, inputs[0])
-    kernel = _array(layer, layer.pointwise_kernel, "pointwise kernel") + 0.0
-    zeros, between = np.zeros(kernel.shape[2], np.float32), (*shape[:2], kernel.shape[2])
+    weights = _weights(layer)
+    cin = weights["kernel"].shape[-2]
+    zeros, between = np.zeros(cin, np.float32), (*shape[:2], cin)
     name = f"{layer.name}_depthwise"
     operation = Convolution(
         name=layer.name,
         inputs=(_add_depthwise(tracer, layer, inputs[0], name, layer.depthwise_kernel, zeros, between),),
         shape=shape,
-        kernel=kernel,
-        bias=_bias(layer, shape[-1]),
-        block=_DEFAULT_BLOCK,
+        **weights,
         strides=(1, 1),
         padding="valid",
     )
@@ -408,6 +407,7 @@ _HANDLERS = {
     MaskedConv2D: _convolution,
     keras.layers.DepthwiseConv2D: _depthwise_convolution,
     keras.layers.SeparableConv2D: _separable_convolution,
+    MaskedSeparableConv2D: _separable_convolution,
     keras.layers.Dense: _dense,
     MaskedDense: _dense,
     keras.layers.BatchNormalization: _batch_norm,

@@ -21,6 +21,9 @@ OPTIMIZERS = {
     "adam": lambda **kw: keras.optimizers.Adam(0.01, **kw),
     "adamw": lambda **kw: keras.optimizers.AdamW(0.01, weight_decay=0.1, **kw),
     "lion": lambda **kw: keras.optimizers.Lion(0.003, weight_decay=0.1, **kw),
+    "rmsprop": lambda **kw: keras.optimizers.RMSprop(0.01, momentum=0.9, centered=True, **kw),
+    "adagrad": lambda **kw: keras.optimizers.Adagrad(0.05, **kw),
+    "muon": lambda **kw: keras.optimizers.Muon(0.01, **kw),
 }
 
 
@@ -86,7 +89,7 @@ class Watch(keras.callbacks.Callback):
 
 @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])  # an example takes a second
 @given(
-    name=st.sampled_from(sorted(OPTIMIZERS)),
+    name=st.sampled_from(sorted({*OPTIMIZERS} - {"muon"})),
     policy=st.sampled_from(["float32", "mixed_float16", "mixed_bfloat16"]),
     kwargs=st.sampled_from(
         [{}, {"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"clipvalue": 0.01}, {"use_ema": True, "ema_momentum": 0.8}]
@@ -134,7 +137,7 @@ def test_compiled_training(name, jit, tmp_path):
         np.testing.assert_array_equal(found, gammas(model)["conv"] != 0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS} - {"muon"}))
 def test_a_custom_loop(name):
     model, optimizer = masked_model(), OPTIMIZERS[name](use_ema=True)
     sparsity = BlockSparsity(Cubic(0.5, end=6, every=2))
@@ -161,6 +164,22 @@ def test_optimizers_that_divide_by_empty_slots_or_hold_other_optimizers():
         model.compile(optimizer, LOSS, run_eagerly=True)
         model.fit(x, y, 8, 3, verbose=0, callbacks=[BlockSparsity(Cubic(0.5, end=2)), Watch()])
         assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_optimizers_that_write_under_dead_blocks_are_cleared(name):
+    model, (x, y) = masked_model(), data(16)
+    make = {"muon": keras.optimizers.Muon, "adafactor": keras.optimizers.Adafactor}[name]
+    model.compile(make(0.01, use_ema=True, ema_momentum=0.5), LOSS)
+    before = gammas(model)
+
+    class AtTheEnd(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            assert_sacred(self.model, self.model.optimizer)
+
+    model.fit(x, y, 8, 3, verbose=0, callbacks=[BlockSparsity(OneShot(0.5, at=1)), AtTheEnd()])
+    assert_sacred(model, model.optimizer)
+    assert zeros(model) == {"conv": 8, "dense": 8} and all(gamma.all() for gamma in before.values())
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -258,15 +277,15 @@ def test_every_scope_takes_more_blocks_and_revives_none(scope):
 @pytest.mark.parametrize("scope", ["layer", "column", "row", "global"])
 def test_blocks_are_scored_only_when_some_go(monkeypatch, scope):
     model, calls = masked_model(block=(2, 8)), []
-    real = bstf.callbacks.model_scores
-    monkeypatch.setattr(bstf.callbacks, "model_scores", lambda *args, **kw: calls.append(1) or real(*args, **kw))
+    real = bstf.in_place.model_scores
+    monkeypatch.setattr(bstf.in_place, "model_scores", lambda *args, **kw: calls.append(1) or real(*args, **kw))
     sparsity = BlockSparsity(OneShot(0.28), scope=scope)
     for time in range(4):
         sparsity.step(time, model)
     assert len(calls) == 1
 
 
-def test_masked_layers_out_of_reach_are_named():
+def test_masked_layers_inside_other_layers():
     class Outer(keras.layers.Layer):
         def __init__(self):
             super().__init__()
@@ -277,8 +296,8 @@ def test_masked_layers_out_of_reach_are_named():
 
     inputs = keras.Input((8,))
     model = keras.Model(inputs, bstf.MaskedDense(8, block=4, name="last")(Outer()(inputs)))
-    with pytest.raises(ValueError, match="masked layers inside layers that are no models: inner;"):
-        BlockSparsity(OneShot(0.5)).step(0, model)
+    BlockSparsity(OneShot(0.5)).step(0, model)
+    assert [row.zeros for row in bstf.report(model).layers] == [2, 2]
 
 
 def test_criteria_may_look_at_data():

@@ -302,7 +302,9 @@ def test_export_of_masked_layers(tmp_path):
 
 
 def test_errors_are_sentences():
-    with pytest.raises(ValueError, match="'g' has groups=2"):
+    with pytest.raises(
+        ValueError, match=r"Layer 'g' can't have a Γ, .*: grouped \(groups=2\). Keep it as keras.layers.Conv2D"
+    ):
         MaskedConv2D(8, 3, groups=2, name="g")
     with pytest.raises(ValueError, match="block must be a positive integer"):
         MaskedDense(8, block=0)

@@ -10,8 +10,9 @@ import tensorflow as tf
 from absl.testing import flagsaver
 
 import bstf
-from bstf import train
+from bstf import train, training
 from bstf.datasets import Dataset
+from tests.bstf.idx import write_idx
 
 if "output" not in train.FLAGS:
     train.define_flags()
@@ -94,7 +95,9 @@ def test_the_whole_program(tmp_path, capsys):
         output=str(output),
     )
     assert (code, err) == (0, "")
-    assert {path.name for path in output.iterdir()} == {"dense.keras", "sparse.keras", "float", "int8", "sparsity.csv"}
+    assert {path.name for path in output.iterdir()} == {
+        *("dense.keras", "sparse.keras", "float", "int8", "sparsity.csv", "flags.json")
+    }
     assert "Epoch 2/2" in out and "test accuracy" in out and "Block sparsity of small_resnet" in out
     dense = keras.models.load_model(output / "dense.keras")
     sparse = keras.models.load_model(output / "sparse.keras")
@@ -162,6 +165,13 @@ def test_the_schedule_of_the_paper_needs_its_epochs():
         ({"distill": 0.5, "retrain_epochs": 0}, "--distill is about the retraining, which has no epochs"),
         ({"importance": "size"}, "importance must be one of l1, l2, variance"),
         ({"dataset": "nonono"}, "There is no data set 'nonono'"),
+        ({"dataset": "mnist5"}, "Did you mean 'mnist5k'?"),
+        ({"dataset": "/no/images"}, "There is no folder '/no/images' with images"),
+        ({"classes": ["1", "x"]}, "'mnist5k' has no class 'x': it has labels 0 to 9"),
+        ({"augment": ["blur"]}, "There is no augmentation 'blur'"),
+        ({"mean": ["a"]}, "--mean must be numbers"),
+        ({"distribute": "jax"}, "start the program with KERAS_BACKEND=jax"),
+        ({"process_id": 1}, "only processes of the kind 'jax' find each other"),
         ({"network": "NoNet"}, "There is no network 'NoNet'"),
         ({"network": "small_resnet2"}, "There is no network 'small_resnet2'"),
         ({"network": "/no/net.keras"}, "There is no file '/no/net.keras'"),
@@ -188,11 +198,11 @@ def test_a_network_of_another_shape_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has outputs \(3,\), but 'stripes' has 2 classes"):
         train.network(str(tmp_path / "three.keras"), data)
     with pytest.raises(ValueError, match=r"takes images \(9, 9, 1\), but those of 'stripes' are \(12, 12, 1\)"):
-        train.check_fit(bstf.applications.small_resnet((9, 9, 1), 2), data)
+        training.check_fit(bstf.applications.small_resnet((9, 9, 1), 2), data)
     inputs = [keras.Input((12, 12, 1)), keras.Input((12, 12, 1))]
     two = keras.Model(inputs, keras.layers.Add()(inputs))
     with pytest.raises(ValueError, match="one input and one output"):
-        train.check_fit(two, data)
+        training.check_fit(two, data)
 
 
 def test_a_network_that_cannot_be_quantised_is_refused_before_training(tmp_path, capsys, monkeypatch):
@@ -217,8 +227,92 @@ def test_interrupting_leaves_complete_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "train", interrupted)
     code, _, err = run_main(capsys, output=str(tmp_path / "out"))
     assert code == 130 and "interrupted" in err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dense.keras"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dense.keras", "flags.json"}
     keras.models.load_model(tmp_path / "out" / "dense.keras")
+
+
+def killed_once(monkeypatch, kill_after):
+    """Kills the training (as SIGKILL would: no more code of its own runs) after so many epochs, once."""
+    left = [kill_after]
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            left[0] -= 1
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if left[0] == 0 and batch == 1:
+                left[0] = -1
+                raise SystemExit(9)
+
+    honest = train.train
+    monkeypatch.setattr(
+        train,
+        "train",
+        lambda *args, callbacks=(), **kwargs: honest(*args, callbacks=[*callbacks, Kill()], **kwargs),
+    )
+
+
+def dropping(data):
+    """A network that draws random numbers in its training."""
+    layers = keras.layers
+    image = keras.Input(data.input_shape)
+    x = layers.Conv2D(16, 3, activation="relu", name="first")(image)
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(24, 3, name="second")(x)))
+    x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(image, layers.Dense(3, activation="softmax", name="classes")(x))
+
+
+@pytest.mark.parametrize("kill_after", [1, 3])  # in the dense training, and while blocks go
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, capsys, monkeypatch, kill_after):
+    monkeypatch.setattr(train, "network", lambda name, data: dropping(data))
+    monkeypatch.setattr(train, "export", lambda model, path: None)
+    monkeypatch.setattr(train, "quantize", lambda model, images: model)
+    flags = {
+        "dataset": write_idx(tmp_path / "idx", size=(12, 12)), "classes": ["1", "7", "8"], "limit": 27,
+        "augment": ["pad_crop"], "batch_size": 12,
+        "schedule": "cubic", "importance": "taylor", "epochs": 2, "retrain_epochs": 3, "distill": 0.5,
+    }  # fmt: skip
+    assert run_main(capsys, output=str(tmp_path / "whole"), **flags)[0] == 0
+    killed_once(monkeypatch, kill_after)
+    with pytest.raises(SystemExit):
+        run_main(capsys, output=str(tmp_path / "killed"), **flags)
+    assert not (tmp_path / "killed" / "sparse.keras").exists()
+    code, _, err = run_main(capsys, output=str(tmp_path / "killed"), **{**flags, "epochs": 3})
+    assert code == 1 and "holds an interrupted run with epochs=2, and not 3: give the same flags" in err
+    code, out, err = run_main(capsys, output=str(tmp_path / "killed"), **flags)
+    assert (code, err) == (0, "") and "Epoch 1/2" not in out
+    for name in ("dense", "sparse"):
+        models = [keras.models.load_model(tmp_path / run / f"{name}.keras") for run in ("whole", "killed")]
+        for one, other in zip(*(model.get_weights() for model in models)):
+            np.testing.assert_array_equal(one, other)
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {"dense.keras", "sparse.keras", "sparsity.csv", "flags.json"}
+    code, _, err = run_main(capsys, output=str(tmp_path / "killed"), **flags)
+    assert code == 1 and "holds a finished run: name another folder" in err
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    data = stripes()
+    train.train(small(data), data, epochs=1, checkpoint=tmp_path / "c", verbose=0)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["epoch-0001.weights.h5"]
+    with pytest.raises(ValueError, match="epoch-0001.weights.h5' isn't one of 'sequential.*: remove it"):
+        other = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        train.train(other, data, epochs=2, checkpoint=tmp_path / "c", verbose=0)
+
+
+def test_data_that_does_not_say_its_length(tmp_path):
+    data = stripes()
+    endless = Dataset("stripes", data.train.filter(lambda x, y: True), data.test, (12, 12, 1), 2)
+    with pytest.raises(ValueError, match="'stripes' doesn't say how many training batches it has"):
+        train.train(small(data), endless, epochs=1, verbose=0)
+
+
+def test_help_has_examples(tmp_path):
+    command = [sys.executable, "-m", "bstf.train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert "bstf-train --output=build/digits" in done.stdout and "Traceback" not in done.stderr
+    for flag in ("--augment", "--classes", "--distribute", "--[no]tensorboard", "--[no]recover", "--output"):
+        assert flag in done.stdout
 
 
 def test_console_program(tmp_path):

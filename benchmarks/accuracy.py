@@ -1,0 +1,500 @@
+"""How much accuracy block sparsity costs, and what wins it back: the study behind Table I of the paper.
+
+    python -m benchmarks.accuracy --network=resnet20 --weights=cifar_resnet20.npz --dataset=cifar10 --study=headline \
+        --output=DIR
+
+A trial makes the network sparse, trains it and tests it. All trials of a network begin with the same weights - those
+given, trained on the data set for --start_epochs - and train for as many epochs by the same rule (SGD with Nesterov
+momentum 0.9, the learning rate rising for a tenth of the steps and then falling to zero along a cosine). So does the
+dense network that they are compared with. Every finished trial is a line of trials.jsonl, and a second run goes on
+where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from absl import app, flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import bstf
+from benchmarks import harness
+from bstf import applications, datasets, recovery, training
+from bstf.applications.published import MEAN, STD
+from bstf.checkpoints import Checkpoint
+
+FLAGS = flags.FLAGS
+_CONSOLE = Console(width=130)
+_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to make a network sparse.
+
+    Attributes:
+        block: the block's shape, (input channels, output channels).
+        ratio: of zero blocks; 0 is the dense network.
+        importance: how blocks are compared.
+        scope: which blocks compete.
+        schedule: "one-shot" before the training; "cubic" over its first half; "steps" as in the paper.
+        recovery: before the training: "none", "batch_norm", "obs", or "obs+batch_norm".
+        distill: whether the dense network teaches.
+        permute: whether channels are put in another order first.
+        epochs: of the training, which may be 0.
+        seed: of the order of the images and of their augmentation.
+    """
+
+    block: tuple[int, int] = (8, 8)
+    ratio: float = 0.5
+    importance: str = "l2"
+    scope: str = "layer"
+    schedule: str = "one-shot"
+    recovery: str = "none"
+    distill: bool = False
+    permute: bool = False
+    epochs: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tells it from others, its seed aside."""
+        if not self.ratio:
+            return f"dense, {self.epochs} epochs"
+        words = [f"{self.block[0]}x{self.block[1]}", f"{self.ratio:.0%}", self.importance]
+        words += [self.scope] * (self.scope != "layer") + [self.schedule] * (self.schedule != "one-shot")
+        words += [self.recovery] * (self.recovery != "none") + ["distilled"] * self.distill
+        words += ["permuted"] * self.permute
+        return " ".join(words) + f", {self.epochs} epochs"
+
+
+# The paper's schedule takes 5 % of the blocks every two epochs: so many make half of them.
+_STEPS_EPOCHS = 19
+
+# What the studies below found to lose least.
+RECIPE = {"recovery": "obs", "distill": True}
+
+
+def _headline(epochs: int) -> list[Trial]:
+    return [
+        Trial(ratio=0, epochs=epochs),
+        Trial(epochs=epochs, **RECIPE),
+        Trial(block=(1, 1), epochs=epochs, **RECIPE),
+    ]
+
+
+def _blocks(epochs: int) -> list[Trial]:
+    shapes, ratios = ((8, 8), (1, 1), (16, 4), (4, 16)), (0.25, 0.5, 0.75)
+    return [Trial(ratio=0, epochs=epochs)] + [
+        Trial(block, ratio, epochs=epochs, **RECIPE) for block in shapes for ratio in ratios
+    ]
+
+
+def _importance(epochs: int) -> list[Trial]:
+    names = ("l1", "l2", "variance", "tensor_variance", "wanda", "taylor", "fisher", "hessian")
+    return [Trial(importance=name, epochs=epochs, recovery="obs") for name in names]
+
+
+def _scopes(epochs: int) -> list[Trial]:
+    return [Trial(scope=scope, epochs=epochs, **RECIPE) for scope in ("layer", "column", "row", "global")]
+
+
+def _schedules(epochs: int) -> list[Trial]:
+    names = ("one-shot", "cubic", "steps") if epochs >= _STEPS_EPOCHS else ("one-shot", "cubic")
+    return [Trial(schedule=name, epochs=epochs) for name in names]
+
+
+def _recovery(epochs: int) -> list[Trial]:
+    return [
+        Trial(ratio=0, epochs=epochs),
+        *(Trial(recovery=name, epochs=epochs) for name in ("none", "batch_norm", "obs")),
+        Trial(distill=True, epochs=epochs),
+        Trial(permute=True, epochs=epochs),
+        Trial(recovery="obs", distill=True, epochs=epochs),
+    ]
+
+
+def _calibration(epochs: int) -> list[Trial]:
+    ways = ("none", "batch_norm", "obs", "obs+batch_norm")
+    ratios = (0.25, 0.5, 0.75)
+    return [
+        Trial(ratio=0),
+        *(Trial(ratio=ratio, recovery=way) for ratio in ratios for way in ways),
+        *(Trial(ratio=ratio, recovery="obs", permute=True) for ratio in ratios),
+    ]
+
+
+# Each gives its trials from --epochs.
+STUDIES = {
+    "headline": _headline,  # dense, 8x8 and 1x1 at 50 %
+    "blocks": _blocks,  # shapes and ratios
+    "importance": _importance,
+    "scopes": _scopes,
+    "schedules": _schedules,
+    "recovery": _recovery,
+    "calibration": _calibration,  # no training at all: images without labels
+}
+
+
+class Network(NamedTuple):
+    """A dense network, and what its published weights expect: `prepare` takes RGB images in [0, 1]."""
+
+    build: Callable[[str | None], keras.Model]
+    prepare: Callable[[Any], Any]
+    augment: tuple[str, ...]
+
+
+def _cifar(depth: int) -> Network:
+    return Network(
+        lambda weights: applications.cifar_resnet(depth, weights=weights),
+        lambda images: (images - np.float32(MEAN)) / np.float32(STD),
+        ("flip", "pad_crop"),
+    )
+
+
+def _imagenet(name: str, module: Any) -> Network:
+    return Network(
+        lambda weights: getattr(module, name)(weights=weights or "imagenet", classifier_activation=None),
+        lambda images: module.preprocess_input(images * 255),
+        ("flip", "resized_crop"),
+    )
+
+
+NETWORKS = {f"resnet{depth}": _cifar(depth) for depth in (8, 20, 32, 44, 56, 110)} | {
+    "ResNet50": _imagenet("ResNet50", keras.applications.resnet50),
+    "VGG16": _imagenet("VGG16", keras.applications.vgg16),
+    "InceptionV3": _imagenet("InceptionV3", keras.applications.inception_v3),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trials have in common: the network, the data, how it is trained. Fields are those of the flags."""
+
+    network: str
+    weights: str | None
+    dataset: str
+    data_dir: str | None
+    classes: tuple[int, ...]
+    limit: int | None
+    batch_size: int
+    learning_rate: float
+    start_epochs: int
+    calibration: int
+    precision: str
+
+    def dense(self) -> keras.Model:
+        """The dense network, images to logits of the classes."""
+        model = NETWORKS[self.network].build(self.weights)
+        if self.classes:
+            model = keras.Model(model.input, keras.ops.take(model.output, self.classes, axis=-1), name=model.name)
+        return model
+
+    def data(self, model: keras.Model, seed: int = 0) -> datasets.Dataset:
+        """Images as the network expects them; those to train with are augmented."""
+        network = NETWORKS[self.network]
+        data = datasets.load(
+            self.dataset,
+            data_dir=self.data_dir,
+            image_size=model.input_shape[1:3],
+            classes=self.classes or None,
+            limit=self.limit,
+            augment=network.augment,
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+        if data.classes != model.output_shape[-1]:
+            raise ValueError(
+                f"{self.network} knows {model.output_shape[-1]} classes and '{self.dataset}' has {data.classes}: "
+                "choose another data set, or some of the classes with --classes."
+            )
+        parts = {
+            name: getattr(data, name).map(_on_images(network.prepare)) for name in ("train", "test", "calibration")
+        }
+        return replace(data, **parts, epochs=lambda first: data.epochs(first).map(_on_images(network.prepare)))
+
+
+def _on_images(prepare: Callable[[Any], Any]) -> Callable[[Any, Any], tuple[Any, Any]]:
+    return lambda images, labels: (prepare(images), labels)
+
+
+def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensorboard: bool) -> dict[str, Any]:
+    """Makes the network sparse, trains and tests it.
+
+    Args:
+        setting: what all trials share.
+        trial: what to do.
+        folder: of the study: an interrupted trial goes on from what it left there.
+        start: a file with the weights to begin with; None for the published ones.
+        tensorboard: whether to write logs for TensorBoard.
+
+    Returns:
+        The trial's record: its fields, `before` and `accuracy` (before and after the training, fractions of the test
+        images), `zero_blocks` (a fraction), `seconds`.
+    """
+    began = time.perf_counter()
+    record, _ = _trained(setting, trial, folder, start, tensorboard)
+    return record | {"seconds": round(time.perf_counter() - began)}
+
+
+def begin(setting: Setting, folder: Path) -> Path | None:
+    """Trains the published network on the data set for all trials to begin with; returns the file of its weights."""
+    if not setting.start_epochs:
+        return None
+    file = folder / "start.weights.h5"
+    if not file.exists():
+        record, model = _trained(setting, Trial(ratio=0, epochs=setting.start_epochs), folder, None, False)
+        _CONSOLE.print(f"start: {record['before']:.2%} as published, {record['accuracy']:.2%} trained on the data set")
+        partial = folder / "partial.weights.h5"
+        model.save_weights(partial)
+        os.replace(partial, file)
+    return file
+
+
+def _trained(
+    setting: Setting, trial: Trial, folder: Path, start: Path | None, tensorboard: bool
+) -> tuple[dict[str, Any], keras.Model]:
+    keras.utils.set_random_seed(trial.seed)
+    dense = setting.dense()
+    if start is not None:
+        dense.load_weights(start)
+    data = setting.data(dense, trial.seed)
+    model = _sparse(setting, trial, dense, data) if trial.ratio else dense
+    record = {"trial": trial.name, **asdict(trial), "before": accuracy(model, data)}
+    if not trial.epochs:
+        return record | {"accuracy": record["before"]}, model
+    name = re.sub(r"\W+", "-", f"{trial.name} {trial.seed}")
+    callbacks: list[keras.callbacks.Callback] = []
+    epoch_steps = training.steps_per_epoch(data)
+    steps = trial.epochs * epoch_steps
+    if trial.ratio and trial.schedule != "one-shot":
+        how = {"importance": trial.importance, "scope": trial.scope}
+        callbacks.append(training.gradual(trial.schedule, trial.ratio, trial.epochs, data, **how))
+    if tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard" / name))
+    _set_precision([model, dense], setting.precision)
+    learner = bstf.Distiller(model, dense) if trial.distill else model
+    warm = max(1, steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm), warmup_target=setting.learning_rate, warmup_steps=warm
+    )
+    learner.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True), _LOSS)
+    saver = Checkpoint(folder / "interrupted" / name)
+    first = saver.restore(learner)
+    learner.fit(
+        data.epochs(first),
+        steps_per_epoch=epoch_steps,
+        initial_epoch=first,
+        epochs=trial.epochs,
+        callbacks=[*callbacks, saver],
+        verbose=0,
+        shuffle=False,
+    )
+    shutil.rmtree(saver.folder, ignore_errors=True)
+    _set_precision([model, dense], "float32")
+    return record | {"accuracy": accuracy(model, data), "zero_blocks": _zero_blocks(model)}, model
+
+
+def _sparse(setting: Setting, trial: Trial, dense: keras.Model, data: datasets.Dataset) -> keras.Model:
+    """The network before its training: zero blocks, and what recovery makes of those that are left."""
+    if trial.schedule != "one-shot":
+        return bstf.sparsify(dense, block=trial.block, ratio=0)
+    if trial.permute:
+        dense = bstf.permute(dense, trial.block, trial.ratio)
+    sparse = bstf.sparsify(
+        dense,
+        block=trial.block,
+        ratio=trial.ratio,
+        importance=trial.importance,
+        scope=trial.scope,
+        data=data.calibration.take(-(-setting.calibration // setting.batch_size)),
+        loss=_LOSS,
+    )
+    images = data.images(setting.calibration)
+    if "obs" in trial.recovery:
+        recovery.obs_update(sparse, images, dense)
+    if "batch_norm" in trial.recovery:
+        size = setting.batch_size
+        recovery.reestimate_batch_norm(sparse, [images[i : i + size] for i in range(0, len(images), size)])
+    return sparse
+
+
+def _set_precision(models: Sequence[keras.Model], policy: str) -> None:
+    """What layers compute in; all but the last, whose logits the loss needs in float32."""
+    for model in models:
+        for layer in model.layers[:-1]:
+            layer.dtype_policy = policy
+
+
+def _zero_blocks(model: keras.Model) -> float:
+    """The fraction of the zero blocks among all of masked layers."""
+    gammas = [np.ravel(layer.gamma) for layer in model.layers if hasattr(layer, "set_gamma")]
+    return round(1 - float(np.concatenate(gammas).mean()), 4) if gammas else 0.0
+
+
+def accuracy(model: keras.Model, data: datasets.Dataset) -> float:
+    """The fraction of the test images whose class has the largest logit."""
+    right = [np.argmax(model.predict_on_batch(x), axis=-1) == np.asarray(y) for x, y in data.test]
+    return round(float(np.concatenate(right).mean()), 6)
+
+
+class Study:
+    """The trials of a study: those that a file has already are not run again."""
+
+    def __init__(self, setting: Setting, folder: Path) -> None:
+        self.setting, self.folder = setting, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "trials.jsonl"
+        self.records: list[dict[str, Any]] = []
+        if not self._file.exists():
+            self._write({"setting": asdict(setting), "machine": harness.machine()})
+            return
+        first, *rest = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
+        if first["setting"] != json.loads(json.dumps(asdict(setting))):
+            raise ValueError(
+                f"'{self._file}' is a study of another setting, {first['setting']}: give another --output."
+            )
+        self.records = rest
+
+    def run(self, trials: Sequence[Trial], workers: int, tensorboard: bool) -> None:
+        """Runs the trials, `workers` at a time in processes of one thread each; a line for each one that ends."""
+        done = {(record["trial"], record["seed"]) for record in self.records}
+        left = [trial for trial in trials if (trial.name, trial.seed) not in done]
+        _CONSOLE.print(f"{len(trials) - len(left)} trials are in '{self._file}', {len(left)} to run")
+        if not left:
+            return
+        single = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1")
+        os.environ.update(single if workers > 1 else {})
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
+            start = pool.submit(begin, self.setting, self.folder).result()
+            tasks = [pool.submit(run, self.setting, trial, self.folder, start, tensorboard) for trial in left]
+            failed = None
+            for task in concurrent.futures.as_completed(tasks):
+                if task.exception() is not None:
+                    failed = task.exception()
+                    continue
+                record = task.result()
+                self.records.append(record)
+                self._write(record)
+                _CONSOLE.print(
+                    f"{record['trial']}, seed {record['seed']}: {record['before']:.2%} -> {record['accuracy']:.2%} "
+                    f"({record['seconds']} s)",
+                    highlight=False,
+                )
+        if failed is not None:
+            raise failed
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row for each kind of trial: accuracies of all seeds, their mean, points lost against the dense network."""
+        rows = []
+        for name in dict.fromkeys(record["trial"] for record in self.records):
+            found = [record for record in self.records if record["trial"] == name]
+            of_dense = Trial(ratio=0, epochs=found[0]["epochs"]).name
+            dense = [record["accuracy"] for record in self.records if record["trial"] == of_dense]
+            mean = statistics.fmean(record["accuracy"] for record in found)
+            rows.append(
+                {
+                    "trial": name,
+                    "seeds": len(found),
+                    "before": statistics.fmean(record["before"] for record in found),
+                    "accuracy": mean,
+                    "lost": 100 * (statistics.fmean(dense) - mean) if dense else None,
+                    "all": [record["accuracy"] for record in found],
+                }
+            )
+        return rows
+
+    def report(self) -> None:
+        """Prints the table; writes it and a plot beside the trials."""
+        rows = self.summary()
+        table = Table(title=f"{self.setting.network} on {self.setting.dataset}")
+        for column in ("trial", "seeds", "before training", "after", "points lost"):
+            table.add_column(column, justify="left" if column == "trial" else "right")
+        for row in rows:
+            lost = "" if row["lost"] is None else f"{row['lost']:.2f}"
+            table.add_row(row["trial"], str(row["seeds"]), f"{row['before']:.2%}", f"{row['accuracy']:.2%}", lost)
+        _CONSOLE.print(table)
+        with (self.folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        self._plot(rows)
+
+    def _plot(self, rows: Sequence[dict[str, Any]]) -> None:
+        figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for place, row in enumerate(reversed(rows)):
+            axes.plot([row["before"] * 100], [place], "|", color="0.6", markersize=9)
+            axes.plot([100 * one for one in row["all"]], [place] * row["seeds"], "o", color="C0", markersize=5)
+        axes.set_yticks(range(len(rows)), [row["trial"] for row in reversed(rows)])
+        axes.set_xlabel(
+            f"top-1 accuracy of {self.setting.network} on {self.setting.dataset}, % (grey: before training)"
+        )
+        axes.grid(axis="x", alpha=0.3)
+        figure.savefig(self.folder / "accuracy.png", dpi=120)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the studies asked for and prints what is known so far."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
+    values = {one.name: getattr(FLAGS, one.name) for one in fields(Setting)}
+    chosen = [trial for name in FLAGS.study for trial in STUDIES[name](FLAGS.epochs)]
+    trials = [replace(trial, seed=seed) for seed in range(FLAGS.seeds) for trial in dict.fromkeys(chosen)]
+    try:
+        setting = Setting(**values | {"classes": tuple(map(int, FLAGS.classes))})
+        study = Study(setting, Path(FLAGS.output))
+        study.run(trials, FLAGS.workers, FLAGS.tensorboard)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    study.report()
+
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    flags.DEFINE_enum("network", "resnet20", NETWORKS, "Network.")
+    flags.DEFINE_string("weights", None, "File with its weights; none for those of Keras, of an ImageNet network.")
+    flags.DEFINE_string("dataset", "cifar10", "Data set, as `bstf.datasets.load` knows it.")
+    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps it.")
+    flags.DEFINE_list("classes", [], "Labels of the classes to take, 0,217,... for a part of ImageNet; none for all.")
+    flags.DEFINE_integer("limit", None, "Training images to take; none for all.", lower_bound=1)
+    flags.DEFINE_multi_enum("study", ["headline"], STUDIES, "Which trials; may be given again.")
+    flags.DEFINE_integer("epochs", 4, "Epochs of each trial.", lower_bound=0)
+    flags.DEFINE_integer("start_epochs", 3, "Epochs that the dense network trains before all trials.", lower_bound=0)
+    flags.DEFINE_integer("seeds", 1, "How often each trial is made.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
+    flags.DEFINE_float("learning_rate", 0.05, "The largest of the training.", lower_bound=0)
+    flags.DEFINE_integer("calibration", 1000, "Images for the recovery and for criteria that need data.", lower_bound=1)
+    flags.DEFINE_string("precision", "float32", "Keras dtype policy of the training; tests are in float32.")
+    flags.DEFINE_integer("workers", 1, "Trials at a time, in processes of one thread each.", lower_bound=1)
+    flags.DEFINE_bool("tensorboard", False, "Write logs for TensorBoard, which must be installed.")
+    flags.DEFINE_string("output", None, "Folder for the results.", required=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
