@@ -6,7 +6,7 @@ Examples, all flags being --name=value:
     bstf-train --output=build/digits
 
   A published network, given as a .keras file, on photos in photos/train/CLASS/*.jpg and photos/test/CLASS/*.jpg:
-    bstf-train --network=resnet50.keras --dataset=photos --image_size=224 --augment=resized_crop,flip \
+    bstf-train --network=resnet50.keras --dataset=photos --image_size=224 --augment=resized_crop,flip \\
         --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --epochs=0 --retrain_epochs=20 --output=build/photos
 
   CIFAR-10, sparse step by step while it is trained back with the dense network as its teacher:
@@ -19,10 +19,10 @@ Examples, all flags being --name=value:
     bstf-train --distribute=mirrored --output=build/digits
 
   Two machines that share the folder /shared; the same on the second one with --process_id=1. Then, since only
-  TensorFlow quantises and exports, the second command:
-    KERAS_BACKEND=jax bstf-train --distribute=jax --coordinator=10.0.0.1:1234 --processes=2 --process_id=0 \
+  TensorFlow quantises and exports, the second command, with the same --block:
+    KERAS_BACKEND=jax bstf-train --distribute=jax --coordinator=10.0.0.1:1234 --processes=2 --process_id=0 \\
         --output=/shared/run
-    bstf-train --network=/shared/run/sparse.keras --ratio=0 --epochs=0 --output=build/run    (and --block as above)
+    bstf-train --network=/shared/run/sparse.keras --ratio=0 --epochs=0 --output=build/run
 
 A run that was interrupted or killed goes on after its last complete epoch when it is started again with the same flags.
 """
