@@ -4,6 +4,7 @@
 `reestimate_batch_norm` measures the means and variances anew; `recover` takes the one that fits.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -131,10 +132,11 @@ def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: f
     batches = _held(sparse, data)
     progress = Progress(len(pairs) * len(batches), unit="batch")
     for name, layer, original in pairs:
-        equations = _NormalEquations(layer)
+        equations, calls = _NormalEquations(layer), None
         for batch in batches:
-            inputs = _inputs_of(layer, sparse, batch)
-            targets = [_linear(original, x) for x in _inputs_of(original, dense, batch)]
+            inputs = _inputs_of(layer, sparse, batch, calls)
+            targets = [_linear(original, x) for x in _inputs_of(original, dense, batch, calls)]
+            calls = len(inputs)
             for x, y in zip(inputs, targets):
                 equations.add(x, y)
             progress.step()
@@ -309,14 +311,20 @@ def _held(model: keras.Model, data: Any) -> list[np.ndarray]:
     return batches
 
 
-def _inputs_of(layer: keras.Layer, model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
-    """What a layer is called with when a model runs; several arrays if the layer is shared."""
+class _Enough(BaseException):
+    """Ends a model's run; no Exception, which Keras would describe at length."""
+
+
+def _inputs_of(layer: keras.Layer, model: keras.Model, images: np.ndarray, calls: int | None) -> list[np.ndarray]:
+    """What a layer is called with when a model runs, which ends after so many calls; several if the layer is shared."""
     seen = []
 
     def record(_: keras.Layer, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(ops.convert_to_numpy(ops.cast(x, "float32")))
+        if len(seen) == calls:
+            raise _Enough
         return call(x, *args, **kwargs)
 
-    with replaced_calls([layer], record):
+    with replaced_calls([layer], record), contextlib.suppress(_Enough):
         model(images, training=False)
     return seen

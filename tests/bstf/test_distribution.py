@@ -88,7 +88,7 @@ def test_two_replicas_stay_equal(tmp_path):
     assert found["equal"] and found["sacred"]
     zeros = {name: sum(row.count(0) for row in gamma) for name, gamma in found["gammas"].items()}
     assert zeros == {"conv": 2, "dense": 12}  # half of 2 x 2 and of 8 x 3 blocks
-    assert found["recovered"] < 1 and found["accuracy"] > 0.3
+    assert found["recovered"] < 1 and found["accuracy"] == found["alone"]
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,17 @@ def test_a_shared_layer_and_mixed_precision():
     assert updated.get_layer("shared").kernel.dtype == "float32"
 
 
+def test_what_comes_after_a_layer_is_computed_once(monkeypatch):
+    """For its first batch of images: how often the layer is called isn't known before."""
+    dense, x = network(), images(12)
+    sparse = bstf.sparsify(dense, block=4, ratio=0.5, layers="conv1")
+    calls = []
+    whole = type(sparse.get_layer("dense")).call
+    monkeypatch.setattr(type(sparse.get_layer("dense")), "call", lambda *a, **k: (calls.append(1), whole(*a, **k))[1])
+    obs_update(sparse, [x[:4], x[4:8], x[8:]], dense)
+    assert len(calls) == 2  # of the sparse and of the dense model
+
+
 def test_errors_are_sentences():
     dense, x = network(), images(4)
     sparse = bstf.sparsify(dense, block=4)

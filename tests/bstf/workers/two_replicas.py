@@ -81,4 +81,5 @@ with distribution.distributed("mirrored", devices=["CPU:0", "CPU:1"]):
     found["recovered"] = float(np.square(after - wanted).sum() / np.square(before - wanted).sum())
     bstf.recover(again, data.images(64))
     found["equal"] &= replicas_equal(again.weights)
+found["alone"] = accuracy(bstf.densify(sparse), data)
 print(json.dumps(found))
