@@ -34,11 +34,11 @@ def start(setting, tmp_path_factory):
 
 def test_a_trial_trains_what_is_left(setting, start, tmp_path):
     dense = run(setting, Trial(ratio=0, epochs=1), tmp_path, start, False)
-    assert dense["before"] >= 0.8 and dense["zero_blocks"] == 0  # begins with what the start trained
-    record = run(setting, Trial(epochs=2, recovery="obs", distill=True), tmp_path, start, False)
-    assert record["trial"] == "8x8 50% l2 obs distilled, 2 epochs"
+    assert dense["before"] >= 0.5 and dense["zero_blocks"] == 0  # begins with what the start trained
+    record = run(setting, Trial(epochs=5, recovery="obs", distill=True), tmp_path, start, False)
+    assert record["trial"] == "8x8 50% l2 obs distilled, 5 epochs"
     assert record["zero_blocks"] == 0.5
-    assert record["accuracy"] > 0.5
+    assert record["accuracy"] > 0.3  # chance is 0.1
     assert not list((tmp_path / "interrupted").glob("*/*"))
 
 
@@ -50,7 +50,7 @@ def test_recovery_without_training_tells_itself_apart(setting, start, tmp_path):
 
 def test_a_schedule_reaches_the_ratio_or_is_refused(setting, start, tmp_path):
     record = run(setting, Trial(schedule="cubic", epochs=1), tmp_path, start, False)
-    assert record["zero_blocks"] == 0.5 and record["before"] >= 0.8
+    assert record["zero_blocks"] == 0.5 and record["before"] >= 0.5
     with pytest.raises(ValueError, match="reaches the ratio 0.5 in 19 epochs, and the retraining has 4"):
         run(setting, Trial(schedule="steps", epochs=4), tmp_path, start, False)
 
