@@ -37,7 +37,7 @@ from rich.table import Table
 
 import bstf
 from benchmarks import harness
-from bstf import applications, datasets, recovery, training
+from bstf import applications, datasets, distribution, recovery, training
 from bstf.applications.published import MEAN, STD
 from bstf.checkpoints import Checkpoint
 
@@ -263,9 +263,8 @@ def begin(setting: Setting, folder: Path) -> Path | None:
     if not file.exists():
         record, model = _trained(setting, Trial(ratio=0, epochs=setting.start_epochs), folder, None, False)
         _CONSOLE.print(f"start: {record['before']:.2%} as published, {record['accuracy']:.2%} trained on the data set")
-        partial = folder / "partial.weights.h5"
-        model.save_weights(partial)
-        os.replace(partial, file)
+        with distribution.whole_file(file) as partial:
+            model.save_weights(partial)
     return file
 
 
@@ -278,7 +277,7 @@ def _trained(
         dense.load_weights(start)
     data = setting.data(dense, trial.seed)
     model = _sparse(setting, trial, dense, data) if trial.ratio else dense
-    record = {"trial": trial.name, **asdict(trial), "before": accuracy(model, data)}
+    record = {"trial": trial.name, **asdict(trial), "before": training.accuracy(model, data)}
     if not trial.epochs:
         return record | {"accuracy": record["before"]}, model
     name = re.sub(r"\W+", "-", f"{trial.name} {trial.seed}")
@@ -310,7 +309,7 @@ def _trained(
     )
     shutil.rmtree(saver.folder, ignore_errors=True)
     _set_precision([model, dense], "float32")
-    return record | {"accuracy": accuracy(model, data), "zero_blocks": _zero_blocks(model)}, model
+    return record | {"accuracy": training.accuracy(model, data), "zero_blocks": _zero_blocks(model)}, model
 
 
 def _sparse(setting: Setting, trial: Trial, dense: keras.Model, data: datasets.Dataset) -> keras.Model:
@@ -348,12 +347,6 @@ def _zero_blocks(model: keras.Model) -> float:
     """The fraction of the zero blocks among all of masked layers."""
     gammas = [np.ravel(layer.gamma) for layer in model.layers if hasattr(layer, "set_gamma")]
     return round(1 - float(np.concatenate(gammas).mean()), 4) if gammas else 0.0
-
-
-def accuracy(model: keras.Model, data: datasets.Dataset) -> float:
-    """The fraction of the test images whose class has the largest logit."""
-    right = [np.argmax(model.predict_on_batch(x), axis=-1) == np.asarray(y) for x, y in data.test]
-    return round(float(np.concatenate(right).mean()), 6)
 
 
 class Study:
