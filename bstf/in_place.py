@@ -131,11 +131,8 @@ def take_blocks(
     data: Any,
     loss: Loss,
     seed: int,
-) -> bool:
+) -> None:
     """Brings masked layers to a ratio, one for all or one for each path; scores blocks only if some go.
-
-    Returns:
-        Whether some went.
 
     Raises:
         ValueError: as `prune`.
@@ -147,7 +144,7 @@ def take_blocks(
     how = {"scope": scope, "previous": previous}
     possible = select_all(previous, ratio, min_per_line, **how)  # how many blocks go, without any scores
     if all((possible[path] == gamma).all() for path, gamma in previous.items()):
-        return False
+        return
     blocks = {path: layer.block for path, layer in masked}
     scores = model_scores(model, masked, blocks, importance, data=data, loss=loss, seed=seed)
     if scope == "global":
@@ -156,7 +153,6 @@ def take_blocks(
     for path, layer in masked:
         if (gammas[path] != previous[path]).any():
             layer.set_gamma(gammas[path], optimizer)
-    return True
 
 
 def _names() -> list[str]:
