@@ -71,9 +71,46 @@ class Conv(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """Element-wise sum of two tensors of one shape, then the activation."""
+    """Element-wise sum of two tensors, or the first minus the second (`subtract`); then the activation.
+
+    The second may have one row and column for all: a value a channel.
+    """
 
     activation: str = "linear"
+    subtract: bool = False
+
+
+@dataclass(frozen=True)
+class Product(Op):
+    """Element-wise product of two tensors, then the activation. The second may have one row and column for all."""
+
+    activation: str = "linear"
+
+
+@dataclass(frozen=True)
+class Lookup(Op):
+    """Any function of one value: inputs (x, table), table int8 (256,) from that of -128 to that of 127."""
+
+
+@dataclass(frozen=True)
+class Resize(Op):
+    """An image `factors` (rows, columns) times as large: each pixel repeated ("nearest"), or interpolated between the
+    centres of the four around ("bilinear", factors that are powers of two; outside of the image its edge goes on).
+    """
+
+    factors: tuple[int, int]
+    method: str = "nearest"
+
+
+@dataclass(frozen=True)
+class DepthToSpace(Op):
+    """`block` (rows, columns) pixels from the channels of each one, then `crop` (top, bottom, left, right) pixels less.
+
+    Channel (i * columns + j) * channels out + c is channel c of pixel (i, j) of the block.
+    """
+
+    block: tuple[int, int]
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -110,6 +147,11 @@ class Softmax(Op):
     """Softmax over channels, in float on the host; only at the end of a network."""
 
 
+@dataclass(frozen=True)
+class Affine(Op):
+    """x * scale + offset in float32 on the host, then the grid; only on the input: inputs (x, scale, offset)."""
+
+
 # --- operations that the front end reads and the passes rewrite ----------------------------------------------------
 
 
@@ -123,6 +165,26 @@ class FakeQuant(Op):
 @dataclass(frozen=True)
 class BiasAdd(Op):
     """Adds a constant, one value a channel: inputs (x, constant)."""
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """A table's entry for each value: inputs (x, table), table (256,) of what the integers on the grid of `position`
+    become, from -128 on.
+    """
+
+    position: int
+
+
+@dataclass(frozen=True)
+class ConvTranspose(Op):
+    """Transposed convolution: inputs (x, kernel), kernel (kh, kw, cout, cin) as TensorFlow has it.
+
+    Pixel i of the input adds its product with kernel row k to output row i * stride + k - `before`.
+    """
+
+    strides: tuple[int, int]
+    before: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -269,12 +331,22 @@ class Graph:
         del self.tensors[node.output]
 
     @property
+    def is_fixed_point(self) -> bool:
+        """Whether the network computes on integers: its input, or what the host makes of it, has a grid."""
+        if self.tensors[self.input].position is not None:
+            return True
+        readers = self.consumers(self.input)
+        return bool(readers) and all(
+            isinstance(node.op, Affine) and self.tensors[node.output].position is not None for node in readers
+        )
+
+    @property
     def ungridded(self) -> str | None:
-        """The first tensor that has no fixed-point grid (host operations at the end aside), or None."""
+        """The first tensor that has no fixed-point grid (those that only the host reads aside), or None."""
         for node in self.nodes:
             if isinstance(node.op, Softmax):
                 continue
-            for name in [*node.inputs, node.output]:
+            for name in [node.output] if isinstance(node.op, Affine) else [*node.inputs, node.output]:
                 tensor = self.tensors[name]
                 if tensor.position is None and not np.issubdtype(np.dtype(tensor.dtype), np.integer):
                     return name

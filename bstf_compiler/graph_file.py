@@ -18,18 +18,23 @@ from bstf_compiler import integer
 from bstf_compiler.files import replacing
 from bstf_compiler.graph import (
     Add,
+    Affine,
     Average,
     AveragePool,
     BiasAdd,
     Concat,
     Conv,
+    DepthToSpace,
     Graph,
+    Lookup,
     MaxPool,
     Multiply,
     Node,
     Op,
+    Product,
     Relu,
     Requantize,
+    Resize,
     Softmax,
     Tensor,
     Window,
@@ -39,7 +44,24 @@ from bstf_compiler.passes.sums import check_sums
 _VERSION = 1
 _OPS = {
     op.__name__: op
-    for op in (Add, Average, AveragePool, BiasAdd, Concat, Conv, MaxPool, Multiply, Relu, Requantize, Softmax)
+    for op in (
+        Add,
+        Affine,
+        Average,
+        AveragePool,
+        BiasAdd,
+        Concat,
+        Conv,
+        DepthToSpace,
+        Lookup,
+        MaxPool,
+        Multiply,
+        Product,
+        Relu,
+        Requantize,
+        Resize,
+        Softmax,
+    )
 }
 _ACTIVATIONS = ("linear", "relu", "relu6")
 
@@ -104,13 +126,14 @@ def _op(kind: str, fields: dict[str, Any]) -> Op:
     if "window" in fields:
         sizes = {name: tuple(map(int, value)) for name, value in fields["window"].items()}
         fields = fields | {"window": Window(**sizes)}
+    fields = {name: tuple(map(int, value)) if isinstance(value, list) else value for name, value in fields.items()}
     return _OPS[kind](**fields)
 
 
 def _check(graph: Graph) -> None:
     """Raises ValueError or KeyError unless every node's tensors exist before it and have the shapes that it makes."""
     known = {graph.input} | {tensor.name for tensor in graph.tensors.values() if tensor.is_constant}
-    fixed = graph.tensors[graph.input].position is not None
+    fixed = graph.is_fixed_point
     for tensor in graph.tensors.values():
         data = tensor.data
         if tensor.is_constant and (data.shape != tensor.shape or str(data.dtype) != tensor.dtype):
@@ -145,9 +168,25 @@ def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
         if any(other.is_constant or other.shape[:-1] != shape[:-1] for other in others):
             raise ValueError(f"layer '{node.name}' joins images of several sizes")
         return *shape[:-1], sum(one.shape[-1] for one in (first, *others))
-    if isinstance(op, Add):
+    if isinstance(op, (Add, Product)):
         (other,) = others
-        return shape if other.shape == shape and not other.is_constant else ()
+        return shape if other.shape in (shape, (1, 1, 1, shape[-1])) and not other.is_constant else ()
+    if isinstance(op, Lookup):
+        (table,) = others
+        return shape if table.is_constant and table.shape == (256,) and table.data.dtype == np.int8 else ()
+    if isinstance(op, Affine):
+        ok = node.inputs[0] == graph.input and all(
+            one.is_constant and one.data.size in (1, shape[-1]) and one.data.dtype == np.float32 for one in others
+        )
+        return shape if ok and len(others) == 2 else ()
+    if isinstance(op, Resize):
+        return _resized(op, node.name, shape)
+    if isinstance(op, DepthToSpace):
+        (rows, columns), (top, bottom, left, right) = op.block, op.crop
+        if min(op.block) < 1 or min(op.crop) < 0 or shape[3] % (rows * columns):
+            raise ValueError(f"layer '{node.name}' has blocks {op.block} and crop {op.crop}")
+        size = shape[1] * rows - top - bottom, shape[2] * columns - left - right
+        return 1, *size, shape[3] // (rows * columns)
     if isinstance(op, (BiasAdd, Multiply)):
         (constant,) = others
         return shape if constant.is_constant and constant.data.dtype == np.float32 else ()
@@ -177,3 +216,10 @@ def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
         and (first.position is None or integer.shift_bias(graph, node) >= 0)
     )
     return (1, *size, kernel.shape[3]) if fits else ()
+
+
+def _resized(op: Resize, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    interpolates = op.method == "bilinear" and all(factor & (factor - 1) == 0 for factor in op.factors)
+    if min(op.factors) < 1 or not (op.method == "nearest" or interpolates):
+        raise ValueError(f"layer '{name}' resizes by {op.factors}, '{op.method}'")
+    return 1, shape[1] * op.factors[0], shape[2] * op.factors[1], shape[3]

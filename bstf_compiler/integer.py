@@ -12,13 +12,18 @@ import numpy as np
 
 from bstf_compiler.graph import (
     Add,
+    Affine,
     AveragePool,
     Concat,
     Conv,
+    DepthToSpace,
     Graph,
+    Lookup,
     MaxPool,
     Node,
+    Product,
     Requantize,
+    Resize,
     Softmax,
     Window,
 )
@@ -97,6 +102,16 @@ def evaluate(graph: Graph, node: Node, values: list[np.ndarray]) -> np.ndarray:
         shifts = [tensor.position - out.position for tensor in tensors]
         parts = [requantize(value, shift, (INT8_MIN, INT8_MAX)) for value, shift in zip(values, shifts)]
         return np.concatenate(parts, axis=-1)
+    if isinstance(op, Lookup):
+        return values[1][values[0].astype(np.int64) - INT8_MIN]
+    if isinstance(op, DepthToSpace):
+        return depth_to_space(values[0], op)
+    if isinstance(op, Resize):
+        total, bits = resize(values[0], op)
+        return requantize(total, bits + tensors[0].position - out.position, (INT8_MIN, INT8_MAX))
+    if isinstance(op, Affine):
+        x, scale, offset = (np.asarray(value, np.float32) for value in values)
+        return quantize(x * scale + offset, out.position)
     bounds = activation_bounds(op.activation, out.position)
     if isinstance(op, Conv):
         total = conv(values[0], values[1], op.window, op.groups)
@@ -104,8 +119,11 @@ def evaluate(graph: Graph, node: Node, values: list[np.ndarray]) -> np.ndarray:
         return requantize(total, shift_cut(graph, node), bounds)
     if isinstance(op, Add):
         finest = max(tensor.position for tensor in tensors)
-        total = sum(value.astype(np.int64) << (finest - tensor.position) for value, tensor in zip(values, tensors))
-        return requantize(total, finest - out.position, bounds)
+        a, b = (value.astype(np.int64) << (finest - tensor.position) for value, tensor in zip(values, tensors))
+        return requantize(a - b if op.subtract else a + b, finest - out.position, bounds)
+    if isinstance(op, Product):
+        a, b = (value.astype(np.int64) for value in values)
+        return requantize(a * b, sum(tensor.position for tensor in tensors) - out.position, bounds)
     if isinstance(op, Requantize):
         return requantize(values[0], tensors[0].position - out.position, bounds)
     if isinstance(op, AveragePool):
@@ -113,6 +131,42 @@ def evaluate(graph: Graph, node: Node, values: list[np.ndarray]) -> np.ndarray:
         total *= values[1].astype(np.int64)[..., None]
         return requantize(total, op.shift + tensors[0].position - out.position, bounds)
     raise ValueError(f"layer '{node.name}': operation '{op.kind}' has no integer semantics")
+
+
+def depth_to_space(x: np.ndarray, op: DepthToSpace) -> np.ndarray:
+    """Pixels (n, h * rows, w * columns, c), cropped, from channels (n, h, w, rows * columns * c)."""
+    n, height, width, channels = x.shape
+    (rows, columns), (top, bottom, left, right) = op.block, op.crop
+    apart = x.reshape(n, height, width, rows, columns, channels // (rows * columns)).transpose(0, 1, 3, 2, 4, 5)
+    whole = apart.reshape(n, height * rows, width * columns, -1)
+    return whole[:, top : whole.shape[1] - bottom, left : whole.shape[2] - right]
+
+
+def resize(x: np.ndarray, op: Resize) -> tuple[np.ndarray, int]:
+    """The larger image as int64 in units of 2**-bits of the input's, and these bits.
+
+    Along an axis, output pixel i lies at (i + 1/2) / factor - 1/2 of the input: its weights are whole numbers of
+    1 / (2 * factor), so a sum of two axes' has 2 + log2(factor) + log2(factor) bits more.
+    """
+    total, bits = x.astype(np.int64), 0
+    for axis, factor in zip((1, 2), op.factors):
+        if op.method == "nearest":
+            total = np.repeat(total, factor, axis)
+            continue
+        first, second, weight = interpolation(total.shape[axis], factor)
+        weight = weight.reshape([-1 if place == axis else 1 for place in range(4)])
+        total = np.take(total, first, axis) * (2 * factor - weight) + np.take(total, second, axis) * weight
+        bits += (2 * factor).bit_length() - 1
+    return total, bits
+
+
+def interpolation(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of size * factor pixels: the two input pixels between whose centres it lies, at the edges the same one,
+    and the weight of the second in units of 1 / (2 * factor).
+    """
+    place = 2 * np.arange(size * factor) + 1 - factor  # in units of 1 / (2 * factor), from the first pixel's centre
+    first = place // (2 * factor)
+    return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), place - 2 * factor * first
 
 
 def trace(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -123,7 +177,7 @@ def trace(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
         x: float images (n, h, w, c); quantised by the input's position.
 
     Returns:
-        int8 integers (n, h, w, c) by tensor name, the input among them; for a host operation float32 values.
+        int8 integers (n, h, w, c) by tensor name, the input among them; float32 values of what only the host reads.
 
     Raises:
         ValueError: if the graph is not fixed-point or the images have another shape.
@@ -131,7 +185,8 @@ def trace(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     require_fixed_point(graph)
     source = graph.tensors[graph.input]
     images = require_images(graph, x).reshape(-1, *source.shape[1:])
-    values = {source.name: quantize(images, source.position)}
+    fixed = source.position is not None
+    values = {source.name: quantize(images, source.position) if fixed else images.astype(np.float32)}
     for node in graph:
         values[node.output] = _value(graph, node, values)
     return values

@@ -113,7 +113,7 @@ class Operation:
 
 def format_of(graph: Graph) -> Format:
     """How the engine holds the activations of a graph."""
-    return FLOATS if graph.tensors[graph.input].position is None else WORDS
+    return WORDS if graph.is_fixed_point else FLOATS
 
 
 def operations(graph: Graph, isa: Isa) -> list[Operation]:

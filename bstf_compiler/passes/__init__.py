@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from bstf_compiler.graph import Add, AveragePool, Concat, Conv, Graph, MaxPool, Node, Requantize, Softmax
+from bstf_compiler.graph import (
+    Add,
+    Affine,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthToSpace,
+    Graph,
+    Lookup,
+    MaxPool,
+    Node,
+    Product,
+    Requantize,
+    Resize,
+    Softmax,
+)
 from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
 from bstf_compiler.passes.affine import FoldBias, FoldScale, MergeAffine
 from bstf_compiler.passes.averages import FormAveragePool, SumToConv
@@ -30,7 +45,20 @@ class Pass(Protocol):
         """Applies it: changes `graph` in place."""
 
 
-LOWERED = (Conv, Add, Requantize, MaxPool, AveragePool, Concat, Softmax)
+LOWERED = (
+    Conv,
+    Add,
+    Product,
+    Requantize,
+    Lookup,
+    MaxPool,
+    AveragePool,
+    Concat,
+    Resize,
+    DepthToSpace,
+    Affine,
+    Softmax,
+)
 """What a fixed-point graph consists of after lowering."""
 
 LOWERING: tuple[Pass, ...] = (
@@ -75,7 +103,7 @@ def lower(graph: Graph) -> Graph:
         remove_dead(graph)
         apply(rule, graph)
     remove_dead(graph)
-    if graph.tensors[graph.input].position is not None:
+    if graph.is_fixed_point:
         _check_operations(graph)
         check_sums(graph)
     return graph

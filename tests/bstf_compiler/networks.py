@@ -8,14 +8,19 @@ import numpy as np
 
 from bstf_compiler.graph import (
     Add,
+    Affine,
     AveragePool,
     Concat,
     Conv,
+    DepthToSpace,
     Graph,
+    Lookup,
     MaxPool,
     Node,
     Op,
+    Product,
     Requantize,
+    Resize,
     Softmax,
     Tensor,
     Window,
@@ -55,10 +60,45 @@ class Builder:
         shape = (*window.output_size(*source.shape[1:3]), channels)
         return self._add(name, Conv(window, activation, groups), inputs, shape, products - int(np.clip(spread, 0, 16)))
 
-    def add(self, a: str, b: str, activation: str = "linear") -> str:
+    def affine(self, x: str, position: int = 4) -> str:
+        """The input's host part; the input loses its grid."""
+        source = self.graph.tensors[x]
+        source.position = None
+        constants = [
+            self.graph.add_constant(f"{x} {what}", self.rng.normal(size=source.shape[-1]).astype(np.float32))
+            for what in ("scale", "offset")
+        ]
+        return self._add("affine", Affine(), [x, *constants], source.shape[1:], position)
+
+    def add(self, a: str, b: str, activation: str = "linear", subtract: bool = False) -> str:
+        """Of two tensors of one shape, or `b` of one row and column."""
         positions = [self.graph.tensors[name].position for name in (a, b)]
         position = min(positions) - int(self.rng.integers(-1, 3))
-        return self._add("add", Add(activation), [a, b], self.graph.tensors[a].shape[1:], position)
+        return self._add("add", Add(activation, subtract), [a, b], self.graph.tensors[a].shape[1:], position)
+
+    def product(self, a: str, b: str, activation: str = "linear") -> str:
+        """Of two tensors of one shape, or `b` of one row and column."""
+        position = sum(self.graph.tensors[name].position for name in (a, b)) - int(self.rng.integers(4, 9))
+        return self._add("product", Product(activation), [a, b], self.graph.tensors[a].shape[1:], position)
+
+    def lookup(self, x: str) -> str:
+        table = self.rng.integers(-128, 128, 256).astype(np.int8)
+        position = int(self.rng.integers(2, 8))
+        name = self.graph.add_constant(f"table{len(self.graph.nodes)}", table, position)
+        return self._add("lookup", Lookup(), [x, name], self.graph.tensors[x].shape[1:], position)
+
+    def resize(self, x: str, factors: tuple[int, int], method: str = "nearest") -> str:
+        source = self.graph.tensors[x]
+        shape = (source.shape[1] * factors[0], source.shape[2] * factors[1], source.shape[3])
+        position = source.position + (0 if method == "nearest" else int(self.rng.integers(-1, 2)))
+        return self._add("resize", Resize(factors, method), [x], shape, position)
+
+    def depth_to_space(self, x: str, block: tuple[int, int], crop: tuple[int, int, int, int] = (0, 0, 0, 0)) -> str:
+        """Channels must be a multiple of the block's pixels; a block of (1, 1) only crops."""
+        source, (rows, columns), (top, bottom, left, right) = self.graph.tensors[x], block, crop
+        _, height, width, channels = source.shape
+        shape = (height * rows - top - bottom, width * columns - left - right, channels // (rows * columns))
+        return self._add("pixels", DepthToSpace(block, crop), [x], shape, source.position)
 
     def concat(self, *parts: str, position: int) -> str:
         first = self.graph.tensors[parts[0]]
@@ -100,7 +140,8 @@ class Builder:
         return self.graph
 
     def _add(self, name: str, op: Op, inputs: list[str], shape: tuple[int, ...], position: int) -> str:
-        name = f"{name}{len(self.graph.nodes)}" if name in ("add", "grid", "max", "concat") else name
+        if not name.startswith(("conv", "avg")) or name == "concat":
+            name = f"{name}{len(self.graph.nodes)}"
         self.graph.nodes.append(Node(name, op, inputs))
         self.graph.tensors[name] = Tensor(name, (1, *shape), position=position)
         return name
@@ -144,5 +185,5 @@ def random_network(seed: int, layers: int = 5, most_channels: int = 40, most_siz
 def random_images(seed: int, graph: Graph, count: int = 1) -> np.ndarray:
     """Images that reach both ends of the input's grid."""
     rng = np.random.default_rng(seed)
-    reach = 2.0 ** (8 - graph.tensors[graph.input].position)
+    reach = 2.0 ** (8 - (graph.tensors[graph.input].position or 0))
     return rng.uniform(-reach, reach, (count, *graph.input_shape)).astype(np.float32)

@@ -4,8 +4,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bstf_compiler import integer
-from bstf_compiler.graph import Window
+from bstf_compiler import graph_file, integer
+from bstf_compiler.graph import Affine, DepthToSpace, Resize, Window
 from tests.bstf_compiler.networks import Builder, random_images, random_network
 
 
@@ -150,3 +150,93 @@ def test_refuses_float_graphs_and_wrong_images():
     graph.tensors[graph.outputs[0]].position = None
     with pytest.raises(ValueError, match="no fixed-point grid"):
         integer.run(graph, random_images(0, graph))
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (1, 4), (8, 2), (4, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3)])
+def test_bilinear_resize_is_that_of_tensorflow(factors, size):
+    x = np.random.default_rng(0).integers(-128, 128, (2, *size, 3)).astype(np.int8)
+    total, bits = integer.resize(x, Resize(factors, "bilinear"))
+    wanted = tf.image.resize(x.astype(np.float32), (size[0] * factors[0], size[1] * factors[1]), "bilinear")
+    assert np.array_equal(np.ldexp(total.astype(np.float64), -bits), wanted)
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (1, 3), (5, 2)])
+def test_nearest_resize_is_that_of_tensorflow(factors):
+    x = np.random.default_rng(0).integers(-128, 128, (2, 4, 3, 3)).astype(np.int8)
+    total, bits = integer.resize(x, Resize(factors))
+    wanted = tf.image.resize(x, (4 * factors[0], 3 * factors[1]), "nearest")
+    assert bits == 0 and np.array_equal(total, wanted)
+
+
+def test_depth_to_space_is_that_of_tensorflow():
+    x = np.random.default_rng(0).integers(-128, 128, (2, 4, 3, 36)).astype(np.int8)
+    wanted = tf.nn.depth_to_space(x, 3).numpy()
+    assert np.array_equal(integer.depth_to_space(x, DepthToSpace((3, 3))), wanted)
+    assert np.array_equal(integer.depth_to_space(x, DepthToSpace((3, 3), (1, 2, 0, 3))), wanted[:, 1:-2, :-3])
+
+
+def _evaluated(build, output, seed=0):
+    graph = build.finish(output)
+    values = integer.trace(graph, random_images(seed, graph, 2))
+    node = graph.producer(output)
+    inputs = [graph.tensors[name] for name in node.inputs]
+    return node, values[output].astype(float), [np.ldexp(values[t.name].astype(float), -t.position) for t in inputs]
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize("kind", ["add", "subtract", "product"])
+def test_elementwise_operations_of_two_tensors(kind, broadcast):
+    build = Builder(np.random.default_rng(3))
+    x = build.input(6, 5, 11)
+    a = build.conv(x, 13, Window((1, 1)), activation="linear")
+    b = build.conv(x, 13, Window((6, 5) if broadcast else (1, 1)), activation="linear")
+    y = build.product(a, b) if kind == "product" else build.add(a, b, "relu", kind == "subtract")
+    node, result, (first, second) = _evaluated(build, y)
+    exact = {"add": np.add, "subtract": np.subtract, "product": np.multiply}[kind](first, second)
+    grid = np.floor(np.ldexp(exact, build.graph.tensors[y].position) + 0.5)
+    assert np.array_equal(result, np.clip(grid, -128 if kind == "product" else 0, 127))
+    assert len(np.unique(result)) > 5
+
+
+def test_lookup_takes_the_entry_of_each_integer():
+    build = Builder(np.random.default_rng(3))
+    x = build.input(6, 5, 11)
+    y = build.lookup(x)
+    graph = build.finish(y)
+    values = integer.trace(graph, random_images(0, graph))
+    table = dict(zip(range(-128, 128), graph.tensors[graph.nodes[0].inputs[1]].data))
+    assert np.array_equal(values[y], np.vectorize(table.get)(values[x]))
+
+
+def test_affine_is_multiplied_and_added_in_float32_as_tensorflow_does():
+    build = Builder(np.random.default_rng(3))
+    x = build.input(9, 8, 3)
+    y = build.affine(x)
+    graph = build.finish(y)
+    images = random_images(0, graph, 4)
+    scale, offset = (graph.tensors[name].data for name in graph.nodes[0].inputs[1:])
+    wanted = tf.quantization.fake_quant_with_min_max_args(tf.constant(images) * scale + offset, -8.0, 127 / 16)
+    assert np.array_equal(integer.run(graph, images), wanted)
+
+
+def _every_operation() -> tuple[Builder, str]:
+    build = Builder(np.random.default_rng(5))
+    x = build.affine(build.input(6, 5, 12))
+    gate = build.lookup(build.average_pool(x, Window((6, 5))))
+    x = build.product(x, gate)
+    x = build.add(x, gate, subtract=True)
+    x = build.resize(build.resize(x, (2, 1)), (1, 2), "bilinear")
+    x = build.depth_to_space(x, (2, 2), (1, 0, 0, 2))
+    return build, x
+
+
+def test_a_file_keeps_every_operation(tmp_path):
+    build, x = _every_operation()
+    graph = build.finish(x)
+    graph_file.write(graph, tmp_path / "graph.npz")
+    loaded = graph_file.read(tmp_path / "graph.npz")
+    images = random_images(1, graph, 2)
+    assert loaded.is_fixed_point and [node.op for node in loaded] == [node.op for node in graph]
+    assert isinstance(loaded.nodes[0].op, Affine)
+    assert np.array_equal(integer.run(loaded, images), integer.run(graph, images))
