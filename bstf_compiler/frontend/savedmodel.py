@@ -175,6 +175,10 @@ class _Reader:
         # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
         return layer.removesuffix("_1") if model.endswith("_1") else layer
 
+    def output(self, op: tf.Operation) -> str:
+        """Our name of what an operation has made so far."""
+        return self._names[op.outputs[0].name]
+
     def source(self, op: tf.Operation, index: int) -> tf.Operation:
         """The operation that computes an operation's input, identities aside."""
         before = op.inputs[index].op
