@@ -55,6 +55,7 @@ def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[st
         loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
     except (OSError, DecodeError, tf.errors.OpError, ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         raise ValueError(f"SavedModel '{path}' is damaged or incomplete ({reason}); export it again") from error
     if "serving_default" not in loaded.signatures:
         found = ", ".join(loaded.signatures) or "none"
