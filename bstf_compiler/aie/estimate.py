@@ -18,7 +18,7 @@ from bstf_compiler.aie import events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
-from bstf_compiler.aie.layer import BLOCK
+from bstf_compiler.aie.reach import BLOCK
 
 
 @dataclass(frozen=True)
@@ -198,18 +198,18 @@ def _slowest(step: Step, kind: str, rate: float) -> float:
 def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
     """The step's sub-volumes: those of the busiest core, its column's output, the runs of its column."""
     work = [i for i in step.instructions if isinstance(i, Compute)]
-    largest = max(work, key=lambda i: (i.input_shape[0] * i.input_shape[1], i.output_shape[2]))
+    largest = max(work, key=lambda i: (i.inputs[0].sizes[0] * i.inputs[0].sizes[1], i.output.sizes[2]))
     column = largest.unit.rsplit(".", 1)[0]
     mine = [i for i in work if i.unit == largest.unit and i.finish]
-    tallest = max(i.input_shape[0] for i in mine)
-    channels = {i.unit: i.output_shape[2] for i in work if i.unit.rsplit(".", 1)[0] == column}
-    output, inputs = code.tensors[step.output][0], [largest.input_shape] * len(largest.inputs)
+    tallest = max(i.inputs[0].sizes[0] for i in mine)
+    channels = {i.unit: i.output.sizes[2] for i in work if i.unit.rsplit(".", 1)[0] == column}
+    output, inputs = code.tensors[step.output][0], [largest.inputs[0].sizes] * len(largest.inputs)
     full = tuple((1, *shape) for shape in inputs)
     conv = largest.op == "conv"
     splits = max(1, sum(i.unit == largest.unit for i in work) // len(mine)) if conv else 1
     chunks = sum(i.kind == "LOADW" for i in step.instructions) // splits if conv else 0
     dense = sum(
-        math.prod(i.output_shape) * math.prod(i.kernel) * i.input_shape[2] * i.iterations for i in work
+        i.output.bytes * math.prod(i.kernel) * i.inputs[0].sizes[2] * i.iterations for i in work
     )  # fmt: skip
     effective = sum(i.work * i.iterations for i in work)
     return published.PublishedLayer(
@@ -217,11 +217,11 @@ def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
         op=_PUBLISHED_OPS[step.op],
         input_shapes=full,
         output_shape=(1, output.shape[0], output.shape[1], output.shape[2] * BLOCK),
-        input=(1, *largest.input_shape),
-        output=(1, *largest.output_shape[:2], sum(channels.values())),
-        weights=(largest.output_shape[2], *largest.kernel, largest.input_shape[2]) if conv else None,
+        input=(1, *largest.inputs[0].sizes),
+        output=(1, *largest.output.sizes[:2], sum(channels.values())),
+        weights=(largest.output.sizes[2], *largest.kernel, largest.inputs[0].sizes[2]) if conv else None,
         density=max(effective / dense, 1e-9) if conv and dense else 1.0,
         chunks=chunks,
         cin_splits=splits,
-        segments=tuple(published.Segment(i.iterations, i.input_shape[0] == tallest) for i in mine),
+        segments=tuple(published.Segment(i.iterations, i.inputs[0].sizes[0] == tallest) for i in mine),
     )

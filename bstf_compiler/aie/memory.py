@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import BLOCK, Layer, share
+from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
 _CHUNKS = "weight chunks"
@@ -19,21 +20,19 @@ _CHUNKS = "weight chunks"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks)."""
+    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks), and bytes
+    from pixel to pixel.
+    """
 
     memory: str
     address: int
     shape: tuple[int, int, int]
+    pixel: int
 
     @property
-    def pixel(self) -> int:
+    def length(self) -> int:
         """Bytes of a pixel."""
         return self.shape[2] * BLOCK
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return self.shape[0] * self.shape[1] * self.pixel
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
 
 def place(
     layers: list[Layer],
-    network_input: str,
+    network_inputs: list[str],
     outputs: list[str],
     device: DeviceSpec,
     chunk_bytes: Callable[[Layer, int], int],
@@ -91,7 +90,7 @@ def place(
 
     Args:
         layers: in execution order.
-        network_input: tensor that arrives in DDR.
+        network_inputs: tensors that arrive in DDR.
         outputs: tensors that must end in DDR.
         device: the array.
         chunk_bytes: bytes that a layer's weight chunks take in each memory tile when it computes so many rows at once.
@@ -99,7 +98,7 @@ def place(
     Raises:
         ValueError: if a layer doesn't fit even row by row.
     """
-    in_ddr = {network_input, *outputs}
+    in_ddr = {*network_inputs, *outputs}
     while True:
         try:
             return _Attempt(layers, in_ddr, device, chunk_bytes).run()
@@ -127,7 +126,7 @@ class _Attempt:
     ) -> None:
         self._layers, self._in_ddr, self._device, self._chunk_bytes = layers, in_ddr, device, chunk_bytes
         self._shapes = {layer.output: layer.output_shape for layer in layers}
-        self._shapes.update({layer.inputs[0]: layer.input_shape for layer in reversed(layers)})
+        self._shapes.update({source.tensor: source.shape for layer in layers for source in layer.sources})
         self._last_use = {name: i for i, layer in enumerate(layers) for name in (layer.output, *layer.inputs)}
         self._live: dict[str, tuple[int, int]] = {}  # tensor -> (address, bytes)
         self._placement = Placement({}, [], [], ddr_bytes=0)
@@ -143,9 +142,9 @@ class _Attempt:
         return self._placement
 
     def _put_in_ddr(self, name: str) -> None:
-        made = Place("ddr", self._placement.ddr_bytes, self._shapes[name])
-        self._placement.places[name] = made
-        self._placement.ddr_bytes += -(-made.bytes // _ALIGN) * _ALIGN
+        rows, columns, blocks = shape = self._shapes[name]
+        self._placement.places[name] = Place("ddr", self._placement.ddr_bytes, shape, blocks * BLOCK)
+        self._placement.ddr_bytes += -(-rows * columns * blocks * BLOCK // _ALIGN) * _ALIGN
 
     def _stage(self, index: int, layer: Layer) -> None:
         rows, host = layer.output_shape[0], self._dying_input(index, layer)
@@ -179,11 +178,12 @@ class _Attempt:
         """An input that an element-wise layer may overwrite: read for the last time, tile by tile, at the places that
         are written.
         """
-        if layer.op not in ("add", "requantize") or layer.output in self._in_ddr:
+        if layer.op not in ("add", "product", "requantize", "lookup") or layer.output in self._in_ddr:
             return None
         if any(name in self._in_ddr for name in layer.inputs):
             return None
-        return next((name for name in layer.inputs if self._last_use[name] == index), None)
+        whole = [source.tensor for source in layer.sources if not source.broadcast]
+        return next((name for name in whole if self._last_use[name] == index), None)
 
     def _piece(self, name: str) -> int:
         return piece_bytes(self._shapes[name], self._shapes[name][0], self._device.columns)
@@ -192,7 +192,8 @@ class _Attempt:
         if name == layer.output:
             rows = max(stop - start for start, stop in bands)
         else:
-            reaches = [layer.input_rows(*band) for band in bands]
+            source = next(source for source in layer.sources if source.tensor == name)
+            reaches = [source.rows.reach(*band) for band in bands]
             rows = max(stop - start for start, stop, _ in reaches)
         return piece_bytes(self._shapes[name], rows, self._device.columns)
 
@@ -215,7 +216,7 @@ class _Attempt:
     def _take(self, name: str, address: int, size: int, index: int) -> None:
         self._live[name] = (address, size)
         self._born[name] = index
-        self._placement.places[name] = Place("memtile", address, self._shapes[name])
+        self._placement.places[name] = Place("memtile", address, self._shapes[name], self._shapes[name][2] * BLOCK)
 
     def _free(self, name: str, last: int) -> None:
         address, size = self._live.pop(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bstf_compiler.aie import memory, tiling, weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, layers_of
+from bstf_compiler.aie.layer import Layer, inputs_of, layers_of
 from bstf_compiler.aie.tiling import Tiling
 from bstf_compiler.graph import Graph, Softmax
 
@@ -44,7 +44,9 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
     if not layers:
         raise ValueError(f"network '{graph.name}' has no layer for the array")
     parameters = {
-        layer.name: weights.parameters(graph, graph.producer(layer.output)) for layer in layers if layer.channelwise
+        layer.name: weights.parameters(graph, graph.producer(layer.output), layer)
+        for layer in layers
+        if not layer.has_weights
     }
     chosen: dict[tuple[str, int], Tiling] = {}
 
@@ -55,6 +57,8 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
         return chosen[layer.name, rows]
 
     outputs = array_outputs(graph)
-    placement = memory.place(layers, graph.input, outputs, device, lambda layer, rows: tile(layer, rows).weights.total)
+    placement = memory.place(
+        layers, inputs_of(graph), outputs, device, lambda layer, rows: tile(layer, rows).weights.total
+    )
     tilings = [tile(stage.layer, max(b - a for a, b in stage.bands)) for stage in placement.stages]
     return Schedule(placement, tilings, parameters, outputs)
