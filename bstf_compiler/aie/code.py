@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from bstf_compiler import integer
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Instruction
 from bstf_compiler.aie.memory import Allocation, Place
@@ -84,3 +87,15 @@ class Code:
         """What the host computes, in words: no core does, and no estimate counts its time."""
         before = [f"affine '{affine.tensor}' of the input" for affine in self.affines]
         return (*before, *(f"{port.host} of '{port.tensor}'" for port in self.outputs if port.host != "none"))
+
+    @property
+    def image_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values of images, one or one a channel, between which the grid of the first tensor on the array lies."""
+        if self.input.position is not None:
+            ends = np.array([integer.INT8_MIN, integer.INT8_MAX]) * 2.0**-self.input.position
+            return ends[:1], ends[1:]
+        first = self.affines[0]
+        scale, offset = np.array(first.scale), np.array(first.offset)
+        scale = np.where(scale == 0, 1.0, scale)  # any value does where the image doesn't count
+        ends = [(end * 2.0**-first.position - offset) / scale for end in (integer.INT8_MIN, integer.INT8_MAX)]
+        return np.minimum(*ends), np.maximum(*ends)
