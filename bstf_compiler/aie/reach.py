@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 BLOCK = 8
 """Channels of a block, in and out: the native multiply of the cores is 4x8x8."""
@@ -84,7 +85,7 @@ class Source:
         """Rows, columns and channel blocks of the tensor."""
         return self.rows.size, self.columns.size, blocks_of(self.channels)
 
-    @property
+    @cached_property
     def broadcast(self) -> bool:
         """Whether its one pixel serves all of the output's."""
         return self.rows == self.columns == Sliding(1, stride=0)

@@ -15,7 +15,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import share
 from bstf_compiler.aie.memory import Place, Stage
-from bstf_compiler.aie.reach import BLOCK, Source
+from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
 from bstf_compiler.aie.tiling import Piece, Ring, Tiling
 
 
@@ -65,6 +65,7 @@ class StepWriter:
         self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
         self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
         self._staged = self._staged_sources()
+        self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
         self._step: Step
 
     def step(self, stage_index: int, keeps: bool) -> Step:
@@ -119,7 +120,7 @@ class StepWriter:
             moves = []
             for source in self._staged:
                 start, stop, _ = source.rows.reach(*self._band)
-                span = share(source.shape[1], self._device.columns)[tile]
+                span = self._input_spans(source)[tile]
                 if span[1] > span[0]:
                     box = _ddr_box(self._places[source.tensor], (start, stop), span)
                     moves.append(Move(box, self._staging_box(source.tensor, f"m{tile}", stop - start, span)))
@@ -132,12 +133,17 @@ class StepWriter:
 
     def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
         """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
-        if columns[0] == columns[1]:
-            return []
-        left, right, _ = source.columns.reach(*columns)
-        spans = enumerate(share(source.shape[1], self._device.columns))
-        held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
-        return [(tile, start, stop) for tile, start, stop in held if start < stop]
+        key = source.columns, columns  # asked again for every tile of a column
+        if key not in self._holders:
+            left, right, _ = _columns_under(source, columns)
+            spans = enumerate(self._input_spans(source))
+            held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
+            self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
+        return self._holders[key]
+
+    def _input_spans(self, source: Source) -> list[tuple[int, int]]:
+        """Columns of an input in each memory tile."""
+        return share(source.shape[1], self._device.columns)
 
     def _write(self) -> None:
         """WRITE: the band's rows of an output that lives in DDR, from its staging buffer."""
@@ -295,8 +301,8 @@ class StepWriter:
         length = blocks.blocks * BLOCK
         if top >= bottom or not length:
             return []
-        left, right, _ = _columns_under(source, run)
-        spans = share(source.shape[1], self._device.columns)
+        left, right, _ = _columns_under(source, run.columns)
+        spans = self._input_spans(source)
         moves = []
         for tile, first, last in self._held(source, run.columns):
             start, stop = spans[tile]
@@ -323,7 +329,7 @@ class StepWriter:
         if source.broadcast:
             return replace(_slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK)), tiles=(core,))
         top, bottom, _ = source.rows.reach(*run.rows)
-        left, right, _ = _columns_under(source, run)
+        left, right, _ = _columns_under(source, run.columns)
         return _box((core,), ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
 
     def _comp(
@@ -363,7 +369,7 @@ class StepWriter:
                 kernel=layer.window.kernel,
                 strides=layer.window.strides,
                 dilation=layer.window.dilation,
-                padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run)[2]),
+                padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
                 work=layer.work(rows * columns, blocks),
                 macs=layer.macs(rows * columns, span, (piece.start, piece.stop)),
                 scratch=tiles.sums.address,
@@ -425,9 +431,9 @@ def _advance(source: Source, run: _Run) -> int:
     return source.rows.reach(*run.after(1))[0] - source.rows.reach(*run.rows)[0]
 
 
-def _columns_under(source: Source, run: _Run) -> tuple[int, int, int]:
-    """Input columns under a run; none under a run without columns."""
-    return source.columns.reach(*run.columns) if run.columns[1] > run.columns[0] else (0, 0, 0)
+def _columns_under(source: Source, columns: tuple[int, int]) -> tuple[int, int, int]:
+    """Input columns under output columns; none under none."""
+    return source.columns.reach(*columns) if columns[1] > columns[0] else (0, 0, 0)
 
 
 def _ddr_box(place: Place, rows: tuple[int, int], columns: tuple[int, int]) -> Access:
