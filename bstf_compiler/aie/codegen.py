@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bstf_compiler.aie import tiling
-from bstf_compiler.aie.code import Code, HostAffine, Port
+from bstf_compiler.aie.code import Code, HostAffine, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import Layer, share
 from bstf_compiler.aie.schedule import Schedule
@@ -20,6 +20,10 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
     data_address = placement.ddr_bytes
     steps = []
     for index, (stage, tiles) in enumerate(zip(placement.stages, schedule.tilings)):
+        if tiles is None:  # all parts of a concatenation lie in their places
+            layer, band = stage.layer, stage.bands[0]
+            steps.append(Step(layer.name, layer.op, layer.output, band, index, keeps=True))
+            continue
         chunks = _pack(graph, device, stage.layer, tiles, schedule, data, data_address)
         for band in stage.bands:
             writer = StepWriter(device, placement.places, stage, tiles, chunks, band)

@@ -160,6 +160,8 @@ _PUBLISHED_OPS = {"conv": "conv2d", "depthwise": "conv2d", "add": "add", "produc
 
 def _published(code: Code, step: Step) -> list[Span]:
     """One span an instruction kind; their ends say when the layer is over."""
+    if not step.instructions:
+        return []
     device, layer = code.device, _published_layer(code, step)
     if len(set(vars(device.links).values())) > 1:
         raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import numpy as np
 
 from bstf_compiler import bsr
+from bstf_compiler.aie.joining import Slice, copies, slices
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source, blocks_of
 from bstf_compiler.graph import (
     Add,
@@ -41,9 +42,11 @@ takes the time of sixteen others (aie::lut with four parallel accesses, AIE API 
 class Layer:
     """What the back end needs to know of a node.
 
-    `output_shape` is (rows, columns, channel blocks) of what the layer computes, `channels` are those of the first
+    `output_shape` is (rows, columns, channel blocks) of the output, `channels` are those of the first
     input and the output before padding. `kept` (input blocks, output blocks): Γ as found in the weights of a
-    convolution, whose `groups` are then the blocks along a diagonal; None for what works channel by channel.
+    convolution, whose `groups` are then the blocks along a diagonal; None for what works channel by channel. `runs`
+    (first block, blocks): what the layer computes of the output, all if there are none given. `slice`: the larger
+    tensor that the output is a part of.
     """
 
     name: str
@@ -55,6 +58,23 @@ class Layer:
     window: Window = _PIXEL
     kept: np.ndarray | None = None
     groups: int = 1
+    runs: tuple[tuple[int, int], ...] | None = None
+    slice: Slice | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Output blocks that the layer computes."""
+        return self.output_shape[2] if self.runs is None else sum(blocks for _, blocks in self.runs)
+
+    def runs_of(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Where computed blocks [start, stop) lie in the output: (how many come before, first block, blocks)."""
+        found, before = [], 0
+        for first, blocks in self.runs or ((0, self.output_shape[2]),):
+            low, high = max(start, before), min(stop, before + blocks)
+            if low < high:
+                found.append((low - start, first + low - before, high - low))
+            before += blocks
+        return found
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -65,6 +85,12 @@ class Layer:
     def has_weights(self) -> bool:
         """Whether each output block has weights of its own."""
         return self.op in ("conv", "depthwise")
+
+    @property
+    def grain(self) -> int:
+        """Tiles of so many output rows, or a multiple, all lie in the same way over the input's rows."""
+        rows = self.sources[0].rows
+        return rows.factor if isinstance(rows, Scaled) else 1
 
     @property
     def sums_channels(self) -> bool:
@@ -124,10 +150,11 @@ def layers_of(graph: Graph) -> list[Layer]:
     Raises:
         ValueError: if an operation can't run on the array, and it is not a host operation at an end.
     """
-    layers = []
+    layers, parts = [], slices(graph, outputs_of(graph))
     for node in graph:
         if isinstance(node.op, ON_ARRAY):
-            layers.append(_layer(graph, node))
+            layer = _joining(graph, node, parts) if isinstance(node.op, Concat) else _layer(graph, node)
+            layers.append(replace(layer, slice=parts.get(node.output)))
         elif not (_begins_network(graph, node) or _ends_network(graph, node)):
             raise ValueError(
                 f"layer '{node.name}': operation '{node.op.kind}' can't run on the array; end the network before it, "
@@ -142,8 +169,17 @@ def inputs_of(graph: Graph) -> list[str]:
     return made if graph.tensors[graph.input].position is None else [graph.input]
 
 
+def outputs_of(graph: Graph) -> list[str]:
+    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
+    names = []
+    for name in graph.outputs:
+        node = graph.producer(name)
+        names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
+    return names
+
+
 def _begins_network(graph: Graph, node: Node) -> bool:
-    return isinstance(node.op, Affine) and node.inputs[0] == graph.input
+    return isinstance(node.op, Affine) and node.inputs[0] == graph.input and bool(graph.consumers(node.output))
 
 
 def _ends_network(graph: Graph, node: Node) -> bool:
@@ -157,10 +193,6 @@ def _layer(graph: Graph, node: Node) -> Layer:
     op, (_, *size, channels) = node.op, graph.tensors[node.output].shape
     images = [(tensor.name, *tensor.shape[1:]) for tensor in graph.activations(node)]
     shape, pair = (*size, blocks_of(channels)), (images[0][3], channels)
-    if isinstance(op, Concat):
-        ends = list(accumulate((image[3] for image in images), initial=0))
-        sources = tuple(_same(*image, offset=start) for image, start in zip(images, ends))
-        return Layer(node.name, "concat", sources, node.output, shape, pair)
     if isinstance(op, Resize):
         name, *sizes, channels = images[0]
         axes = [Scaled(size, factor, blends=op.method == "bilinear") for size, factor in zip(sizes, op.factors)]
@@ -178,6 +210,14 @@ def _layer(graph: Graph, node: Node) -> Layer:
     return Layer(node.name, op.kind, sources, node.output, shape, pair)
 
 
+def _joining(graph: Graph, node: Node, parts: dict[str, Slice]) -> Layer:
+    """A concatenation of those parts that don't lie in their places already; perhaps of none."""
+    _, *size, channels = graph.tensors[node.output].shape
+    sources, runs = copies(graph, node, parts)
+    shape = (*size, blocks_of(channels))
+    return Layer(node.name, "concat", sources, node.output, shape, (channels, channels), runs=runs)
+
+
 def _convolution(
     graph: Graph, node: Node, image: tuple[str, int, int, int], shape: tuple[int, int, int], channels: tuple[int, int]
 ) -> Layer:
@@ -190,8 +230,8 @@ def _convolution(
     return Layer(node.name, "conv", (source,), node.output, shape, channels, op.window, kept, op.groups)
 
 
-def _same(tensor: str, rows: int, columns: int, channels: int, offset: int = 0) -> Source:
-    return Source(tensor, Sliding(rows), Sliding(columns), channels, offset=offset)
+def _same(tensor: str, rows: int, columns: int, channels: int) -> Source:
+    return Source(tensor, Sliding(rows), Sliding(columns), channels)
 
 
 def _broadcast(tensor: str, rows: int, columns: int, channels: int) -> Source:

@@ -6,32 +6,23 @@ from dataclasses import dataclass
 
 from bstf_compiler.aie import memory, tiling, weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, inputs_of, layers_of
+from bstf_compiler.aie.layer import Layer, inputs_of, layers_of, outputs_of
 from bstf_compiler.aie.tiling import Tiling
-from bstf_compiler.graph import Graph, Softmax
+from bstf_compiler.graph import Graph
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Everything that code generation needs.
 
-    `tilings`: one a stage; `parameters`: chunk of each layer without weights, by layer name; `outputs`: the tensors
-    that the array returns, in the order of the network's outputs.
+    `tilings`: one a stage, None where nothing is left to compute; `parameters`: chunk of each layer without weights, by
+    layer name; `outputs`: the tensors that the array returns, in the order of the network's outputs.
     """
 
     placement: memory.Placement
-    tilings: list[Tiling]
+    tilings: list[Tiling | None]
     parameters: dict[str, bytes]
     outputs: list[str]
-
-
-def array_outputs(graph: Graph) -> list[str]:
-    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
-    names = []
-    for name in graph.outputs:
-        node = graph.producer(name)
-        names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
-    return names
 
 
 def plan(graph: Graph, device: DeviceSpec) -> Schedule:
@@ -56,9 +47,12 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
             chosen[layer.name, rows] = tiling.choose(layer, device, size, rows)
         return chosen[layer.name, rows]
 
-    outputs = array_outputs(graph)
+    outputs = outputs_of(graph)
     placement = memory.place(
         layers, inputs_of(graph), outputs, device, lambda layer, rows: tile(layer, rows).weights.total
     )
-    tilings = [tile(stage.layer, max(b - a for a, b in stage.bands)) for stage in placement.stages]
+    tilings = [
+        tile(stage.layer, max(b - a for a, b in stage.bands)) if stage.layer.sources else None
+        for stage in placement.stages
+    ]
     return Schedule(placement, tilings, parameters, outputs)

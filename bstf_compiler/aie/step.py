@@ -123,7 +123,8 @@ class StepWriter:
                 span = self._input_spans(source)[tile]
                 if span[1] > span[0]:
                     box = _ddr_box(self._places[source.tensor], (start, stop), span)
-                    moves.append(Move(box, self._staging_box(source.tensor, f"m{tile}", stop - start, span)))
+                    target = self._staging_box(source.tensor, f"m{tile}", stop - start, span, box.sizes[2])
+                    moves.append(Move(box, target))
             give = LockAction(f"m{tile}:ready", readers.count(tile))
             self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=(give,)))
 
@@ -150,15 +151,18 @@ class StepWriter:
         place = self._places[self._layer.output]
         if place.memory != "ddr":
             return
-        rows = self._band[1] - self._band[0]
+        rows, length = self._band[1] - self._band[0], self._layer.blocks * BLOCK
         for column in self._columns:
-            source = self._staging_box(self._layer.output, f"m{column}", rows, self._spans[column])
-            move = Move(source, _ddr_box(place, self._band, self._spans[column]))
+            staged = self._staging_box(self._layer.output, f"m{column}", rows, self._spans[column], length)
+            whole = _ddr_box(place, self._band, self._spans[column])
+            moves = []
+            for before, first, blocks in self._layer.runs_of(0, self._layer.blocks):
+                target = _part(whole, first, blocks)
+                moves.append(Move(_part(staged, before, blocks), target))
             take = LockAction(f"m{column}:done")
-            self._emit(Transfer("WRITE", f"write.{column}", (move,), acquire=(take,)))
+            self._emit(Transfer("WRITE", f"write.{column}", tuple(moves), acquire=(take,)))
 
-    def _staging_box(self, name: str, tile: str, rows: int, columns: tuple[int, int]) -> Access:
-        length = self._places[name].length
+    def _staging_box(self, name: str, tile: str, rows: int, columns: tuple[int, int], length: int) -> Access:
         width = columns[1] - columns[0]
         return Access((tile,), self._stage.staging[name], (rows, width, length), (width * length, length))
 
@@ -394,24 +398,27 @@ class StepWriter:
         """WRITEFM: output tiles of a column's cores to the memory tile of that column."""
         layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
         start, stop = self._spans[column]
-        base, origin, pixel = place.address, 0, place.pixel
-        if place.memory == "ddr":
-            base, origin, pixel = self._stage.staging[layer.output], self._band[0], place.length
+        base, origin, pixel, runs_of = place.address, 0, place.pixel, layer.runs_of
+        if place.memory == "ddr":  # the staging buffer has no gaps between runs
+            base, origin, pixel = self._stage.staging[layer.output], self._band[0], layer.blocks * BLOCK
+            runs_of = replace(layer, runs=((0, layer.blocks),)).runs_of
         pitch = (stop - start) * pixel
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         moves = []
         for row in active:
             piece = self._pieces[k][row]
-            shape = (rows, columns, piece.blocks * BLOCK)
-            target = Access(
-                (f"m{column}",),
-                base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + piece.start * BLOCK,
-                shape,
-                (pitch, pixel),
-                advance=rows * pitch if run.count > 1 else 0,
-            )
-            if target.bytes:
-                moves.append(Move(_box((_core(column, row),), ring, shape, tile), target))
+            made = _box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
+            for before, first, blocks in runs_of(piece.start, piece.stop):
+                source = _part(made, before, blocks)
+                target = Access(
+                    (f"m{column}",),
+                    base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + first * BLOCK,
+                    source.sizes,
+                    (pitch, pixel),
+                    advance=rows * pitch if run.count > 1 else 0,
+                )
+                if target.bytes:
+                    moves.append(Move(source, target))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
         if final and place.memory == "ddr":
@@ -441,6 +448,11 @@ def _ddr_box(place: Place, rows: tuple[int, int], columns: tuple[int, int]) -> A
     address = place.address + rows[0] * pitch + columns[0] * place.pixel
     sizes = (rows[1] - rows[0], columns[1] - columns[0], place.length)
     return Access(("ddr",), address, sizes, (pitch, place.pixel))
+
+
+def _part(box: Access, first: int, blocks: int) -> Access:
+    """Channel blocks [first, first + blocks) of a box."""
+    return replace(box, address=box.address + first * BLOCK, sizes=(*box.sizes[:2], blocks * BLOCK))
 
 
 def _slot(tiles: tuple[str, ...], ring: Ring, size: int, use: int, moves_on: bool = True) -> Access:

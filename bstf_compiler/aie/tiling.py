@@ -80,7 +80,7 @@ class Piece:
 
 def pieces(layer: Layer, device: DeviceSpec, rounds: int) -> list[list[Piece]]:
     """Output blocks by round and row of cores."""
-    parts = share(layer.output_shape[2], rounds * device.rows)
+    parts = share(layer.blocks, rounds * device.rows)
     rows = device.rows
     return [[Piece(*part) for part in parts[k * rows : (k + 1) * rows]] for k in range(rounds)]
 
@@ -139,11 +139,12 @@ def _candidates(
     layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, input_chunks: int
 ) -> Iterator[tuple[_Dealt, Tiling]]:
     width = _widest(layer, device)
-    channel_parts = -(-layer.output_shape[2] // device.rows)
+    heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
+    channel_parts = -(-layer.blocks // device.rows)
     for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
         dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
         for columns in _tile_widths(width):
-            for height in _divisions(rows):
+            for height in sorted(heights, reverse=True):
                 yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
 
 

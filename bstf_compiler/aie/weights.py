@@ -62,7 +62,7 @@ def parameters(graph: Graph, node: Node, layer: Layer) -> bytes:
     smallest, largest. product, requantize: shift, smallest, largest. averagepool: shift, smallest, largest, table rows,
     table columns, numerators by the window's valid rows and columns (a table of 1 x 1 serves every window).
     lookup: int8[256] from the value of -128 on. nearest, bilinear: shift, factors. depthtospace: channels out, block.
-    concat: shift, first channel, channels of each input.
+    concat: shift, first channel (of those copied), channels of each input.
     """
     data = _parameters(graph, node, layer)
     return data.ljust(_padded(len(data)), b"\0")
@@ -82,11 +82,9 @@ def _parameters(graph: Graph, node: Node, layer: Layer) -> bytes:
         bits = sum((2 * factor).bit_length() - 1 for factor in op.factors) if op.method == "bilinear" else 0
         words = [shift + bits, *op.factors]
     elif isinstance(op, Concat):
-        words = [
-            word
-            for position, source in zip(positions, layer.sources)
-            for word in (position - out.position, source.offset, source.channels)
-        ]
+        words = []
+        for source in layer.sources:
+            words += [graph.tensors[source.tensor].position - out.position, source.offset, source.channels]
     else:
         bounds = integer.activation_bounds(op.activation, out.position)
         if isinstance(op, AveragePool):
