@@ -89,8 +89,8 @@ def _pack(
     dealt = tiling.pieces(layer, device, tiles.rounds)
     for row in range(device.rows):
         for k, pieces in enumerate(dealt):
-            for j, span in enumerate(inputs):
+            for j, chunk in enumerate(inputs):
                 if pieces[row].blocks:
-                    content = packer.chunk((pieces[row].start, pieces[row].stop), span)
-                    chunks[k, row, j] = append(content)
+                    span = tiling.input_spans(layer, layer.sources[0], pieces, chunk)[row]
+                    chunks[k, row, j] = append(packer.chunk((pieces[row].start, pieces[row].stop), span))
     return chunks

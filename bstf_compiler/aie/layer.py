@@ -110,6 +110,13 @@ class Layer:
             return int(self.kept[slice(*inputs), slice(*outputs)].sum())
         return outputs[1] - outputs[0]
 
+    def needed(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> tuple[int, int]:
+        """The input blocks [start, stop), of those given, from the first to the last that is kept for output blocks
+        [start, stop).
+        """
+        used = np.flatnonzero(self.kept[slice(*inputs), slice(*outputs)].any(axis=1))
+        return (inputs[0] + int(used[0]), inputs[0] + int(used[-1]) + 1) if used.size else (inputs[0], inputs[0])
+
     def work(self, pixels: int, blocks: int) -> int:
         """What `pixels` output pixels cost a core: multiply-adds of `blocks` whole weight blocks a pixel and kernel
         position (the vector unit multiplies the padding of a ragged block too), or element operations on `blocks`

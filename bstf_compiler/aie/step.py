@@ -60,7 +60,7 @@ class StepWriter:
         self._device, self._places, self._stage, self._tiles = device, places, stage, tiles
         self._chunks, self._band, self._layer = chunks, band, stage.layer
         self._pieces = tiling.pieces(stage.layer, device, tiles.rounds)
-        self._chunk_spans = share(stage.layer.sources[0].shape[2], tiles.input_chunks)
+        self._needs = self._input_spans_of_cores()
         self._spans = share(stage.layer.output_shape[1], device.columns)
         self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
         self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
@@ -80,6 +80,18 @@ class StepWriter:
             self._column(column)
         self._write()
         return self._step
+
+    def _input_spans_of_cores(self) -> dict[tuple[int, int], list[list[Piece]]]:
+        """The input blocks that cores need by (round, input chunk): of each source, by row of cores."""
+        layer = self._layer
+        chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
+        return {
+            (k, j): [
+                [Piece(*span) for span in tiling.input_spans(layer, source, pieces, chunk)] for source in layer.sources
+            ]
+            for k, pieces in enumerate(self._pieces)
+            for j, chunk in enumerate(chunks)
+        }
 
     # --- locks and buffers ---
 
@@ -256,16 +268,15 @@ class StepWriter:
     def _broadcasts(self, column: int) -> list[Move]:
         """The moves of what is one pixel for a whole image: once, for all rounds."""
         moves = []
-        for source, ring in zip(self._layer.sources, self._tiles.inputs):
+        for place, (source, ring) in enumerate(zip(self._layer.sources, self._tiles.inputs)):
             if not source.broadcast:
                 continue
             base, _, pixel = self._origin(source)
-            for k, pieces in enumerate(self._pieces):
-                for row, piece in enumerate(pieces):
-                    first, last = source.blocks(piece.start, piece.stop)
-                    sizes = (1, 1, (last - first) * BLOCK)
-                    if last > first:
-                        box = Access(("m0",), base + first * BLOCK, sizes, (pixel, pixel))
+            for (k, _), needs in self._needs.items():
+                for row, blocks in enumerate(needs[place]):
+                    sizes = (1, 1, blocks.blocks * BLOCK)
+                    if blocks.blocks:
+                        box = Access(("m0",), base + blocks.start * BLOCK, sizes, (pixel, pixel))
                         moves.append(Move(box, replace(_slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
         return moves
 
@@ -274,15 +285,14 @@ class StepWriter:
     ) -> None:
         """LOADFM: input tiles, from the memory tiles that hold them to the cores that need them."""
         moves = []
-        for source, ring in zip(self._layer.sources, self._tiles.inputs):
+        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
             if source.broadcast:
                 continue
-            wanted: dict[tuple[int, int], list[str]] = {}  # cores that need the same channels get them at once
+            wanted: dict[Piece, list[str]] = {}  # cores that need the same channels get them at once
             for row in active:
-                span = tiling.input_blocks(self._layer, source, self._pieces[k][row], self._chunk_spans[j])
-                wanted.setdefault(span, []).append(_core(column, row))
-            for span, cores in wanted.items():
-                moves += self._gather(source, ring, tuple(cores), run, Piece(*span), load)
+                wanted.setdefault(needs[row], []).append(_core(column, row))
+            for blocks, cores in wanted.items():
+                moves += self._gather(source, ring, tuple(cores), run, blocks, load)
         acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
         release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
         self._emit(
@@ -341,7 +351,8 @@ class StepWriter:
     ) -> None:
         """COMP: one core computes the run's tiles."""
         layer, tiles, core, (k, run) = self._layer, self._tiles, _core(column, row), plan[position]
-        piece, span = self._pieces[k][row], self._chunk_spans[j]
+        piece, needs = self._pieces[k][row], [spans[row] for spans in self._needs[k, j]]
+        span = needs[0].start, needs[0].stop
         begin, finish = j == 0, j == tiles.input_chunks - 1
         chunk, use = self._chunks[k if layer.has_weights else 0, row, j], 0
         if layer.has_weights:
@@ -356,8 +367,8 @@ class StepWriter:
             acquire.append(LockAction(f"{core}:out_free"))
             release.append(LockAction(f"{core}:out_full"))
         inputs = [
-            self._input_box(source, ring, core, k, run, Piece(*tiling.input_blocks(layer, source, piece, span)), load)
-            for source, ring in zip(layer.sources, tiles.inputs)
+            self._input_box(source, ring, core, k, run, blocks, load)
+            for source, ring, blocks in zip(layer.sources, tiles.inputs, needs)
         ]
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         first = layer.sources[0]

@@ -175,23 +175,35 @@ class _Dealt:
         self.most = [0] * len(layer.sources)
         inputs = share(layer.sources[0].shape[2], input_chunks)
         for k, j in np.ndindex(rounds, input_chunks):
-            for r, piece in enumerate(self.pieces[k]):
+            for place, source in enumerate(layer.sources):
+                spans = input_spans(layer, source, self.pieces[k], inputs[j])
+                sizes = [stop - start for start, stop in {*spans}]
+                self.loads[place, k, j] = sum(sizes)
+                self.most[place] = max(self.most[place], *sizes)
+            for r, (piece, span) in enumerate(zip(self.pieces[k], spans)):
                 if layer.has_weights and piece.blocks:
-                    self.kept[k, r, j] = blocks = layer.weight_blocks(inputs[j], (piece.start, piece.stop))
+                    self.kept[k, r, j] = blocks = layer.weight_blocks(span, (piece.start, piece.stop))
                     self.chunks[k, r, j] = weights.chunk_bytes(layer, piece.blocks, blocks)
                 elif not layer.has_weights:
                     self.kept[k, r, j] = piece.blocks
                     self.chunks[k, r, j] = parameter_bytes if k == 0 else 0
-            for place, source in enumerate(layer.sources):
-                spans = {input_blocks(layer, source, piece, inputs[j]) for piece in self.pieces[k] if piece.blocks}
-                sizes = [stop - start for start, stop in spans]
-                self.loads[place, k, j] = sum(sizes)
-                self.most[place] = max(self.most[place], *sizes)
 
 
-def input_blocks(layer: Layer, source: Source, piece: Piece, chunk: tuple[int, int]) -> tuple[int, int]:
-    """The blocks [start, stop) of an input that a core needs for a piece and a chunk of input channels."""
-    return chunk if layer.sums_channels else source.blocks(piece.start, piece.stop)
+def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tuple[int, int]) -> list[tuple[int, int]]:
+    """The blocks [start, stop) of an input that each row of cores needs for its piece and a chunk of input channels.
+
+    Of a convolution, all rows get what any of them needs, at once, or, where that is no more, each row its own: groups
+    read different channels.
+    """
+    if not layer.sums_channels:
+        return [source.blocks(piece.start, piece.stop) if piece.blocks else (0, 0) for piece in row_pieces]
+    own = [layer.needed(chunk, (piece.start, piece.stop)) for piece in row_pieces]
+    used = {(start, stop) for start, stop in own if stop > start}
+    if not used:
+        return own
+    together = min(start for start, _ in used), max(stop for _, stop in used)
+    apart = sum(stop - start for start, stop in used) <= together[1] - together[0]
+    return own if apart else [together] * len(own)
 
 
 def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, width: int) -> Tiling:
