@@ -110,6 +110,18 @@ def test_multiply_adds_of_groups_are_their_own(groups):
     assert layer.macs == 9 * 7 * 9 * 32 * (32 // groups)
 
 
+def test_cores_load_the_channels_of_their_groups_only():
+    """Eight groups of one block each: every input byte reaches one core, without groups all four."""
+    loads = {}
+    for groups in (1, 8):
+        build, x = builder(64, size=(8, 6))
+        graph = build.finish(build.conv(x, 64, PIXEL, ratio=0.0, groups=groups))
+        program = bstf_compiler.compile(graph, small_device(1, 4, 2048, 524288))
+        moves = [i for step in program.steps for i in step.instructions if i.kind == "LOADFM"]
+        loads[groups] = sum(m.source.bytes * len(m.target.tiles) * i.iterations for i in moves for m in i.moves)
+    assert loads[8] == 8 * 6 * 64 and loads[1] >= 4 * loads[8]
+
+
 def test_depthwise_moves_a_byte_a_weight_and_takes_element_operations():
     graph = grouped(64, 64, 64)()
     program = bstf_compiler.compile(graph, "aie2_1x1")

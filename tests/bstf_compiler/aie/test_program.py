@@ -149,6 +149,8 @@ def resized(instruction: Compute, sizes):
         ("LOADW", lambda i: moved(i, address=500000), "held by no buffer|which ends at"),
         ("WRITEFM", lambda i: dataclasses.replace(i, acquire=()), "lock .* ends at|deadlock"),
         ("COMP", lambda i: resized(i, (1, 1, 8)), "makes .* from .*, which averagepool can't"),
+        ("COMP", lambda i: dataclasses.replace(i, op="fft"), "which fft can't"),
+        ("COMP", lambda i: dataclasses.replace(i, op="lookup"), "which lookup can't"),
         ("COMP", lambda i: dataclasses.replace(i, begin=False, scratch=10**6), "outside the buffer for sums"),
         ("LOADWM", lambda i: moved(i, tiles=("c9.9",)), "reaches c9.9, which aie2_3x3 doesn't have"),
         ("COMP", lambda i: dataclasses.replace(i, release=()), "lock .* ends at|deadlock"),
@@ -178,9 +180,10 @@ def test_overlapping_core_buffers_are_found():
     assert any(name in violation and "intruder" in violation for violation in program.verify())
 
 
-def test_compiled_programs_are_sound():
+@pytest.mark.parametrize("network", [random_network, network_of_everything])
+def test_compiled_programs_are_sound(network):
     for seed in SEEDS:
-        assert program_of(seed).verify() == []
+        assert program_of(seed, network=network).verify() == []
 
 
 def test_a_deadlocked_program_says_so_when_simulated():
