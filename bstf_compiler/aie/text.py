@@ -4,7 +4,8 @@
 
 An access is `tiles@address`, `+advance` a iteration (`%slots#first`: around a ring), then the box `[rows x pixels x
 bytes / row stride, pixel stride]`. `wait` and `give` list locks: `c0.0:in_free`, `*2` for a count, `!first` or `!last`
-if not in each iteration. Lines that begin with a dot describe the rest in JSON.
+if not in each iteration. Lines that begin with a dot describe the rest in JSON: `.host_affine` and the `host` of an
+`.output` are what the host computes before and after the array.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import bstf_compiler
 from bstf_compiler import integer
 from bstf_compiler.aie.isa import Compute
 from bstf_compiler.graph import Window
+from bstf_compiler.main import random_images as random_grid_images
 from tests.bstf_compiler.aie.devices import small_device
 from tests.bstf_compiler.aie.test_simulate import assert_equal_to_reference
 from tests.bstf_compiler.networks import Builder, random_images
@@ -215,6 +216,18 @@ def test_the_host_scales_and_shifts_images_before_the_array(device):
     a = build.affine(x, 5)
     graph = build.finish(build.conv(a, 9, SAME))
     assert_equal_to_reference(graph, device, random_images(7, graph, 3))
+
+
+def test_random_images_for_the_host_reach_both_ends_of_what_it_makes():
+    build, x = builder(3)
+    a = build.affine(x, 3)
+    build.graph.tensors["image scale"].data[:] = [-2.0, 0.5, 0.0]
+    graph = build.finish(build.conv(a, 9, SAME))
+    program = bstf_compiler.compile(graph, "aie2_1x1")
+    (images,) = random_grid_images(program, 1)
+    made = integer.trace(graph, np.repeat(images, 2, axis=0))[a]
+    assert np.ptp(made[..., 0].astype(int)) > 200 and np.ptp(made[..., 1].astype(int)) > 200
+    assert np.ptp(made[..., 2]) == 0
 
 
 def test_equal_tiles_of_a_resize_are_one_instruction():
