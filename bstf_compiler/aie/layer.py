@@ -44,8 +44,8 @@ class Layer:
 
     `output_shape` is (rows, columns, channel blocks) of the output, `channels` are those of the first
     input and the output before padding. `kept` (input blocks, output blocks): Γ as found in the weights of a
-    convolution, whose `groups` are then the blocks along a diagonal; None for what works channel by channel. `runs`
-    (first block, blocks): what the layer computes of the output, all if there are none given. `slice`: the larger
+    convolution, whose `groups` are then the blocks along a diagonal; None for what works channel by channel. `filled`:
+    runs (first block, blocks) of the output that the layer computes, None for all. `part_of`: the larger
     tensor that the output is a part of.
     """
 
@@ -58,23 +58,18 @@ class Layer:
     window: Window = _PIXEL
     kept: np.ndarray | None = None
     groups: int = 1
-    runs: tuple[tuple[int, int], ...] | None = None
-    slice: Slice | None = None
+    filled: tuple[tuple[int, int], ...] | None = None
+    part_of: Slice | None = None
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Runs of output blocks that the layer computes: (first, blocks)."""
+        return ((0, self.output_shape[2]),) if self.filled is None else self.filled
 
     @property
     def blocks(self) -> int:
         """Output blocks that the layer computes."""
-        return self.output_shape[2] if self.runs is None else sum(blocks for _, blocks in self.runs)
-
-    def runs_of(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Where computed blocks [start, stop) lie in the output: (how many come before, first block, blocks)."""
-        found, before = [], 0
-        for first, blocks in self.runs or ((0, self.output_shape[2]),):
-            low, high = max(start, before), min(stop, before + blocks)
-            if low < high:
-                found.append((low - start, first + low - before, high - low))
-            before += blocks
-        return found
+        return sum(blocks for _, blocks in self.runs)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -161,7 +156,7 @@ def layers_of(graph: Graph) -> list[Layer]:
     for node in graph:
         if isinstance(node.op, ON_ARRAY):
             layer = _joining(graph, node, parts) if isinstance(node.op, Concat) else _layer(graph, node)
-            layers.append(replace(layer, slice=parts.get(node.output)))
+            layers.append(replace(layer, part_of=parts.get(node.output)))
         elif not (_begins_network(graph, node) or _ends_network(graph, node)):
             raise ValueError(
                 f"layer '{node.name}': operation '{node.op.kind}' can't run on the array; end the network before it, "
@@ -222,7 +217,7 @@ def _joining(graph: Graph, node: Node, parts: dict[str, Slice]) -> Layer:
     _, *size, channels = graph.tensors[node.output].shape
     sources, runs = copies(graph, node, parts)
     shape = (*size, blocks_of(channels))
-    return Layer(node.name, "concat", sources, node.output, shape, (channels, channels), runs=runs)
+    return Layer(node.name, "concat", sources, node.output, shape, (channels, channels), filled=runs)
 
 
 def _convolution(
@@ -253,6 +248,17 @@ def _under(
         for axis, size in enumerate((rows, columns))
     ]
     return Source(tensor, *axes, channels, spread, every=every)
+
+
+def cut_runs(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[tuple[int, int, int]]:
+    """Where those numbered [start, stop) of the blocks of all `runs` lie: (how many come before, first, blocks)."""
+    found, before = [], 0
+    for first, blocks in runs:
+        low, high = max(start, before), min(stop, before + blocks)
+        if low < high:
+            found.append((low - start, first + low - before, high - low))
+        before += blocks
+    return found
 
 
 def share(total: int, parts: int) -> list[tuple[int, int]]:

@@ -128,7 +128,7 @@ class _Attempt:
         self._layers, self._in_ddr, self._device, self._chunk_bytes = layers, in_ddr, device, chunk_bytes
         self._shapes = {layer.output: layer.output_shape for layer in layers}
         self._shapes.update({source.tensor: source.shape for layer in layers for source in layer.sources})
-        self._slices = {layer.output: layer.slice for layer in layers if layer.slice is not None}
+        self._slices = {layer.output: layer.part_of for layer in layers if layer.part_of is not None}
         self._whole: dict[str, str] = {}  # the tensor that nothing joins, of each one
         self._parts: dict[str, list[tuple[str, int]]] = {}  # and the other way round, with their first blocks
         for name in self._shapes:

@@ -13,7 +13,7 @@ from bstf_compiler.aie import tiling
 from bstf_compiler.aie.code import Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
-from bstf_compiler.aie.layer import share
+from bstf_compiler.aie.layer import cut_runs, share
 from bstf_compiler.aie.memory import Place, Stage
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
 from bstf_compiler.aie.tiling import Piece, Ring, Tiling
@@ -168,9 +168,8 @@ class StepWriter:
             staged = self._staging_box(self._layer.output, f"m{column}", rows, self._spans[column], length)
             whole = _ddr_box(place, self._band, self._spans[column])
             moves = []
-            for before, first, blocks in self._layer.runs_of(0, self._layer.blocks):
-                target = _part(whole, first, blocks)
-                moves.append(Move(_part(staged, before, blocks), target))
+            for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
+                moves.append(Move(_part(staged, before, blocks), _part(whole, first, blocks)))
             take = LockAction(f"m{column}:done")
             self._emit(Transfer("WRITE", f"write.{column}", tuple(moves), acquire=(take,)))
 
@@ -409,17 +408,17 @@ class StepWriter:
         """WRITEFM: output tiles of a column's cores to the memory tile of that column."""
         layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
         start, stop = self._spans[column]
-        base, origin, pixel, runs_of = place.address, 0, place.pixel, layer.runs_of
+        base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
         if place.memory == "ddr":  # the staging buffer has no gaps between runs
             base, origin, pixel = self._stage.staging[layer.output], self._band[0], layer.blocks * BLOCK
-            runs_of = replace(layer, runs=((0, layer.blocks),)).runs_of
+            runs = ((0, layer.blocks),)
         pitch = (stop - start) * pixel
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         moves = []
         for row in active:
             piece = self._pieces[k][row]
             made = _box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
-            for before, first, blocks in runs_of(piece.start, piece.stop):
+            for before, first, blocks in cut_runs(runs, piece.start, piece.stop):
                 source = _part(made, before, blocks)
                 target = Access(
                     (f"m{column}",),
