@@ -34,7 +34,7 @@ ON_ARRAY = (Conv, Add, Product, Requantize, Lookup, MaxPool, AveragePool, Concat
 _PIXEL = Window((1, 1))
 _ELEMENT_OPERATIONS = {"add": 2, "product": 2, "bilinear": 4, "lookup": 16}
 """Element operations a value, where it isn't one or the window's size; of look-ups a core does four a cycle, so one
-takes the time of sixteen others (aie::lut with four parallel accesses, AIE API reference).
+takes the time of sixteen others (aie::lut with four parallel accesses, AMD UG1603, lookup tables).
 """
 
 
