@@ -4,8 +4,8 @@
 
 Networks have random weights (seed 0) and small images; the last layer of a classifier gives logits. For each one: the
 refusing sentence or "ok", layers that became sparse, layers whose outputs are equal in Keras' fixed-point model and in
-the integer graph that was read from its SavedModel, the lowest signal-to-noise ratio of a layer against the float
-model, seconds.
+the integer graph that was read from its SavedModel, whether the program for an array gives the same in simulation, the
+signal-to-noise ratio of the outputs against the float model, seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from benchmarks import harness
 from bstf import applications
 from bstf.quantization.fixed_point import FixedPoint
 from bstf_compiler import Graph, integer
+from bstf_compiler.main import first_difference
 
 FLAGS = flags.FLAGS
 layers = keras.layers
@@ -113,6 +114,7 @@ def cover(name: str) -> dict[str, Any]:
         return record | {"result": str(error), "seconds": round(time.perf_counter() - began)}
     equal, compared = _equal_layers(quantised, graph, images)
     record |= {"result": "ok" if equal == compared else "NOT EQUAL", "equal": equal, "compared": compared}
+    record["array"] = _on_array(graph, images[:1])
     record["output_sqnr_db"] = round(_output_sqnr(sparse, graph, images), 1)
     return record | {"seconds": round(time.perf_counter() - began)}
 
@@ -151,6 +153,15 @@ def _equal_layers(quantised: keras.Model, graph: Graph, images: np.ndarray) -> t
     return equal, len(names)
 
 
+def _on_array(graph: Graph, image: np.ndarray) -> str:
+    """Whether the simulated program gives the integer graph's values in every layer; or why there is none."""
+    try:
+        program = bstf_compiler.compile(graph, FLAGS.device)
+    except ValueError as error:
+        return str(error)
+    return first_difference(program, graph, image) or "ok"
+
+
 def _output_sqnr(model: keras.Model, graph: Graph, images: np.ndarray) -> float:
     """Signal-to-noise ratio of the outputs in dB, the lowest of several."""
     both = model.predict(images, verbose=0), integer.run(graph, images)
@@ -177,6 +188,7 @@ def main(argv: Sequence[str]) -> None:
         "result": lambda one: one["result"].split(":")[0],
         "layers": lambda one: f"{one.get('sparse_layers', '')} of {one.get('layers', '')}",
         "equal": lambda one: f"{one['equal']} of {one['compared']}" if "equal" in one else "",
+        "on the array": lambda one: one.get("array", "").split(":")[0],
         "output, dB": lambda one: str(one.get("output_sqnr_db", "")),
         "s": lambda one: str(one["seconds"]),
     }
@@ -186,6 +198,7 @@ def main(argv: Sequence[str]) -> None:
 def define_flags() -> None:
     """Defines the flags of the program."""
     flags.DEFINE_multi_string("network", [], "A network; may be given again; none for all.")
+    flags.DEFINE_string("device", "aie2_4x4", "Device to compile for and simulate.")
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
 
 
