@@ -7,8 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from bstf.batches import image_batches
 from bstf.quantization.adjust import Positions, adjust
+from bstf.quantization.bias_correction import corrected_biases
 from bstf.quantization.calibrate import calibrate
+from bstf.quantization.equalize import equalize as equalize_channels
 from bstf.quantization.fixed_point import (
     FixedPoint,
     FixedPointAveragePooling2D,
@@ -37,10 +40,17 @@ from bstf.quantization.network import (
     Weights,
     ZeroPad,
 )
-from bstf.quantization.positions import half_even, min_mse, to_integers
+from bstf.quantization.positions import ACTIVATION_RULES, half_even, min_mse, to_integers
 
 
-def quantize(model: keras.Model, calibration: Any) -> keras.Model:
+def quantize(
+    model: keras.Model,
+    calibration: Any,
+    *,
+    activations: str = "min_mse",
+    equalize: bool = False,
+    correct_bias: bool = False,
+) -> keras.Model:
     """Quantises a trained model to power-of-two INT8, after training.
 
     Weights, biases and activations lie on grids integer * 2**-position of 8 bits, one position a tensor;
@@ -55,6 +65,15 @@ def quantize(model: keras.Model, calibration: Any) -> keras.Model:
         calibration: images like those the model will see: an array (n, height, width, channels), a
             `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. A few dozen images suffice. Read
             once.
+        activations: the rule that finds the positions of activations, batch by batch; the most common one wins.
+            "min_mse": least squared error of the non-overflow position and the four finer ones (Vitis AI).
+            "non_overflow": the finest that clips nothing (Vitis AI for TensorFlow 2). "non_overflow_rounded": the
+            finest that clips nothing once it is rounded (Vitis AI for ONNX). "percentile": the finest that clips
+            0.01 % of the largest magnitudes. The input always takes "non_overflow".
+        equalize: whether to scale channels between layers first, so that one grid suits all channels
+            (`bstf.quantization.equalize`). It helps where weights of channels differ much and no relu6 is between.
+        correct_bias: whether to add to every bias what rounding changed in the mean of the layer's outputs on the
+            calibration images (`bstf.quantization.bias_correction`). It takes about twice the time.
 
     Returns:
         A Keras model with the same inputs and outputs, whose layers keep their names; each grid is a
@@ -69,28 +88,49 @@ def quantize(model: keras.Model, calibration: Any) -> keras.Model:
         >>> quantised = bstf.quantize(model, images[:64])
         >>> bstf.export(quantised, "build/model")
     """
+    network, positions = prepared(model, calibration, activations, equalize, correct_bias)
+    return Builder(network, positions).model(model.name)
+
+
+def prepared(
+    model: keras.Model, calibration: Any, activations: str, equalize: bool, correct_bias: bool
+) -> tuple[Network, Positions]:
+    """The folded network with the weights to put on grids, and its adjusted positions; arguments as of `quantize`."""
+    if activations not in ACTIVATION_RULES:
+        raise ValueError(f"activations must be one of {', '.join(ACTIVATION_RULES)}; got {activations!r}.")
     network = flatten(model)
-    positions = adjust(network, _positions(network, calibration))
-    entry, outputs = _Builder(network, positions).build()
-    return keras.Model(entry, keras.tree.pack_sequence_as(network.structure, outputs), name=model.name)
-
-
-def _positions(network: Network, calibration: Any) -> Positions:
+    if equalize:
+        equalize_channels(network)
+    if correct_bias:  # reads the images twice
+        calibration = list(image_batches(calibration, network.input.shape, network.input.name))
     weights = [op for op in network.operations.values() if isinstance(op, Weights)]
-    return Positions(
-        activation=calibrate(network, calibration),
+    positions = Positions(
+        activation=calibrate(network, calibration, activations),
         kernel={op.name: min_mse(op.kernel, half_even) for op in weights},
         bias={op.name: min_mse(op.bias, half_even) for op in weights},
     )
+    positions = adjust(network, positions)
+    if correct_bias:
+        biases = corrected_biases(network, Builder(network, positions).model(model.name), calibration)
+        for op in weights:
+            op.bias = biases[op.name]
+            positions.bias[op.name] = min_mse(op.bias, half_even)
+        positions = adjust(network, positions)
+    return network, positions
 
 
-class _Builder:
+class Builder:
     """Builds the Keras model of fixed-point layers."""
 
     def __init__(self, network: Network, positions: Positions):
         self.network, self.positions = network, positions
         self.grids, self.fused = network.grids(), network.fused()
         self.names = set(network.operations)
+
+    def model(self, name: str) -> keras.Model:
+        """The model, its outputs in the structure of the float model's."""
+        entry, outputs = self.build()
+        return keras.Model(entry, keras.tree.pack_sequence_as(self.network.structure, outputs), name=name)
 
     def build(self) -> tuple[Any, list[Any]]:
         """Returns the Keras input and outputs."""
@@ -108,6 +148,7 @@ class _Builder:
         return entry, [tensors[name] for name in self.network.outputs]
 
     def grid(self, name: str, tensor: Any) -> Any:
+        """Puts an operation's tensor on its grid."""
         owner = self.grids[name]
         base = f"{owner if self.fused.get(owner) == name else name}_grid"
         while base in self.names:
@@ -116,6 +157,7 @@ class _Builder:
         return FixedPoint(self.positions.activation[owner], name=base)(tensor)
 
     def layer(self, operation: Operation, inputs: list[Any]) -> Any:
+        """Applies an operation."""
         if isinstance(operation, Weights):
             return self.weights(operation, inputs[0])
         tensor = inputs if isinstance(operation, (Add, Concat)) else inputs[0]
@@ -124,6 +166,7 @@ class _Builder:
         return tensor
 
     def weights(self, op: Weights, tensor: Any) -> Any:
+        """Applies an operation with weights, put on their grids."""
         kernel_position, bias_position = self.positions.kernel[op.name], self.positions.bias[op.name]
         input_position = self.positions.activation[self.grids[op.inputs[0]]]
         kernel = to_integers(op.kernel, kernel_position, half_even)
