@@ -120,7 +120,15 @@ def prepared(
 
 
 class Builder:
-    """Builds the Keras model of fixed-point layers."""
+    """Builds the Keras model of fixed-point layers.
+
+    Attributes:
+        convolution, depthwise, dense: classes of the layers with weights.
+        trainable: whether these train.
+    """
+
+    convolution, depthwise, dense = FixedPointConv2D, FixedPointDepthwiseConv2D, FixedPointDense
+    trainable = False
 
     def __init__(self, network: Network, positions: Positions):
         self.network, self.positions = network, positions
@@ -151,10 +159,14 @@ class Builder:
         """Puts an operation's tensor on its grid."""
         owner = self.grids[name]
         base = f"{owner if self.fused.get(owner) == name else name}_grid"
-        while base in self.names:
-            base += "_"
-        self.names.add(base)
-        return FixedPoint(self.positions.activation[owner], name=base)(tensor)
+        return FixedPoint(self.positions.activation[owner], name=self.free_name(base))(tensor)
+
+    def free_name(self, name: str) -> str:
+        """The name, with underscores if a layer has it."""
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
 
     def layer(self, operation: Operation, inputs: list[Any]) -> Any:
         """Applies an operation."""
@@ -176,22 +188,26 @@ class Builder:
             "kernel_position": kernel_position,
             "bias_position": bias_position,
             "accumulator": accumulator_type(_largest_sum(kernel, bias, shift)),
-            "trainable": False,
+            "trainable": self.trainable,
             "name": op.name,
         }
         if isinstance(op, Convolution):
             common |= {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation}
             size, depthwise = kernel.shape[:2], op.depthwise_kernel
             if depthwise is None:
-                layer = FixedPointConv2D(kernel.shape[-1], size, groups=op.groups, block=op.block, **common)
+                layer = self.convolution(kernel.shape[-1], size, groups=op.groups, block=op.block, **common)
             else:
-                layer = FixedPointDepthwiseConv2D(size, depth_multiplier=depthwise.shape[-1], **common)
+                layer = self.depthwise(size, depth_multiplier=depthwise.shape[-1], **common)
         else:
-            layer = FixedPointDense(kernel.shape[-1], block=op.block, **common)
+            layer = self.dense(kernel.shape[-1], block=op.block, **common)
         result = layer(tensor)
-        layer.kernel.assign(np.ldexp(kernel, -kernel_position).reshape(layer.kernel.shape))
-        layer.bias.assign(np.ldexp(bias, -bias_position))
+        self.assign(layer, op, np.ldexp(kernel, -kernel_position), np.ldexp(bias, -bias_position))
         return result
+
+    def assign(self, layer: Any, op: Weights, kernel: np.ndarray, bias: np.ndarray) -> None:
+        """Gives a layer its weights: those of the operation, or `kernel` and `bias`, the same on their grids."""
+        layer.kernel.assign(kernel.reshape(layer.kernel.shape))
+        layer.bias.assign(bias)
 
 
 def _largest_sum(kernel: np.ndarray, bias: np.ndarray, shift: int) -> int:
