@@ -39,7 +39,8 @@ def prepare(
     rounding and stop where values are clipped. Batch normalisation is folded first: the folded weights train.
     Zero blocks stay exactly zero. Train it with `compile` and `fit` like any Keras model, with about a
     hundredth of the float training's learning rate, then `convert` it. Adam suits learned thresholds, whose
-    gradients are sums over whole tensors (Jain et al. 2019, arXiv 1903.08066).
+    gradients are sums over whole tensors (Jain et al. 2019, arXiv 1903.08066). An optimizer with weight decay
+    should leave them out: `optimizer.exclude_from_weight_decay(var_names=["log2_threshold"])`.
 
     Args:
         model: as of `bstf.quantize`; it stays untouched.
