@@ -111,7 +111,7 @@ def prepared(
     )
     positions = adjust(network, positions)
     if correct_bias:
-        biases = corrected_biases(network, Builder(network, positions).model(model.name), calibration)
+        biases = corrected_biases(network, Builder(network, positions).model(model.name), np.concatenate(calibration))
         for op in weights:
             op.bias = biases[op.name]
             positions.bias[op.name] = min_mse(op.bias, half_even)
