@@ -2,7 +2,8 @@
 
 A grid has one position for a whole kernel, so a channel of small weights keeps few bits beside one of large
 weights. Scaling an output channel of a layer by s and the same input channel of the next by 1 / s leaves the
-network's function as it is, wherever what lies between scales along: relu, pooling, zero padding, flattening.
+network's function as it is, wherever what lies between scales along: relu, pooling, resizing,
+zero padding, cropping, flattening.
 Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.1; the numbers are those of the Vitis AI quantiser.
 """
 
@@ -13,12 +14,14 @@ import numpy as np
 from bstf.quantization.network import (
     AveragePool,
     Convolution,
+    Crop,
     GlobalPool,
     MaxPool,
     Network,
     Operation,
     Relu,
     Reshape,
+    Resize,
     Weights,
     ZeroPad,
 )
@@ -26,7 +29,8 @@ from bstf.quantization.network import (
 STEPS = 10
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 10.0  # of one step
 NEGLIGIBLE = 0.1  # sum of both layers' largest weights of a channel, below which it is left alone
-_SCALING = (MaxPool, AveragePool, GlobalPool, Reshape, ZeroPad)  # f(s * x) = s * f(x) of each channel, for s > 0
+# f(s * x) = s * f(x) of each channel, for s > 0
+_SCALING = (MaxPool, AveragePool, GlobalPool, Reshape, Resize, Crop, ZeroPad)
 
 
 def equalize(network: Network) -> Network:

@@ -28,11 +28,13 @@ from bstf_compiler.passes.concat import FlattenConcat
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
-from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
+from bstf_compiler.passes.grids import AbsorbGrid, FormLookup, IntegerConstants, KeepGrid
+from bstf_compiler.passes.host import FormAffine
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
 from bstf_compiler.passes.strides import MoveStrides
 from bstf_compiler.passes.sums import check_sums
+from bstf_compiler.passes.transposed import SinkDepthToSpace, SubpixelConv
 
 
 class Pass(Protocol):
@@ -62,7 +64,10 @@ LOWERED = (
 """What a fixed-point graph consists of after lowering."""
 
 LOWERING: tuple[Pass, ...] = (
+    FormAffine(),
     RemoveReshape(),
+    SubpixelConv(),
+    SinkDepthToSpace(),
     FlattenConcat(),  # those that no grid rounds before
     SumToConv(),
     FormDilation(),
@@ -78,6 +83,7 @@ LOWERING: tuple[Pass, ...] = (
     AbsorbGrid(),
     KeepGrid(),
     FlattenConcat(),  # those that have the grid of the next
+    FormLookup(),
     IntegerConstants(),
 )
 
