@@ -68,7 +68,7 @@ def quantize(
     *,
     activations: str = "min_mse",
     equalize: bool = False,
-    correct_bias: bool = False,
+    correct_bias: bool = True,
 ) -> keras.Model:
     """Quantises a trained model to power-of-two INT8, after training.
 
@@ -95,7 +95,8 @@ def quantize(
         equalize: whether to scale channels between layers first, so that one grid suits all channels
             (`bstf.quantization.equalize`). It helps where weights of channels differ much and no relu6 is between.
         correct_bias: whether to add to every bias what rounding changed in the mean of the layer's outputs on the
-            calibration images (`bstf.quantization.bias_correction`). It takes about twice the time.
+            calibration images (`bstf.quantization.bias_correction`). It takes about twice the time, and the
+            images are held in memory.
 
     Returns:
         A Keras model with the same inputs and outputs, whose layers keep their names; each grid is a
@@ -145,11 +146,12 @@ class Builder:
     """Builds the Keras model of fixed-point layers.
 
     Attributes:
-        convolution, depthwise, dense: classes of the layers with weights.
+        convolution, depthwise, transposed, dense: classes of the layers with weights.
         trainable: whether these train.
     """
 
-    convolution, depthwise, dense = FixedPointConv2D, FixedPointDepthwiseConv2D, FixedPointDense
+    convolution, depthwise = FixedPointConv2D, FixedPointDepthwiseConv2D
+    transposed, dense = FixedPointConv2DTranspose, FixedPointDense
     trainable = False
 
     def __init__(self, network: Network, positions: Positions):
@@ -231,10 +233,9 @@ class Builder:
             "name": op.name,
         }
         if isinstance(op, TransposedConvolution):
-            layer = FixedPointConv2DTranspose(
+            layer = self.transposed(
                 kernel.shape[-1], kernel.shape[:2], strides=op.strides, padding=op.padding, block=op.block, **common
             )
-            kernel = np.swapaxes(kernel, 2, 3)  # as Keras keeps it
         elif isinstance(op, Convolution):
             common |= {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation}
             size, depthwise = kernel.shape[:2], op.depthwise_kernel
@@ -250,7 +251,7 @@ class Builder:
 
     def assign(self, layer: Any, op: Weights, kernel: np.ndarray, bias: np.ndarray) -> None:
         """Gives a layer its weights: those of the operation, or `kernel` and `bias`, the same on their grids."""
-        layer.kernel.assign(kernel.reshape(layer.kernel.shape))
+        layer.kernel.assign(op.keras_order(kernel).reshape(layer.kernel.shape))
         layer.bias.assign(bias)
 
 

@@ -242,7 +242,7 @@ def _kernel(op: Weights, quantised: keras.Model) -> np.ndarray:
             f"layer {op.name!r} has a kernel of shape {op.kernel.shape} in the float model and {kernel.shape} in "
             "the fixed-point model: give the float model that the fixed-point model was made of."
         )
-    return kernel.reshape(op.kernel.shape)
+    return op.keras_order(kernel).reshape(op.kernel.shape)
 
 
 def _grids(quantised: keras.Model) -> dict[str, FixedPoint]:

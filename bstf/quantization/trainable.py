@@ -6,7 +6,7 @@ Source: Jain et al. 2019, "Trained Quantization Thresholds" (arXiv 1903.08066), 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +14,12 @@ import numpy as np
 from keras import ops
 
 from bstf.blocks import expand, grid
-from bstf.quantization.fixed_point import FixedPointConv2D, FixedPointDense, FixedPointDepthwiseConv2D
+from bstf.quantization.fixed_point import (
+    FixedPointConv2D,
+    FixedPointConv2DTranspose,
+    FixedPointDense,
+    FixedPointDepthwiseConv2D,
+)
 from bstf.quantization.positions import HIGHEST, LOWEST
 
 _COARSEST = 100  # binary logarithm of the largest step, with which 128 steps still fit float32
@@ -104,6 +109,8 @@ class TrainableGrid(keras.layers.Layer):
 class _TrainableWeights:
     """What the layers with weights share: float weights beneath the grids, and thresholds of kernel and bias."""
 
+    swapped = False  # whether the kernel ends in (cout, cin)
+
     def __init__(self, *args: Any, learned: bool = True, **kwargs: Any):
         # Sums beyond float32 are rare, and float64 would make the training slow.
         super().__init__(*args, **{**kwargs, "accumulator": "float32"})
@@ -115,17 +122,21 @@ class _TrainableWeights:
         self.kernel_threshold = _threshold(self, "kernel_log2_threshold", self.kernel_position)
         self.bias_threshold = _threshold(self, "bias_log2_threshold", self.bias_position)
         if hasattr(self, "block") and getattr(self, "groups", 1) == 1:
-            shape = grid(*self.kernel.shape[-2:], self.block)
+            shape = grid(*self._plane(), self.block)
             self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones", trainable=False)
         else:
             self.gamma = None
+
+    def _plane(self) -> tuple[int, int]:
+        first, second = self.kernel.shape[-2:]
+        return (second, first) if self.swapped else (first, second)
 
     def quantised_kernel(self) -> Any:
         """The kernel on the grid of its threshold, exactly zero under a zero of Γ."""
         kernel = ops.convert_to_tensor(self.kernel)
         if self.gamma is not None:
-            kept = expand(self.gamma, self.kernel.shape, self.block, ops) != 0
-            kernel = ops.where(kept, kernel, ops.zeros_like(kernel))
+            kept = expand(self.gamma, self._plane(), self.block, ops) != 0
+            kernel = ops.where(ops.transpose(kept) if self.swapped else kept, kernel, ops.zeros_like(kernel))
         return trainable_fake_quantize(kernel, self.kernel_threshold)
 
     def quantised_bias(self) -> Any:
@@ -202,3 +213,45 @@ class TrainableDense(_TrainableWeights, FixedPointDense):
     Example:
         >>> TrainableDense(10, kernel_position=8, bias_position=7)
     """
+
+
+@keras.saving.register_keras_serializable("bstf")
+class TrainableConv2DTranspose(_TrainableWeights, FixedPointConv2DTranspose):
+    """A `FixedPointConv2DTranspose` that trains: `kernel` and `bias` are float weights, put on their grids in every
+    call.
+
+    Args:
+        *args: of `FixedPointConv2DTranspose`.
+        learned: whether the thresholds of kernel and bias train.
+        **kwargs: of `FixedPointConv2DTranspose`; the positions are those to start with.
+
+    Example:
+        >>> TrainableConv2DTranspose(16, 2, strides=2, kernel_position=8, bias_position=7)
+    """
+
+    swapped = True
+
+
+class TrainableFunction(keras.layers.Layer):
+    """A function of one value, computed on values of a grid; the fixed-point model has a table of it.
+
+    Args:
+        function: maps tensors element by element.
+        **kwargs: of `keras.layers.Layer`; the layer computes in float32 under any dtype policy.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], **kwargs: Any):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.function = function
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the function's values, not yet on a grid."""
+        return self.function(inputs)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
+        """The shape stays."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """A function has none."""
+        raise ValueError(f"layer {self.name!r} holds a function, which can't be stored; use model.save_weights.")

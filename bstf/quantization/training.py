@@ -1,5 +1,6 @@
 """Quantisation-aware training: a float model to one that trains on its grids, and that to a fixed-point model."""
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -7,21 +8,18 @@ import numpy as np
 from keras import ops
 
 from bstf.blocks import nonzero_blocks
-from bstf.layers import MaskedConv2D, MaskedDense
 from bstf.quantization.adjust import Positions, adjust
-from bstf.quantization.fixed_point import FixedPointAveragePooling2D, FixedPointGlobalAveragePooling2D
-from bstf.quantization.fold import flatten
-from bstf.quantization.network import Network, Weights
+from bstf.quantization.network import Network, Unary, Weights
 from bstf.quantization.quantize import Builder, prepared
 from bstf.quantization.trainable import (
     TrainableConv2D,
+    TrainableConv2DTranspose,
     TrainableDense,
     TrainableDepthwiseConv2D,
+    TrainableFunction,
     TrainableGrid,
     position_of,
 )
-
-_TRAINABLE = (TrainableConv2D, TrainableDepthwiseConv2D, TrainableDense)
 
 
 def prepare(
@@ -31,7 +29,7 @@ def prepare(
     learn_thresholds: bool = True,
     activations: str = "min_mse",
     equalize: bool = False,
-    correct_bias: bool = False,
+    correct_bias: bool = True,
 ) -> keras.Model:
     """Makes a model for quantisation-aware training, which starts as what `quantize` makes.
 
@@ -51,7 +49,8 @@ def prepare(
         correct_bias: as of `bstf.quantize`.
 
     Returns:
-        A functional model with the same inputs and outputs, not compiled.
+        A functional model with the same inputs and outputs, not compiled. Store its progress with `save_weights`;
+        to go on, `prepare` the same float model again and `load_weights`.
 
     Raises:
         TypeError: as `bstf.quantize`.
@@ -64,7 +63,9 @@ def prepare(
         >>> quantised = bstf.quantization.convert(trained)
     """
     network, positions = prepared(model, calibration, activations, equalize, correct_bias)
-    return _TrainableBuilder(network, positions, learn_thresholds).model(model.name)
+    trainable = _TrainableBuilder(network, positions, learn_thresholds).model(model.name)
+    trainable.network = network
+    return trainable
 
 
 def convert(model: keras.Model) -> keras.Model:
@@ -83,25 +84,38 @@ def convert(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: `model` isn't from `prepare`, or training diverged.
     """
-    if not any(isinstance(layer, TrainableGrid) for layer in getattr(model, "layers", ())):
-        raise ValueError("convert needs a model from bstf.quantization.prepare; to quantise others use bstf.quantize.")
+    network = getattr(model, "network", None)
+    if not isinstance(network, Network):
+        raise ValueError(
+            "convert needs a model from bstf.quantization.prepare; others are for bstf.quantize. One that was "
+            "loaded from a file has lost the network that it came from: prepare the float model again and give that "
+            "the weights."
+        )
     for layer in model.layers:
         if not all(np.isfinite(ops.convert_to_numpy(weight)).all() for weight in layer.weights):
             raise ValueError(f"layer {layer.name!r} holds NaN or infinite values: the training diverged.")
-    network = flatten(_float_model(model))
-    trained = [layer for layer in model.layers if isinstance(layer, _TRAINABLE)]
+    trained = {name: model.get_layer(name) for name, op in network.operations.items() if isinstance(op, Weights)}
+    weights = {name: _with_weights(network.operations[name], layer) for name, layer in trained.items()}
+    network = replace(network, operations=network.operations | weights)
     positions = Positions(
         activation={layer.tensor: layer.position for layer in model.layers if isinstance(layer, TrainableGrid)},
-        kernel={layer.name: position_of(layer.kernel_threshold) for layer in trained},
-        bias={layer.name: position_of(layer.bias_threshold) for layer in trained},
+        kernel={name: position_of(layer.kernel_threshold) for name, layer in trained.items()},
+        bias={name: position_of(layer.bias_threshold) for name, layer in trained.items()},
     )
     return Builder(network, adjust(network, positions)).model(model.name)
+
+
+def _with_weights(op: Weights, layer: Any) -> Weights:
+    """The operation with a trained layer's weights, on their grids."""
+    kernel, bias = (ops.convert_to_numpy(weight) for weight in (layer.quantised_kernel(), layer.quantised_bias()))
+    return replace(op, kernel=op.keras_order(kernel).reshape(op.kernel.shape), bias=bias)
 
 
 class _TrainableBuilder(Builder):
     """Builds the same model of layers that train."""
 
-    convolution, depthwise, dense = TrainableConv2D, TrainableDepthwiseConv2D, TrainableDense
+    convolution, depthwise = TrainableConv2D, TrainableDepthwiseConv2D
+    transposed, dense = TrainableConv2DTranspose, TrainableDense
     trainable = True
 
     def __init__(self, network: Network, positions: Positions, learned: bool):
@@ -117,43 +131,13 @@ class _TrainableBuilder(Builder):
             self.layers[owner] = TrainableGrid(owner, position, self.learned, name=self.free_name(f"{owner}_grid"))
         return self.layers[owner](tensor)
 
+    def table(self, op: Unary, tensor: Any) -> Any:
+        """The function itself, which has gradients."""
+        return TrainableFunction(op.function, name=op.name)(tensor)
+
     def assign(self, layer: Any, op: Weights, kernel: np.ndarray, bias: np.ndarray) -> None:
         """Gives a layer the float weights."""
         super().assign(layer, op, op.kernel, op.bias)
         if layer.gamma is not None:
             layer.gamma.assign(nonzero_blocks(op.kernel, op.block))
         layer.learn_thresholds(self.learned)
-
-
-def _float_model(model: keras.Model) -> keras.Model:
-    """The model in plain and masked layers, their weights on the grids."""
-    clone = keras.models.clone_model(model, clone_function=_float_layer)
-    for layer in model.layers:
-        if isinstance(layer, _TRAINABLE):
-            plain = clone.get_layer(layer.name)
-            if layer.gamma is not None:
-                plain.set_gamma(ops.convert_to_numpy(layer.gamma))
-            plain.kernel.assign(layer.quantised_kernel())
-            plain.bias.assign(layer.quantised_bias())
-    return clone
-
-
-def _float_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    if isinstance(layer, TrainableGrid):
-        return keras.layers.Identity(name=layer.name)
-    if isinstance(layer, TrainableDepthwiseConv2D):
-        kind = keras.layers.DepthwiseConv2D
-    elif isinstance(layer, TrainableConv2D):
-        kind = MaskedConv2D if layer.gamma is not None else keras.layers.Conv2D
-    elif isinstance(layer, TrainableDense):
-        kind = MaskedDense
-    elif isinstance(layer, FixedPointAveragePooling2D):
-        kind = keras.layers.AveragePooling2D
-    elif isinstance(layer, FixedPointGlobalAveragePooling2D):
-        kind = keras.layers.GlobalAveragePooling2D
-    else:
-        return layer.__class__.from_config(layer.get_config())
-    config = layer.get_config()
-    masked = kind in (MaskedConv2D, MaskedDense)
-    own = ("kernel_position", "bias_position", "accumulator", "learned", *(() if masked else ("block",)))
-    return kind.from_config({key: value for key, value in config.items() if key not in own})
