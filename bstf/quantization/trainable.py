@@ -26,11 +26,11 @@ _COARSEST = 100  # binary logarithm of the largest step, with which 128 steps st
 _STEPS = np.ldexp(np.float32(1), np.arange(-_COARSEST, _COARSEST + 1))  # exact, where a backend's 2**x may not be
 
 
-def trainable_fake_quantize(x: Any, log2_threshold: Any) -> Any:
+def trainable_fake_quantize(x: Any, log2_threshold: Any, half_even: bool = False) -> Any:
     """Puts a tensor on the grid of a threshold, with gradients for both.
 
     Forward it is `fake_quantize` at the position 7 - ceil(log2 t). Backward, with s the step of the grid and
-    r = floor(x / s + 1/2), the gradients are those of Jain et al. 2019, equations 6 and 8:
+    r = round(x / s), the gradients are those of Jain et al. 2019, section 3.3:
 
         dq/dx = 1 if -128 <= r <= 127, else 0
         dq/dlog2 t = s * ln 2 * (r - x / s) if -128 <= r <= 127, else s * ln 2 * clip(r, -128, 127)
@@ -38,6 +38,7 @@ def trainable_fake_quantize(x: Any, log2_threshold: Any) -> Any:
     Args:
         x: a float32 tensor.
         log2_threshold: a float32 scalar.
+        half_even: whether ties round to even, as those of weights and biases do, and not up.
 
     Returns:
         A float32 tensor of the shape of `x`.
@@ -46,8 +47,11 @@ def trainable_fake_quantize(x: Any, log2_threshold: Any) -> Any:
     step = ops.take(ops.convert_to_tensor(_STEPS), ops.clip(index, 0, 2 * _COARSEST))
     value = ops.stop_gradient(x)
     low, high = LOWEST * step, HIGHEST * step
-    # As in fake_quantize, so that a trained and a converted model round alike, whatever the bits of x.
-    quantised = ops.floor((ops.clip(value, low, high) - low) / step + 0.5) * step + low
+    clipped = ops.clip(value, low, high)
+    if half_even:
+        quantised = ops.round(clipped / step) * step
+    else:  # as in fake_quantize, so that a trained and a converted model round alike, whatever the bits of x
+        quantised = ops.floor((clipped - low) / step + 0.5) * step + low
     held = ops.cast((value >= low - step / 2) & (value < high + step / 2), "float32")
     slope = math.log(2) * (quantised - held * value)
     linear = held * x + slope * log2_threshold
@@ -137,11 +141,11 @@ class _TrainableWeights:
         if self.gamma is not None:
             kept = expand(self.gamma, self._plane(), self.block, ops) != 0
             kernel = ops.where(ops.transpose(kept) if self.swapped else kept, kernel, ops.zeros_like(kernel))
-        return trainable_fake_quantize(kernel, self.kernel_threshold)
+        return trainable_fake_quantize(kernel, self.kernel_threshold, half_even=True)
 
     def quantised_bias(self) -> Any:
         """The bias on the grid of its threshold."""
-        return trainable_fake_quantize(self.bias, self.bias_threshold)
+        return trainable_fake_quantize(ops.convert_to_tensor(self.bias), self.bias_threshold, half_even=True)
 
     def learn_thresholds(self, learned: bool) -> None:
         """Sets whether the thresholds train."""

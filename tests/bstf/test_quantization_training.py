@@ -11,9 +11,9 @@ from keras import layers
 from bstf import datasets
 from bstf.blocks import nonzero_blocks
 from bstf.layers import MaskedConv2D, MaskedConv2DTranspose, MaskedDense
-from bstf.quantization import convert, prepare, quantize
+from bstf.quantization import convert, positions, prepare, quantize
 from bstf.quantization.fixed_point import FixedPoint, fake_quantize
-from bstf.quantization.positions import half_up, min_mse
+from bstf.quantization.positions import half_up, min_mse, to_grid
 from bstf.quantization.trainable import TrainableGrid, position_of, threshold_of, trainable_fake_quantize
 from bstf.training import accuracy, train
 
@@ -46,8 +46,8 @@ def test_gradients_are_the_papers(log2_threshold):
     r = np.floor(x.astype(np.float64) / step + 0.5)
     inside = (r >= -128) & (r <= 127)
     assert np.array_equal(quantised, np.clip(r, -128, 127) * step)
-    assert np.array_equal(by_x, weights * inside)  # equation 8
-    slope = step * math.log(2) * np.where(inside, r - x / step, np.clip(r, -128, 127))  # equation 6
+    assert np.array_equal(by_x, weights * inside)
+    slope = step * math.log(2) * np.where(inside, r - x / step, np.clip(r, -128, 127))
     assert by_threshold == pytest.approx(np.sum(weights * slope), rel=1e-5)
 
 
@@ -73,6 +73,9 @@ def test_forward_is_that_of_the_fixed_point_layer(position, seed):
     threshold = tf.constant(threshold_of(position))
     assert position_of(threshold) == position
     assert np.array_equal(trainable_fake_quantize(tf.constant(x), threshold), fake_quantize(x, position))
+    x[:200] = np.ldexp(np.arange(-200, 200, 2) + 0.5, -position)  # ties
+    even = trainable_fake_quantize(tf.constant(x), threshold, half_even=True)
+    assert np.array_equal(even, to_grid(x, position, positions.half_even))
 
 
 @pytest.mark.parametrize("start", [-4, 4])
@@ -148,9 +151,9 @@ def test_the_trained_model_and_its_fixed_point_model_are_equal_bit_by_bit(traine
     assert [layer.name for layer in fixed.layers] == [layer.name for layer in start.layers]
     assert not np.array_equal(trained(x), start(x))
     assert not fixed.trainable_weights
-    positions = {layer.name: layer.position for layer in fixed.layers if isinstance(layer, FixedPoint)}
+    found = {layer.name: layer.position for layer in fixed.layers if isinstance(layer, FixedPoint)}
     grids = [layer for layer in trained.layers if isinstance(layer, TrainableGrid)]
-    assert {grid.name: grid.position for grid in grids}.items() <= positions.items()
+    assert {grid.name: grid.position for grid in grids}.items() <= found.items()
     assert any(grid.position != grid.initial_position for grid in grids)  # the thresholds did train
 
 
