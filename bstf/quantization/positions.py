@@ -86,7 +86,7 @@ def percentile(x: np.ndarray, share: float = 99.99) -> int:
         The position, at most `FINEST_POSITION`. If the percentile is 0, as of a tensor of nearly all zeros,
         nothing is clipped.
     """
-    bound = float(np.percentile(np.abs(x), share)) or math.inf
+    bound = float(np.percentile(np.abs(x), share, method="higher")) or math.inf
     return non_overflow(max(float(x.min()), -bound), min(float(x.max()), bound))
 
 
