@@ -300,9 +300,16 @@ def _pad(reader: _Reader, op: tf.Operation) -> None:
     amounts = reader.constant(op, 1)
     value = reader.constant(op, 2) if op.type == "PadV2" else 0
     _require(reader, op, np.all(value == 0), "padding with another value than zero")
-    _require(reader, op, len(amounts) == 4 and not amounts[[0, 3]].any(), "padding of batch or channels")
-    (top, bottom), (left, right) = amounts[1:3].tolist()
-    reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
+    _require(reader, op, len(amounts) == 4 and not amounts[0].any(), "padding of the batch")
+    (top, bottom), (left, right), (before, after) = amounts[1:].tolist()
+    if not before + after:
+        reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
+        return
+    # Channels of zeros: a convolution with ones.
+    channels = reader.shape(op.inputs[0])[-1]
+    ones = np.eye(channels, before + channels + after, before, dtype=np.float32)[None, None]
+    window = Window((1, 1), padding=(top, bottom, left, right))
+    reader.add(op, Conv(window), [reader.input(op), reader.derived(op, 1, ones)])
 
 
 @handles("Tile")
