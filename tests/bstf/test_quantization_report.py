@@ -120,6 +120,24 @@ def test_equalised_models_are_compared_at_their_own_scales(images):
     assert noise["b"] > report(model, plain, images).sqnr + 5
 
 
+def test_every_kind_of_grid_has_a_row(images):
+    entry = keras.Input((8, 8, 3), name="image")
+    x = layers.Rescaling(0.5, name="rescaled")(entry)
+    x = layers.Conv2DTranspose(4, 2, 2, name="transposed")(x)
+    y = layers.Activation("sigmoid", name="sigmoid")(x)
+    x = layers.Subtract(name="difference")([layers.Multiply(name="product")([x, y]), y])
+    x = layers.UpSampling2D(2, interpolation="bilinear", name="larger")(x)
+    x = layers.Concatenate(name="both")([x, x])
+    model = keras.Model(entry, layers.GlobalMaxPooling2D(name="max")(x))
+    quantised = quantize(model, images)
+    result = report(model, quantised, images[:4], sensitivity=True)
+    names = {layer.name.removesuffix("_grid") for layer in quantised.layers if layer.name.endswith("_grid")}
+    assert {row.layer for row in result.layers} == names >= {"rescaled", "transposed", "sigmoid", "difference", "both"}
+    expected = decibels(model(images[:4]), quantised(images[:4]))
+    assert result.sqnr == pytest.approx(expected, abs=1e-2)
+    assert min(row.sensitivity for row in result.layers) > result.sqnr > 15
+
+
 def test_an_exact_layer_has_infinite_sqnr(images):
     model = keras.Sequential([keras.Input((2,), name="x"), layers.Dense(2, name="d")])
     model.get_layer("d").set_weights([np.eye(2), np.zeros(2)])
