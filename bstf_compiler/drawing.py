@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import networkx as nx
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from bstf_compiler.graph import Graph
 
@@ -29,6 +27,8 @@ def draw(graph: Graph, path: str | Path) -> None:
     Example:
         >>> bstf_compiler.draw(bstf_compiler.load("resnet"), "resnet.svg")
     """
+    from matplotlib.figure import Figure  # takes long to import, and only pictures need it
+
     flow = nx.DiGraph()
     flow.add_node(graph.input)
     for node in graph:
@@ -37,7 +37,6 @@ def draw(graph: Graph, path: str | Path) -> None:
     places = {name: (i - (len(row) - 1) / 2, -depth) for depth, row in enumerate(rows) for i, name in enumerate(row)}
     width = max(len(row) for row in rows)
     figure = Figure(figsize=(_INCHES[1] * width + 1, _INCHES[0] * len(rows) + 1), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_xlim(-width / 2 - 0.2, width / 2 + 0.2)

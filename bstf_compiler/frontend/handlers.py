@@ -181,6 +181,16 @@ def _wider_first(reader: _Reader, op: tf.Operation) -> list[str]:
     return [reader.input(op, place) for place in order]
 
 
+@handles("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+def _batch_norm(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    _require(reader, op, not op.get_attr("is_training"), "batch normalisation in training")
+    gamma, beta, mean, variance = (reader.constant(op, place) for place in range(1, 5))
+    scale = gamma / np.sqrt(variance + np.float32(op.get_attr("epsilon")))
+    reader.add(op, Multiply(), [reader.input(op), reader.derived(op, 1, scale)])
+    reader.add(op, BiasAdd(), [reader.output(op), reader.derived(op, 2, beta - mean * scale)])
+
+
 @handles("GatherV2")
 def _gather(reader: _Reader, op: tf.Operation) -> None:
     """A table, indexed by x * 2**position + 128 as an integer."""
