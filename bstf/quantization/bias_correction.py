@@ -19,7 +19,30 @@ from bstf.quantization.network import Network, Weights
 from bstf.quantization.positions import half_even, min_mse, to_grid
 from bstf.quantization.walk import walk
 
-_LARGEST_TENSOR = 1 << 29  # bytes; the images are computed in one batch
+_LARGEST_TENSOR = 1 << 29  # bytes
+
+
+class FirstImages:
+    """The first images of a calibration, as many as can be computed in one batch: no tensor takes more than 512 MiB.
+
+    Args:
+        network: that computes them.
+    """
+
+    def __init__(self, network: Network):
+        largest = max(4 * math.prod(op.shape) for op in network.operations.values())
+        self.most = max(1, _LARGEST_TENSOR // largest)
+        self.batches: list[np.ndarray] = []
+
+    def add(self, batch: np.ndarray) -> None:
+        """Keeps those of a batch that are among the first."""
+        missing = self.most - sum(map(len, self.batches))
+        if missing > 0:
+            self.batches.append(batch[:missing])
+
+    def all(self) -> np.ndarray:
+        """The images, float32 (n, *shape of the input)."""
+        return np.concatenate(self.batches)
 
 
 def corrected_biases(network: Network, model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -28,14 +51,11 @@ def corrected_biases(network: Network, model: keras.Model, images: np.ndarray) -
     Args:
         network: the folded float network.
         model: the fixed-point model of it.
-        images: float32 (n, *shape of the input), at least one. Of so many that a tensor would take more than
-            512 MiB only the first are used.
+        images: float32 (n, *shape of the input), at least one; computed in one batch.
 
     Returns:
         The bias (cout,), float32 and on no grid, of every layer with weights, by name.
     """
-    largest = max(4 * math.prod(op.shape) for op in network.operations.values())
-    images = images[: max(1, _LARGEST_TENSOR // largest)]
     weights = {op.name for op in network.operations.values() if isinstance(op, Weights)}
     means = {name: _channel_means(values) for name, values in run(network, images) if name in weights}
     biases: dict[str, np.ndarray] = {}

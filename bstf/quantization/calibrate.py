@@ -40,7 +40,9 @@ from bstf.quantization.network import (
 )
 
 
-def calibrate(network: Network, calibration: Any, rule: str = "min_mse") -> dict[str, int]:
+def calibrate(
+    network: Network, calibration: Any, rule: str = "min_mse", watch: Callable[[np.ndarray], None] | None = None
+) -> dict[str, int]:
     """Finds the positions of all activations.
 
     The input takes the non-overflow position, every other tensor the one that `rule` finds.
@@ -50,6 +52,7 @@ def calibrate(network: Network, calibration: Any, rule: str = "min_mse") -> dict
         calibration: an array (n, height, width, channels), a `tf.data.Dataset` or `keras.utils.PyDataset`
             or any iterable of batches `x` or `(x, y)`. Read once.
         rule: a key of `positions.ACTIVATION_RULES`.
+        watch: called with every batch.
 
     Returns:
         The position of every operation that owns a grid, by name.
@@ -64,6 +67,8 @@ def calibrate(network: Network, calibration: Any, rule: str = "min_mse") -> dict
     batches = number_of_batches(calibration)
     progress = Progress(batches and len(network.operations) * batches, "operation")
     for batch in image_batches(calibration, network.input.shape, network.input.name):
+        if watch is not None:
+            watch(batch)
         for name, values in run(network, batch):
             progress.step()
             if name in measured:

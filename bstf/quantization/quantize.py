@@ -7,9 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from bstf.batches import image_batches
 from bstf.quantization.adjust import Positions, adjust
-from bstf.quantization.bias_correction import corrected_biases
+from bstf.quantization.bias_correction import FirstImages, corrected_biases
 from bstf.quantization.calibrate import calibrate
 from bstf.quantization.equalize import equalize as equalize_channels
 from bstf.quantization.fixed_point import (
@@ -95,8 +94,8 @@ def quantize(
         equalize: whether to scale channels between layers first, so that one grid suits all channels
             (`bstf.quantization.equalize`). It helps where weights of channels differ much and no relu6 is between.
         correct_bias: whether to add to every bias what rounding changed in the mean of the layer's outputs on the
-            calibration images (`bstf.quantization.bias_correction`). It takes about twice the time, and the
-            images are held in memory.
+            calibration images (`bstf.quantization.bias_correction`): on all, or on the first if they are so many
+            that a tensor would take more than 512 MiB. It takes up to twice the time.
 
     Returns:
         A Keras model with the same inputs and outputs, whose layers keep their names; each grid is a
@@ -124,17 +123,16 @@ def prepared(
     network = flatten(model)
     if equalize:
         equalize_channels(network)
-    if correct_bias:  # reads the images twice
-        calibration = list(image_batches(calibration, network.input.shape, network.input.name))
+    images = FirstImages(network)
     weights = [op for op in network.operations.values() if isinstance(op, Weights)]
     positions = Positions(
-        activation=calibrate(network, calibration, activations),
+        activation=calibrate(network, calibration, activations, images.add if correct_bias else None),
         kernel={op.name: min_mse(op.kernel, half_even) for op in weights},
         bias={op.name: min_mse(op.bias, half_even) for op in weights},
     )
     positions = adjust(network, positions)
     if correct_bias:
-        biases = corrected_biases(network, Builder(network, positions).model(model.name), np.concatenate(calibration))
+        biases = corrected_biases(network, Builder(network, positions).model(model.name), images.all())
         for op in weights:
             op.bias = biases[op.name]
             positions.bias[op.name] = min_mse(op.bias, half_even)

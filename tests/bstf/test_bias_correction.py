@@ -68,7 +68,7 @@ def test_means_of_all_channels_come_back(images):
 def test_the_correction_has_the_right_sign(images):
     """Weights that lose by rounding lower the mean of a layer with positive inputs: its bias must rise by that."""
     model = build()
-    network, quantised = flatten(model), quantize(model, images)
+    network, quantised = flatten(model), quantize(model, images, correct_bias=False)
     biases = corrected_biases(network, quantised, images)
     op = network.operations["a"]
     lost = op.kernel - to_grid(op.kernel, quantised.get_layer("a").kernel_position, half_even)
@@ -87,7 +87,7 @@ def test_the_correction_has_the_right_sign(images):
 def test_later_layers_take_back_what_rounding_left_before_them(images):
     """With its own corrected bias, not on a grid, behind those on their grids, each layer has the float's means."""
     model = build()
-    network, quantised = flatten(model), quantize(model, images)
+    network, quantised = flatten(model), quantize(model, images, correct_bias=False)
     biases = corrected_biases(network, quantised, images)
     for name in "abc":
         layer = quantised.get_layer(name)
@@ -97,14 +97,20 @@ def test_later_layers_take_back_what_rounding_left_before_them(images):
         layer.quantised_bias = lambda rounded=rounded: keras.ops.convert_to_tensor(rounded)
 
 
-def test_images_that_fit_are_used(images, monkeypatch):
+def test_the_first_images_are_kept_that_fit(images, monkeypatch):
     model = build()
-    network, quantised = flatten(model), quantize(model, images)
+    network = flatten(model)
     monkeypatch.setattr(room, "_LARGEST_TENSOR", 8 * 4 * 144)  # the image has 144 values, the first layer 128
-    few = corrected_biases(network, quantised, images)
+    first = room.FirstImages(network)
+    for start in range(0, 48, 6):
+        first.add(images[start : start + 6])
+    assert np.array_equal(first.all(), images[:8])
+    few = quantize(model, images, correct_bias=True)
     monkeypatch.undo()
-    assert np.array_equal(few["a"], corrected_biases(network, quantised, images[:8])["a"])
-    assert not np.array_equal(few["a"], corrected_biases(network, quantised, images)["a"])
+    biases = corrected_biases(network, quantize(model, images, correct_bias=False), images[:8])
+    layer = few.get_layer("a")
+    assert np.array_equal(layer.bias, to_grid(biases["a"], layer.bias_position, half_even))
+    assert not np.array_equal(layer.bias, quantize(model, images, correct_bias=True).get_layer("a").bias)
 
 
 def test_an_iterator_of_images_is_enough(images):

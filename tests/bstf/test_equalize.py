@@ -50,6 +50,11 @@ MIDDLES = {
         lambda: [layers.ReLU()],
         lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, name="tail"),
     ),
+    "crop_resize": (
+        lambda: [layers.Cropping2D(1), layers.UpSampling2D(2, interpolation="bilinear"), layers.ReLU()],
+        None,
+    ),
+    "transposed": (lambda: [layers.ReLU()], lambda: layers.Conv2DTranspose(5, 2, 2, name="tail")),
     "grouped": (lambda: [layers.ReLU()], lambda: layers.Conv2D(8, 3, groups=2, name="tail")),
 }
 
