@@ -254,7 +254,7 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
     began = time.perf_counter()
     record, model = _trained(setting, trial, folder, start, tensorboard)
     (folder / "weights").mkdir(exist_ok=True)
-    with distribution.whole_file(folder / "weights" / f"{_file_name(trial)}.weights.h5") as partial:
+    with distribution.whole_file(folder / "weights" / f"{file_name(trial)}.weights.h5") as partial:
         model.save_weights(partial)
     return record | {"seconds": round(time.perf_counter() - began)}
 
@@ -284,7 +284,7 @@ def _trained(
     record = {"trial": trial.name, **asdict(trial), "before": training.accuracy(model, data)}
     if not trial.epochs:
         return record | {"accuracy": record["before"]}, model
-    name = _file_name(trial)
+    name = file_name(trial)
     callbacks: list[keras.callbacks.Callback] = []
     epoch_steps = training.steps_per_epoch(data)
     steps = trial.epochs * epoch_steps
@@ -316,7 +316,8 @@ def _trained(
     return record | {"accuracy": training.accuracy(model, data)} | _left(model, trial), model
 
 
-def _file_name(trial: Trial) -> str:
+def file_name(trial: Trial) -> str:
+    """Of what a trial leaves."""
     return re.sub(r"\W+", "-", f"{trial.name} {trial.seed}")
 
 

@@ -36,6 +36,18 @@ def nonzero_blocks(kernel: np.ndarray, block: tuple[int, int] = (8, 8)) -> np.nd
     return blocked(kernel, block).any(axis=(2, 3, 4, 5))
 
 
+def ungrouped(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """A kernel (kh, kw, cin / groups, cout) with groups as one (kh, kw, cin, cout) without: blocks along a diagonal."""
+    if groups == 1:
+        return kernel
+    kh, kw, cin, cout = kernel.shape
+    whole = np.zeros((kh, kw, groups, cin, groups, cout // groups), kernel.dtype)
+    parts = kernel.reshape(kh, kw, cin, groups, cout // groups)
+    for group in range(groups):
+        whole[:, :, group, :, group] = parts[:, :, :, group]
+    return whole.reshape(kh, kw, groups * cin, cout)
+
+
 def pack(kernel: np.ndarray, block: tuple[int, int] = (8, 8)) -> BlockColumns:
     """A kernel (kh, kw, cin, cout) without its zero blocks."""
     blocks = blocked(kernel, block)

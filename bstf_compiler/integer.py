@@ -210,7 +210,8 @@ def outputs(graph: Graph, values: dict[str, np.ndarray]) -> np.ndarray | list[np
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, float32."""
+    """Softmax over the last axis, float32: the same for equal values in any memory order, as its sums' order counts."""
+    x = np.ascontiguousarray(x)
     shifted = np.exp(x - x.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 

@@ -51,10 +51,10 @@ def summary(program: Program, estimate: Estimate) -> Table:
 
 
 def random_images(program: Program, count: int) -> Iterator[np.ndarray]:
-    """Images whose values are spread evenly over the grid of a program's input; the same ones at each call.
+    """Images whose values are spread evenly over what a program's input represents; the same ones at each call.
 
     Args:
-        program: gives shape and grid.
+        program: gives shape and range.
         count: number of images.
 
     Yields:
@@ -64,9 +64,10 @@ def random_images(program: Program, count: int) -> Iterator[np.ndarray]:
         >>> program.simulate(next(random_images(program, 1)))
     """
     rng = np.random.default_rng(_SEED)
-    low, high = np.ldexp([integer.INT8_MIN, integer.INT8_MAX], -program.input.position)
+    low, high = program.image_range
     for _ in range(count):
-        yield rng.uniform(low, high, (1, *program.input.user_shape)).astype(np.float32)
+        images = rng.uniform(low, high, (1, *program.input.shape)).astype(np.float32)
+        yield images.reshape(1, *program.input.user_shape)
 
 
 def first_difference(program: Program, graph: Graph, images: np.ndarray) -> str | None:
@@ -136,6 +137,8 @@ def _road() -> int:
     print(f"weights: {program.weight_bytes:,} bytes")
     print(_found_zeros(graph))
     print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")
+    if estimate.host:
+        print(f"on the host, in none of these times: {'; '.join(estimate.host)}")
     print(f"written to: {output}")
     return _simulate(program, graph, FLAGS.simulate) if FLAGS.simulate else 0
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from bstf_compiler import integer
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Instruction
 from bstf_compiler.aie.memory import Allocation, Place
@@ -12,14 +15,27 @@ from bstf_compiler.aie.memory import Allocation, Place
 @dataclass(frozen=True)
 class Port:
     """An input or output of the network: tensor in DDR, logical shape (h, w, c), position, shape for the user without
-    batch, and what the host does to it after the array ("none" or "softmax").
+    batch, and what the host does to it after the array ("none" or "softmax"). An input without a position is float:
+    the host makes others of it.
     """
 
     tensor: str
     shape: tuple[int, int, int]
-    position: int
+    position: int | None
     user_shape: tuple[int, ...]
     host: str = "none"
+
+
+@dataclass(frozen=True)
+class HostAffine:
+    """What the host makes of an image before the array: `tensor` = x * scale + offset in float32 (a number, or one a
+    channel), on the grid of `position`.
+    """
+
+    tensor: str
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    position: int
 
 
 @dataclass
@@ -45,6 +61,7 @@ class Step:
 class Code:
     """A network compiled for a device.
 
+    `affines`: what the host makes of the input, if anything.
     `tensors`: place, logical channels and position of every activation; `data`: bytes of DDR that are known at compile
     time (the packed weights), from `data_address` on.
     """
@@ -52,6 +69,7 @@ class Code:
     name: str
     device: DeviceSpec
     input: Port
+    affines: list[HostAffine]
     outputs: list[Port]
     tensors: dict[str, tuple[Place, int, int]]
     allocations: list[Allocation]
@@ -63,3 +81,21 @@ class Code:
     def weight_bytes(self) -> int:
         """Bytes of packed weights, bias, Γ indices and parameters in DDR."""
         return len(self.data)
+
+    @property
+    def host_parts(self) -> tuple[str, ...]:
+        """What the host computes, in words: no core does, and no estimate counts its time."""
+        before = [f"affine '{affine.tensor}' of the input" for affine in self.affines]
+        return (*before, *(f"{port.host} of '{port.tensor}'" for port in self.outputs if port.host != "none"))
+
+    @property
+    def image_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values of images, one or one a channel, between which the grid of the first tensor on the array lies."""
+        if self.input.position is not None:
+            ends = np.array([integer.INT8_MIN, integer.INT8_MAX]) * 2.0**-self.input.position
+            return ends[:1], ends[1:]
+        first = self.affines[0]
+        scale, offset = np.array(first.scale), np.array(first.offset)
+        scale = np.where(scale == 0, 1.0, scale)  # any value does where the image doesn't count
+        ends = [(end * 2.0**-first.position - offset) / scale for end in (integer.INT8_MIN, integer.INT8_MAX)]
+        return np.minimum(*ends), np.maximum(*ends)

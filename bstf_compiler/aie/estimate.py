@@ -18,7 +18,6 @@ from bstf_compiler.aie import events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
-from bstf_compiler.aie.layer import BLOCK
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,13 @@ class LayerEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times of a program on a device under a cost model."""
+    """Times of a program on a device under a cost model. `host`: what the host computes, which no time counts."""
 
     device: str
     cost_model: str
     layers: tuple[LayerEstimate, ...]
     spans: tuple[Span, ...]
+    host: tuple[str, ...] = ()
 
     @property
     def total_seconds(self) -> float:
@@ -100,7 +100,7 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
         layers.append(_layer(steps[0], start, duration, own))
         spans += own
         clock += duration
-    return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans))
+    return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans), code.host_parts)
 
 
 def _shifted(span: Span, by: float) -> Span:
@@ -154,13 +154,14 @@ def _macs(instruction: Instruction) -> int:
 
 # --- published ---
 
-_PUBLISHED_OPS = {
-    "conv": "conv2d", "add": "add", "requantize": "maxpool2d", "maxpool": "maxpool2d", "averagepool": "avgpool2d"
-}  # fmt: skip
+_PUBLISHED_OPS = {"conv": "conv2d", "depthwise": "conv2d", "add": "add", "product": "add", "averagepool": "avgpool2d"}
+"""What the tables have, by operation; what they lack costs what their maxpool2d does, an operation a value read."""
 
 
 def _published(code: Code, step: Step) -> list[Span]:
     """One span an instruction kind; their ends say when the layer is over."""
+    if not step.instructions:
+        return []
     device, layer = code.device, _published_layer(code, step)
     if len(set(vars(device.links).values())) > 1:
         raise ValueError(
@@ -198,30 +199,28 @@ def _slowest(step: Step, kind: str, rate: float) -> float:
 def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
     """The step's sub-volumes: those of the busiest core, its column's output, the runs of its column."""
     work = [i for i in step.instructions if isinstance(i, Compute)]
-    largest = max(work, key=lambda i: (i.input_shape[0] * i.input_shape[1], i.output_shape[2]))
+    largest = max(work, key=lambda i: (i.inputs[0].sizes[0] * i.inputs[0].sizes[1], i.output.sizes[2]))
     column = largest.unit.rsplit(".", 1)[0]
     mine = [i for i in work if i.unit == largest.unit and i.finish]
-    tallest = max(i.input_shape[0] for i in mine)
-    channels = {i.unit: i.output_shape[2] for i in work if i.unit.rsplit(".", 1)[0] == column}
-    output, inputs = code.tensors[step.output][0], [largest.input_shape] * len(largest.inputs)
-    full = tuple((1, *shape) for shape in inputs)
-    conv = largest.op == "conv"
-    splits = max(1, sum(i.unit == largest.unit for i in work) // len(mine)) if conv else 1
-    chunks = sum(i.kind == "LOADW" for i in step.instructions) // splits if conv else 0
-    dense = sum(
-        math.prod(i.output_shape) * math.prod(i.kernel) * i.input_shape[2] * i.iterations for i in work
-    )  # fmt: skip
+    tallest = max(i.inputs[0].sizes[0] for i in mine)
+    channels = {i.unit: i.output.sizes[2] for i in work if i.unit.rsplit(".", 1)[0] == column}
+    output = code.tensors[step.output][0]
+    weighted = step.op in ("conv", "depthwise")
+    deep = largest.inputs[0].sizes[2] if step.op == "conv" else 1  # input channels of an output channel
+    splits = max(1, sum(i.unit == largest.unit for i in work) // len(mine)) if weighted else 1
+    chunks = sum(i.kind == "LOADW" for i in step.instructions) // splits if weighted else 0
+    dense = sum(i.output.bytes * math.prod(i.kernel) * i.inputs[0].sizes[2] * i.iterations for i in work)
     effective = sum(i.work * i.iterations for i in work)
     return published.PublishedLayer(
         name=step.layer,
-        op=_PUBLISHED_OPS[step.op],
-        input_shapes=full,
-        output_shape=(1, output.shape[0], output.shape[1], output.shape[2] * BLOCK),
-        input=(1, *largest.input_shape),
-        output=(1, *largest.output_shape[:2], sum(channels.values())),
-        weights=(largest.output_shape[2], *largest.kernel, largest.input_shape[2]) if conv else None,
-        density=max(effective / dense, 1e-9) if conv and dense else 1.0,
+        op=_PUBLISHED_OPS.get(step.op, "maxpool2d"),
+        input_shapes=tuple((1, *access.sizes) for access in largest.inputs),
+        output_shape=(1, output.shape[0], output.shape[1], output.length),
+        input=(1, *largest.inputs[0].sizes),
+        output=(1, *largest.output.sizes[:2], sum(channels.values())),
+        weights=(largest.output.sizes[2], *largest.kernel, deep) if weighted else None,
+        density=max(effective / dense, 1e-9) if step.op == "conv" and dense else 1.0,
         chunks=chunks,
         cin_splits=splits,
-        segments=tuple(published.Segment(i.iterations, i.input_shape[0] == tallest) for i in mine),
+        segments=tuple(published.Segment(i.iterations, i.inputs[0].sizes[0] == tallest) for i in mine),
     )

@@ -100,22 +100,23 @@ class Transfer:
 class Compute:
     """A core's instruction: one operation on buffers of its own memory.
 
-    `parameters` holds the chunk of the packed tensor that the operation reads (see weights.py). Shapes are (rows,
-    pixels, channels) of the tile; `padding` (top, left): rows and pixels of the window's reach that lie before the
-    tile. `begin` and `finish` frame a sum over several chunks of input channels, kept in int32 at `scratch`.
+    `parameters` holds the chunk of the packed tensor that the operation reads (see weights.py). The boxes of `inputs`
+    and `output` are (rows, pixels, channels) of the tile; `block`: the output's first channel block in its tensor;
+    `padding` (top, left): rows and pixels of the reach that lie before the tile (see reach.py). `begin` and `finish`
+    frame a sum over several chunks of input channels, kept in int32 at `scratch`.
     Of one iteration: `work`, multiply-adds of whole blocks (conv) or element operations (the rest), is what time is
     counted by; `macs`, effective multiply-adds, leaves the padding of ragged blocks out.
     """
 
     unit: str
-    op: str  # conv, add, requantize, maxpool, averagepool
+    op: str
     inputs: tuple[Access, ...]
     parameters: Access
     output: Access
-    input_shape: tuple[int, int, int]
-    output_shape: tuple[int, int, int]
+    block: int
     kernel: tuple[int, int]
     strides: tuple[int, int]
+    dilation: tuple[int, int]
     padding: tuple[int, int]
     work: int
     macs: int = 0

@@ -1,146 +1,264 @@
-"""A node of the graph as the array sees it: images with channels in blocks of eight, windows, blocks kept."""
+"""A node of the graph as the array sees it: what it reads, channels in blocks of eight, blocks kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from bstf_compiler import bsr
-from bstf_compiler.graph import Add, AveragePool, Conv, Graph, MaxPool, Node, Op, Requantize, Softmax, Window
+from bstf_compiler.aie.joining import Slice, copies, slices
+from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source, blocks_of
+from bstf_compiler.graph import (
+    Add,
+    Affine,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthToSpace,
+    Graph,
+    Lookup,
+    MaxPool,
+    Node,
+    Product,
+    Requantize,
+    Resize,
+    Softmax,
+    Window,
+)
 
-BLOCK = 8
-"""Channels of a block, in and out: the native multiply of the cores is 4x8x8."""
+ON_ARRAY = (Conv, Add, Product, Requantize, Lookup, MaxPool, AveragePool, Concat, Resize, DepthToSpace)
 
-ON_ARRAY = (Conv, Add, Requantize, MaxPool, AveragePool)
-
-
-def blocks_of(channels: int) -> int:
-    """Number of blocks that hold `channels` channels."""
-    return -(-channels // BLOCK)
+_PIXEL = Window((1, 1))
+_ELEMENT_OPERATIONS = {"add": 2, "product": 2, "bilinear": 4, "lookup": 16}
+"""Element operations a value, where it isn't one or the window's size; of look-ups a core does four a cycle, so one
+takes the time of sixteen others (aie::lut with four parallel accesses, AMD UG1603, lookup tables).
+"""
 
 
 @dataclass(frozen=True)
 class Layer:
     """What the back end needs to know of a node.
 
-    Shapes are (rows, columns, channel blocks); `channels` are those before padding, in and out. `kept` (input blocks,
-    output blocks): Γ as found in the weights, for a convolution; other operations work channel by channel.
+    `output_shape` is (rows, columns, channel blocks) of the output, `channels` are those of the first
+    input and the output before padding. `kept` (input blocks, output blocks): Γ as found in the weights of a
+    convolution, whose `groups` are then the blocks along a diagonal; None for what works channel by channel. `filled`:
+    runs (first block, blocks) of the output that the layer computes, None for all. `part_of`: the larger
+    tensor that the output is a part of.
     """
 
     name: str
     op: str
-    inputs: tuple[str, ...]
+    sources: tuple[Source, ...]
     output: str
-    input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]
     channels: tuple[int, int]
-    window: Window
-    kept: np.ndarray | None
+    window: Window = _PIXEL
+    kept: np.ndarray | None = None
+    groups: int = 1
+    filled: tuple[tuple[int, int], ...] | None = None
+    part_of: Slice | None = None
 
     @property
-    def channelwise(self) -> bool:
-        """Whether output channel i depends on input channel i alone."""
-        return self.kept is None
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Runs of output blocks that the layer computes: (first, blocks)."""
+        return ((0, self.output_shape[2]),) if self.filled is None else self.filled
+
+    @property
+    def blocks(self) -> int:
+        """Output blocks that the layer computes."""
+        return sum(blocks for _, blocks in self.runs)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the layer reads."""
+        return tuple(source.tensor for source in self.sources)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether each output block has weights of its own."""
+        return self.op in ("conv", "depthwise")
+
+    @property
+    def grain(self) -> int:
+        """Tiles of so many output rows, or a multiple, all lie in the same way over the input's rows."""
+        rows = self.sources[0].rows
+        return rows.factor if isinstance(rows, Scaled) else 1
+
+    @property
+    def sums_channels(self) -> bool:
+        """Whether an output channel sums over input channels, block by block."""
+        return self.kept is not None
 
     @property
     def taps(self) -> int:
         """Kernel positions."""
         return self.window.kernel[0] * self.window.kernel[1]
 
+    def weight_blocks(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> int:
+        """Weight blocks between input blocks [start, stop) and output blocks [start, stop); those of other operations
+        are the output blocks.
+        """
+        if self.sums_channels:
+            return int(self.kept[slice(*inputs), slice(*outputs)].sum())
+        return outputs[1] - outputs[0]
+
+    def needed(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> tuple[int, int]:
+        """The input blocks [start, stop), of those given, from the first to the last that is kept for output blocks
+        [start, stop).
+        """
+        used = np.flatnonzero(self.kept[slice(*inputs), slice(*outputs)].any(axis=1))
+        return (inputs[0] + int(used[0]), inputs[0] + int(used[-1]) + 1) if used.size else (inputs[0], inputs[0])
+
     def work(self, pixels: int, blocks: int) -> int:
         """What `pixels` output pixels cost a core: multiply-adds of `blocks` whole weight blocks a pixel and kernel
         position (the vector unit multiplies the padding of a ragged block too), or element operations on `blocks`
         blocks of channels.
         """
-        if not self.channelwise:
+        if self.sums_channels:
             return pixels * self.taps * blocks * BLOCK * BLOCK
-        return pixels * blocks * BLOCK * (self.taps if self.op.endswith("pool") else len(self.inputs))
+        return pixels * blocks * BLOCK * _ELEMENT_OPERATIONS.get(self.op, self.taps)
 
     def macs(self, pixels: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> int:
-        """Effective multiply-adds of `pixels` output pixels: the true channels of the kept blocks between input blocks
-        [start, stop) and output blocks [start, stop).
+        """Effective multiply-adds of `pixels` output pixels: those of a depthwise convolution, or of the kept blocks
+        between input blocks [start, stop) and output blocks [start, stop) with their true channels and groups.
         """
-        if self.channelwise:
+        if self.op == "depthwise":
+            return pixels * self.taps * (min(BLOCK * outputs[1], self.channels[1]) - BLOCK * outputs[0])
+        if not self.sums_channels:
             return 0
-        sizes = [
-            np.minimum(BLOCK, channels - BLOCK * np.arange(*span))
-            for channels, span in zip(self.channels, (inputs, outputs))
-        ]
-        return pixels * self.taps * int(sizes[0] @ self.kept[slice(*inputs), slice(*outputs)] @ sizes[1])
+        return pixels * self.taps * int(self._multiplies[slice(*inputs), slice(*outputs)].sum())
 
-    def input_rows(self, first: int, last: int) -> tuple[int, int, int]:
-        """Input rows [start, stop) under output rows [first, last), and the rows of padding above them."""
-        return _reach(first, last, 0, self.window, self.input_shape[0])
-
-    def input_columns(self, first: int, last: int) -> tuple[int, int, int]:
-        """Input columns [start, stop) under output columns [first, last), and the columns of padding before them."""
-        return _reach(first, last, 1, self.window, self.input_shape[1])
+    @cached_property
+    def _multiplies(self) -> np.ndarray:
+        """Multiply-adds a pixel and kernel position, by input and output block."""
+        ins, outs = (_overlaps(channels, self.groups) for channels in self.channels)
+        return self.kept * (ins @ outs.T)
 
 
-def _reach(first: int, last: int, axis: int, window: Window, size: int) -> tuple[int, int, int]:
-    stride, kernel, before = window.strides[axis], window.kernel[axis], window.padding[2 * axis]
-    virtual = first * stride - before
-    start = min(max(virtual, 0), size)
-    stop = min(max((last - 1) * stride - before + kernel, start), size)
-    return start, stop, start - virtual
+def _overlaps(channels: int, groups: int) -> np.ndarray:
+    """How many channels a block and a group have in common: (blocks, groups)."""
+    group = np.arange(channels) // (channels // groups)
+    counts = np.zeros((blocks_of(channels), groups), np.int64)
+    np.add.at(counts, (np.arange(channels) // BLOCK, group), 1)
+    return counts
 
 
 def layers_of(graph: Graph) -> list[Layer]:
     """The layers that the array runs, in the graph's order.
 
     Raises:
-        ValueError: if an operation can't run on the array, and it is not a host operation at the end.
+        ValueError: if an operation can't run on the array, and it is not a host operation at an end.
     """
-    layers = []
+    layers, parts = [], slices(graph, outputs_of(graph))
     for node in graph:
-        if _runs_on_array(node):
-            layers.append(_layer(graph, node))
-        elif not isinstance(node.op, Softmax) or not _ends_network(graph, node):
+        if isinstance(node.op, ON_ARRAY):
+            layer = _joining(graph, node, parts) if isinstance(node.op, Concat) else _layer(graph, node)
+            layers.append(replace(layer, part_of=parts.get(node.output)))
+        elif not (_begins_network(graph, node) or _ends_network(graph, node)):
             raise ValueError(
-                f"layer '{node.name}': {_named(node.op)} can't run on the array; end the network before it, or run "
-                "the float network on the CPU"
+                f"layer '{node.name}': operation '{node.op.kind}' can't run on the array; end the network before it, "
+                "or run the float network on the CPU"
             )
     return layers
 
 
-def _runs_on_array(node: Node | None) -> bool:
-    if node is None or not isinstance(node.op, ON_ARRAY):
-        return False
-    window = getattr(node.op, "window", Window((1, 1)))
-    return window.dilation == (1, 1) and getattr(node.op, "groups", 1) == 1
+def inputs_of(graph: Graph) -> list[str]:
+    """The tensors that the host gives to the array: the network's input, or what the host makes of it first."""
+    made = [node.output for node in graph if isinstance(node.op, Affine)]
+    return made if graph.tensors[graph.input].position is None else [graph.input]
+
+
+def outputs_of(graph: Graph) -> list[str]:
+    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
+    names = []
+    for name in graph.outputs:
+        node = graph.producer(name)
+        names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
+    return names
+
+
+def _begins_network(graph: Graph, node: Node) -> bool:
+    return isinstance(node.op, Affine) and node.inputs[0] == graph.input and bool(graph.consumers(node.output))
 
 
 def _ends_network(graph: Graph, node: Node) -> bool:
-    return node.output in graph.outputs and _runs_on_array(graph.producer(node.inputs[0]))
-
-
-def _named(op: Op) -> str:
-    """What an operation that the array can't run is, for a sentence."""
-    if getattr(op, "groups", 1) != 1:
-        return f"a convolution in {op.groups} groups"
-    if isinstance(op, Conv):
-        return "a dilated convolution"
-    return f"operation '{op.kind}'"
+    if not isinstance(node.op, Softmax) or node.output not in graph.outputs:
+        return False
+    before = graph.producer(node.inputs[0])
+    return before is not None and isinstance(before.op, ON_ARRAY)
 
 
 def _layer(graph: Graph, node: Node) -> Layer:
-    window = getattr(node.op, "window", Window((1, 1)))
-    images = [tensor.name for tensor in graph.activations(node)]
-    channels = (graph.tensors[images[0]].shape[-1], graph.tensors[node.output].shape[-1])
-    kept = None
-    if isinstance(node.op, Conv):
-        kept = bsr.nonzero_blocks(graph.tensors[node.inputs[1]].data, (BLOCK, BLOCK))
-    return Layer(
-        node.name, node.op.kind, tuple(images), node.output, _shape(graph, images[0]), _shape(graph, node.output),
-        channels, window, kept,
-    )  # fmt: skip
+    op, (_, *size, channels) = node.op, graph.tensors[node.output].shape
+    images = [(tensor.name, *tensor.shape[1:]) for tensor in graph.activations(node)]
+    shape, pair = (*size, blocks_of(channels)), (images[0][3], channels)
+    if isinstance(op, Resize):
+        name, *sizes, channels = images[0]
+        axes = [Scaled(size, factor, blends=op.method == "bilinear") for size, factor in zip(sizes, op.factors)]
+        return Layer(node.name, op.method, (Source(name, *axes, channels),), node.output, shape, pair)
+    if isinstance(op, DepthToSpace):
+        name, *sizes, channels = images[0]
+        axes = [Scaled(size, factor, crop) for size, factor, crop in zip(sizes, op.block, op.crop[::2])]
+        source = Source(name, *axes, channels, every=op.block != (1, 1))
+        return Layer(node.name, op.kind, (source,), node.output, shape, pair)
+    if isinstance(op, Conv):
+        return _convolution(graph, node, images[0], shape, pair)
+    if isinstance(op, (MaxPool, AveragePool)):
+        return Layer(node.name, op.kind, (_under(op.window, *images[0]),), node.output, shape, pair, op.window)
+    sources = tuple(_same(*image) if list(image[1:3]) == size else _broadcast(*image) for image in images)
+    return Layer(node.name, op.kind, sources, node.output, shape, pair)
 
 
-def _shape(graph: Graph, tensor: str) -> tuple[int, int, int]:
-    _, rows, columns, channels = graph.tensors[tensor].shape
-    return rows, columns, blocks_of(channels)
+def _joining(graph: Graph, node: Node, parts: dict[str, Slice]) -> Layer:
+    """A concatenation of those parts that don't lie in their places already; perhaps of none."""
+    _, *size, channels = graph.tensors[node.output].shape
+    sources, runs = copies(graph, node, parts)
+    shape = (*size, blocks_of(channels))
+    return Layer(node.name, "concat", sources, node.output, shape, (channels, channels), filled=runs)
+
+
+def _convolution(
+    graph: Graph, node: Node, image: tuple[str, int, int, int], shape: tuple[int, int, int], channels: tuple[int, int]
+) -> Layer:
+    op, kernel = node.op, graph.tensors[node.inputs[1]].data
+    if op.groups == channels[0] > 1:
+        source = _under(op.window, *image, spread=channels[1] // channels[0])
+        return Layer(node.name, "depthwise", (source,), node.output, shape, channels, op.window)
+    kept = bsr.nonzero_blocks(bsr.ungrouped(kernel, op.groups), (BLOCK, BLOCK))
+    source = _under(op.window, *image, every=True)
+    return Layer(node.name, "conv", (source,), node.output, shape, channels, op.window, kept, op.groups)
+
+
+def _same(tensor: str, rows: int, columns: int, channels: int) -> Source:
+    return Source(tensor, Sliding(rows), Sliding(columns), channels)
+
+
+def _broadcast(tensor: str, rows: int, columns: int, channels: int) -> Source:
+    return Source(tensor, Sliding(rows, stride=0), Sliding(columns, stride=0), channels)
+
+
+def _under(
+    window: Window, tensor: str, rows: int, columns: int, channels: int, spread: int = 1, every: bool = False
+) -> Source:
+    axes = [
+        Sliding(size, window.strides[axis], window.extent[axis], window.padding[2 * axis])
+        for axis, size in enumerate((rows, columns))
+    ]
+    return Source(tensor, *axes, channels, spread, every=every)
+
+
+def cut_runs(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[tuple[int, int, int]]:
+    """Where those numbered [start, stop) of the blocks of all `runs` lie: (how many come before, first, blocks)."""
+    found, before = [], 0
+    for first, blocks in runs:
+        low, high = max(start, before), min(stop, before + blocks)
+        if low < high:
+            found.append((low - start, first + low - before, high - low))
+        before += blocks
+    return found
 
 
 def share(total: int, parts: int) -> list[tuple[int, int]]:

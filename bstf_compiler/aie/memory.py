@@ -2,7 +2,8 @@
 
 A tensor is cut evenly by width, a piece a memory tile, at one address in all of them; a piece is (rows, its columns,
 channels padded to eight). What doesn't fit is spilled: it lives in DDR, and the layers that write or read it pass
-through staging buffers, in bands of rows if even those don't fit.
+through staging buffers, in bands of rows if even those don't fit. Parts of a joined tensor (joining.py) lie in it, and
+live and spill with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import BLOCK, Layer, share
+from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
 _CHUNKS = "weight chunks"
@@ -19,21 +21,19 @@ _CHUNKS = "weight chunks"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks)."""
+    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks), and bytes
+    from pixel to pixel.
+    """
 
     memory: str
     address: int
     shape: tuple[int, int, int]
+    pixel: int
 
     @property
-    def pixel(self) -> int:
+    def length(self) -> int:
         """Bytes of a pixel."""
         return self.shape[2] * BLOCK
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return self.shape[0] * self.shape[1] * self.pixel
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Placement:
 
 
 class _NoRoom(Exception):
-    def __init__(self, live: dict[str, int], layer: Layer, wanted: int) -> None:
-        self.live, self.layer, self.wanted = live, layer, wanted
+    def __init__(self, live: dict[str, int], read: set[str], layer: Layer, wanted: int) -> None:
+        self.live, self.read, self.layer, self.wanted = live, read, layer, wanted
 
 
 def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
@@ -82,7 +82,7 @@ def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
 
 def place(
     layers: list[Layer],
-    network_input: str,
+    network_inputs: list[str],
     outputs: list[str],
     device: DeviceSpec,
     chunk_bytes: Callable[[Layer, int], int],
@@ -91,7 +91,7 @@ def place(
 
     Args:
         layers: in execution order.
-        network_input: tensor that arrives in DDR.
+        network_inputs: tensors that arrive in DDR.
         outputs: tensors that must end in DDR.
         device: the array.
         chunk_bytes: bytes that a layer's weight chunks take in each memory tile when it computes so many rows at once.
@@ -99,7 +99,7 @@ def place(
     Raises:
         ValueError: if a layer doesn't fit even row by row.
     """
-    in_ddr = {network_input, *outputs}
+    in_ddr = {*network_inputs, *outputs}
     while True:
         try:
             return _Attempt(layers, in_ddr, device, chunk_bytes).run()
@@ -110,7 +110,7 @@ def place(
                     f"layer '{full.layer.name}': one output row needs {full.wanted} bytes of a memory tile, of which "
                     f"{device.name} has {device.memtile.memory_bytes}; use smaller images or a larger device"
                 ) from None
-            idle = {name: size for name, size in candidates.items() if name not in full.layer.inputs}
+            idle = {name: size for name, size in candidates.items() if name not in full.read}
             pool = idle or candidates
             in_ddr.add(max(sorted(pool), key=pool.get))
 
@@ -127,9 +127,18 @@ class _Attempt:
     ) -> None:
         self._layers, self._in_ddr, self._device, self._chunk_bytes = layers, in_ddr, device, chunk_bytes
         self._shapes = {layer.output: layer.output_shape for layer in layers}
-        self._shapes.update({layer.inputs[0]: layer.input_shape for layer in reversed(layers)})
-        self._last_use = {name: i for i, layer in enumerate(layers) for name in (layer.output, *layer.inputs)}
-        self._live: dict[str, tuple[int, int]] = {}  # tensor -> (address, bytes)
+        self._shapes.update({source.tensor: source.shape for layer in layers for source in layer.sources})
+        self._slices = {layer.output: layer.part_of for layer in layers if layer.part_of is not None}
+        self._whole: dict[str, str] = {}  # the tensor that nothing joins, of each one
+        self._parts: dict[str, list[tuple[str, int]]] = {}  # and the other way round, with their first blocks
+        for name in self._shapes:
+            whole, block = self._place_in_whole(name)
+            self._whole[name] = whole
+            self._parts.setdefault(whole, []).append((name, block))
+        self._last_use = {
+            self._whole[name]: i for i, layer in enumerate(layers) for name in (layer.output, *layer.inputs)
+        }
+        self._live: dict[str, tuple[int, int]] = {}  # whole tensor -> (address, bytes)
         self._placement = Placement({}, [], [], ddr_bytes=0)
         self._born: dict[str, int] = {}
 
@@ -142,33 +151,50 @@ class _Attempt:
                 self._free(name, index)
         return self._placement
 
+    def _place_in_whole(self, name: str) -> tuple[str, int]:
+        """The tensor that holds a part of a part of ..., and the part's first block there."""
+        block = 0
+        while name in self._slices:
+            name, block = self._slices[name].joined, block + self._slices[name].block
+        return name, block
+
     def _put_in_ddr(self, name: str) -> None:
-        made = Place("ddr", self._placement.ddr_bytes, self._shapes[name])
-        self._placement.places[name] = made
-        self._placement.ddr_bytes += -(-made.bytes // _ALIGN) * _ALIGN
+        rows, columns, blocks = self._shapes[name]
+        self._give_places(name, "ddr", self._placement.ddr_bytes)
+        self._placement.ddr_bytes += -(-rows * columns * blocks * BLOCK // _ALIGN) * _ALIGN
+
+    def _give_places(self, whole: str, memory: str, address: int) -> None:
+        for name, block in self._parts[whole]:
+            pixel = self._shapes[whole][2] * BLOCK
+            self._placement.places[name] = Place(memory, address + block * BLOCK, self._shapes[name], pixel)
 
     def _stage(self, index: int, layer: Layer) -> None:
-        rows, host = layer.output_shape[0], self._dying_input(index, layer)
+        rows, whole, host = layer.output_shape[0], self._whole[layer.output], self._dying_input(index, layer)
+        if not layer.sources:  # a concatenation whose parts lie in their places
+            self._placement.stages.append(Stage(layer, [(0, rows)], 0))
+            return
         if host is not None:  # the output takes the place of an input
             address, size = self._live[host]
             self._free(host, index - 1)
-            self._take(layer.output, address, size, index)
-        staged = [name for name in dict.fromkeys((*layer.inputs, layer.output)) if name in self._in_ddr]
+            self._take(whole, address, size, index)
+        staged = [name for name in dict.fromkeys((*layer.inputs, layer.output)) if self._whole[name] in self._in_ddr]
+        fresh = whole not in self._in_ddr and whole not in self._live
         wanted = 0
         for height in sorted({-(-rows // n) for n in range(1, rows + 1)}, reverse=True) if staged else [rows]:
             bands = [(start, min(start + height, rows)) for start in range(0, rows, height)]
             sizes = {name: self._staging_bytes(layer, name, bands) for name in staged}
-            if layer.output not in self._in_ddr and host is None:
-                sizes[layer.output] = self._piece(layer.output)
+            if fresh:
+                sizes[whole] = self._piece(whole)
             sizes[_CHUNKS] = self._chunk_bytes(layer, height)
             wanted = sum(sizes.values())
             if (addresses := self._first_fit(sizes)) is not None:
                 break
         else:
             live = {name: size for name, (_, size) in self._live.items()}
-            raise _NoRoom({**live, layer.output: self._piece(layer.output)}, layer, wanted)
-        if layer.output in addresses and layer.output not in self._in_ddr:
-            self._take(layer.output, addresses.pop(layer.output), sizes[layer.output], index)
+            read = {self._whole[name] for name in layer.inputs}
+            raise _NoRoom({**live, whole: self._piece(whole)}, read, layer, wanted)
+        if fresh:
+            self._take(whole, addresses.pop(whole), sizes[whole], index)
         self._placement.allocations += [
             Allocation(name if name == _CHUNKS else f"staging {name}", addresses[name], sizes[name], index, index)
             for name in addresses
@@ -179,22 +205,28 @@ class _Attempt:
         """An input that an element-wise layer may overwrite: read for the last time, tile by tile, at the places that
         are written.
         """
-        if layer.op not in ("add", "requantize") or layer.output in self._in_ddr:
+        if layer.op not in ("add", "product", "requantize", "lookup") or layer.output in self._in_ddr:
             return None
-        if any(name in self._in_ddr for name in layer.inputs):
+        if any(
+            name in self._in_ddr or len(self._parts[self._whole[name]]) > 1 for name in (*layer.inputs, layer.output)
+        ):
             return None
-        return next((name for name in layer.inputs if self._last_use[name] == index), None)
+        images = [source.tensor for source in layer.sources if not source.broadcast]
+        return next((name for name in images if self._last_use[name] == index), None)
 
     def _piece(self, name: str) -> int:
         return piece_bytes(self._shapes[name], self._shapes[name][0], self._device.columns)
 
     def _staging_bytes(self, layer: Layer, name: str, bands: list[tuple[int, int]]) -> int:
+        shape = self._shapes[name]
         if name == layer.output:
             rows = max(stop - start for start, stop in bands)
+            shape = (*shape[:2], layer.blocks)
         else:
-            reaches = [layer.input_rows(*band) for band in bands]
+            source = next(source for source in layer.sources if source.tensor == name)
+            reaches = [source.rows.reach(*band) for band in bands]
             rows = max(stop - start for start, stop, _ in reaches)
-        return piece_bytes(self._shapes[name], rows, self._device.columns)
+        return piece_bytes(shape, rows, self._device.columns)
 
     def _first_fit(self, sizes: dict[str, int]) -> dict[str, int] | None:
         """Lowest free addresses for all of `sizes`, or None."""
@@ -215,7 +247,7 @@ class _Attempt:
     def _take(self, name: str, address: int, size: int, index: int) -> None:
         self._live[name] = (address, size)
         self._born[name] = index
-        self._placement.places[name] = Place("memtile", address, self._shapes[name])
+        self._give_places(name, "memtile", address)
 
     def _free(self, name: str, last: int) -> None:
         address, size = self._live.pop(name)

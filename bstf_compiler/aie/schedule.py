@@ -6,32 +6,23 @@ from dataclasses import dataclass
 
 from bstf_compiler.aie import memory, tiling, weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, layers_of
+from bstf_compiler.aie.layer import Layer, inputs_of, layers_of, outputs_of
 from bstf_compiler.aie.tiling import Tiling
-from bstf_compiler.graph import Graph, Softmax
+from bstf_compiler.graph import Graph
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Everything that code generation needs.
 
-    `tilings`: one a stage; `parameters`: chunk of each layer without weights, by layer name; `outputs`: the tensors
-    that the array returns, in the order of the network's outputs.
+    `tilings`: one a stage, None where nothing is left to compute; `parameters`: chunk of each layer without weights, by
+    layer name; `outputs`: the tensors that the array returns, in the order of the network's outputs.
     """
 
     placement: memory.Placement
-    tilings: list[Tiling]
+    tilings: list[Tiling | None]
     parameters: dict[str, bytes]
     outputs: list[str]
-
-
-def array_outputs(graph: Graph) -> list[str]:
-    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
-    names = []
-    for name in graph.outputs:
-        node = graph.producer(name)
-        names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
-    return names
 
 
 def plan(graph: Graph, device: DeviceSpec) -> Schedule:
@@ -44,7 +35,9 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
     if not layers:
         raise ValueError(f"network '{graph.name}' has no layer for the array")
     parameters = {
-        layer.name: weights.parameters(graph, graph.producer(layer.output)) for layer in layers if layer.channelwise
+        layer.name: weights.parameters(graph, graph.producer(layer.output), layer)
+        for layer in layers
+        if not layer.has_weights
     }
     chosen: dict[tuple[str, int], Tiling] = {}
 
@@ -54,7 +47,12 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
             chosen[layer.name, rows] = tiling.choose(layer, device, size, rows)
         return chosen[layer.name, rows]
 
-    outputs = array_outputs(graph)
-    placement = memory.place(layers, graph.input, outputs, device, lambda layer, rows: tile(layer, rows).weights.total)
-    tilings = [tile(stage.layer, max(b - a for a, b in stage.bands)) for stage in placement.stages]
+    outputs = outputs_of(graph)
+    placement = memory.place(
+        layers, inputs_of(graph), outputs, device, lambda layer, rows: tile(layer, rows).weights.total
+    )
+    tilings = [
+        tile(stage.layer, max(b - a for a, b in stage.bands)) if stage.layer.sources else None
+        for stage in placement.stages
+    ]
     return Schedule(placement, tilings, parameters, outputs)

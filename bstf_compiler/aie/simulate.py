@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from bstf_compiler import integer
-from bstf_compiler.aie import events, kernels
+from bstf_compiler.aie import events, kernels, pointwise
 from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.isa import Compute, Transfer
-from bstf_compiler.aie.layer import BLOCK, blocks_of, share
+from bstf_compiler.aie.layer import share
+from bstf_compiler.aie.memory import Place
 
 _POISON = -86
 """What memory holds before anything is written: 0xAA, so that a byte read too early shows."""
@@ -33,7 +34,7 @@ class Machine:
         self._orders: dict[int, events.Events] = {}
 
     def run(self, image: np.ndarray) -> Iterator[Step]:
-        """Executes all steps on one image of int8 integers (h, w, c); yields each step when it is done."""
+        """Executes all steps on one float32 image (h, w, c); yields each step when it is done."""
         self._write_input(image)
         for number, step in enumerate(self._program.steps):
             if number not in self._orders:
@@ -50,22 +51,32 @@ class Machine:
     def tensor(self, name: str) -> np.ndarray:
         """The integers (h, w, c) of a tensor, from wherever it lives."""
         place, channels, _ = self._program.tensors[name]
-        height, width, blocks = place.shape
         if place.memory == "ddr":
-            flat = self._memories["ddr"][place.address : place.address + place.bytes]
-            return flat.reshape(height, width, blocks * BLOCK)[..., :channels].copy()
-        pieces, columns = [], self._program.device.columns
-        for tile, (start, stop) in enumerate(share(width, columns)):
-            size = height * (stop - start) * place.pixel
-            flat = self._memories[f"m{tile}"][place.address : place.address + size]
-            pieces.append(flat.reshape(height, stop - start, place.pixel))
+            return self._pixels("ddr", place, place.shape[1])[..., :channels].copy()
+        spans = share(place.shape[1], self._program.device.columns)
+        pieces = [self._pixels(f"m{tile}", place, stop - start) for tile, (start, stop) in enumerate(spans)]
         return np.concatenate(pieces, axis=1)[..., :channels]
 
+    def _pixels(self, tile: str, place: Place, width: int) -> np.ndarray:
+        """A view (rows, width, padded channels) of a tensor in a memory."""
+        strides = (width * place.pixel, place.pixel, 1)
+        flat = self._memories[tile][place.address :]
+        return np.lib.stride_tricks.as_strided(flat, (place.shape[0], width, place.length), strides)
+
     def _write_input(self, image: np.ndarray) -> None:
-        place, _, _ = self._program.tensors[self._program.input.tensor]
-        padded = np.zeros((*image.shape[:2], blocks_of(image.shape[2]) * BLOCK), np.int8)
-        padded[..., : image.shape[2]] = image
-        self._memories["ddr"][place.address : place.address + place.bytes] = padded.ravel()
+        """Puts what the array reads into DDR: the image on its grid, or what the host makes of it first."""
+        port = self._program.input
+        if port.position is not None:
+            self._write(port.tensor, integer.quantize(image, port.position))
+        for affine in self._program.affines:
+            scale, offset = (np.array(values, np.float32) for values in (affine.scale, affine.offset))
+            self._write(affine.tensor, integer.quantize(image * scale + offset, affine.position))
+
+    def _write(self, tensor: str, values: np.ndarray) -> None:
+        if tensor in self._program.tensors:
+            place, channels, _ = self._program.tensors[tensor]
+            pixels = self._pixels("ddr", place, place.shape[1])
+            pixels[..., :channels], pixels[..., channels:] = values, 0
 
     def _transfer(self, instruction: Transfer, iteration: int) -> None:
         for item in instruction.moves:
@@ -78,22 +89,33 @@ class Machine:
                 )  # fmt: skip
 
     def _compute(self, instruction: Compute, iteration: int) -> None:
-        memory = self._memories[instruction.parameters.tiles[0]]
-        inputs = [access.start(iteration) for access in instruction.inputs]
-        output, chunk = instruction.output.start(iteration), instruction.parameters.start(iteration)
-        shapes = (
-            instruction.input_shape, instruction.output_shape, instruction.kernel, instruction.strides,
-            instruction.padding,
-        )  # fmt: skip
-        if instruction.op == "conv":
-            framing = (instruction.scratch, instruction.begin, instruction.finish)
-            kernels.conv(memory, inputs[0], output, chunk, *framing, *shapes)
-        elif instruction.op in ("add", "requantize"):
-            function = kernels.add if instruction.op == "add" else kernels.requantize
-            function(memory, *inputs, output, chunk, instruction.output.bytes)
+        """One operation on a core's memory."""
+        do, memory = instruction, self._memories[instruction.parameters.tiles[0]]
+        x, *others = (access.start(iteration) for access in do.inputs)
+        y, chunk = do.output.start(iteration), do.parameters.start(iteration)
+        shape, out_shape = do.inputs[0].sizes, do.output.sizes
+        window = (do.kernel, do.strides, do.dilation, do.padding)
+        if do.op == "conv":
+            kernels.conv(memory, x, y, chunk, do.scratch, do.begin, do.finish, shape, out_shape, *window)
+        elif do.op == "depthwise":
+            kernels.depthwise(memory, x, y, chunk, shape, out_shape, do.block, *window)
+        elif do.op in ("maxpool", "averagepool"):
+            getattr(kernels, do.op)(memory, x, y, chunk, shape, out_shape, *window)
+        elif do.op in ("add", "product"):
+            step = 0 if do.inputs[1].sizes != shape else shape[2]
+            getattr(pointwise, do.op)(memory, x, others[0], y, chunk, shape, step)
+        elif do.op in ("requantize", "lookup"):
+            getattr(pointwise, do.op)(memory, x, y, chunk, do.output.bytes)
+        elif do.op in ("nearest", "bilinear"):
+            getattr(pointwise, do.op)(memory, x, y, chunk, shape, out_shape, do.padding)
+        elif do.op == "depthtospace":
+            pointwise.depthtospace(memory, x, y, chunk, shape, out_shape, do.padding, do.block)
+        elif do.op == "concat":
+            for part, (access, start) in enumerate(zip(do.inputs, (x, *others))):
+                if access.bytes:
+                    pointwise.join(memory, start, y, chunk, part, access.sizes[2], out_shape, do.block)
         else:
-            function = kernels.maxpool if instruction.op == "maxpool" else kernels.averagepool
-            function(memory, inputs[0], output, chunk, *shapes)
+            raise ValueError(f"{do.unit} has operation '{do.op}', which no core knows; compile again")
 
 
 def simulate(program: Code, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
@@ -112,12 +134,20 @@ def simulate(program: Code, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
 
 def trace(program: Code, x: np.ndarray) -> dict[str, np.ndarray]:
     """Every layer's output as int8 integers (n, h, w, c) by tensor name, each read when its last step is done."""
-    machine, values = Machine(program), {}
-    for image in _images(program, x):
-        for step in machine.run(image):
-            if step.keeps:
-                values.setdefault(step.output, []).append(machine.tensor(step.output))
-    return {name: np.stack(images) for name, images in values.items()}
+    machine = Machine(program)
+    images = [_outputs(machine, program, image) for image in _images(program, x)]
+    return {name: np.stack([values[name] for values in images]) for name in images[0]} if images else {}
+
+
+def _outputs(machine: Machine, program: Code, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output for one image, those of the host's layers before the array among them."""
+    values = {}
+    for step in machine.run(image):
+        if not values:
+            values = {affine.tensor: machine.tensor(affine.tensor) for affine in program.affines}
+        if step.keeps:
+            values[step.output] = machine.tensor(step.output)
+    return values
 
 
 def _order(step: Step) -> events.Events:
@@ -140,7 +170,7 @@ def _images(program: Code, x: np.ndarray) -> np.ndarray:
         )
     if not np.isfinite(x).all():
         raise ValueError(f"the images for program '{program.name}' hold NaN or infinite values; clean them first")
-    return integer.quantize(x.reshape(-1, *port.shape), port.position)
+    return x.reshape(-1, *port.shape).astype(np.float32)
 
 
 def _finish(port: Port, values: np.ndarray) -> np.ndarray:

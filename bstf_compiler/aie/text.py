@@ -4,7 +4,8 @@
 
 An access is `tiles@address`, `+advance` a iteration (`%slots#first`: around a ring), then the box `[rows x pixels x
 bytes / row stride, pixel stride]`. `wait` and `give` list locks: `c0.0:in_free`, `*2` for a count, `!first` or `!last`
-if not in each iteration. Lines that begin with a dot describe the rest in JSON.
+if not in each iteration. Lines that begin with a dot describe the rest in JSON: `.host_affine` and the `host` of an
+`.output` are what the host computes before and after the array.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import json
 import re
 from dataclasses import asdict
 
-from bstf_compiler.aie.code import Code, Port, Step
+from bstf_compiler.aie.code import Code, HostAffine, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import EACH, Access, Compute, Instruction, LockAction, Move, Transfer
 from bstf_compiler.aie.memory import Allocation, Place
 
-VERSION = 1
+VERSION = 2
 
 
 class _OtherVersion(ValueError):
@@ -32,6 +33,7 @@ def assembly(code: Code) -> str:
         _meta("program", {"version": VERSION, "name": code.name}),
         _meta("device", asdict(code.device)),
         _meta("input", asdict(code.input)),
+        *(_meta("host_affine", asdict(affine)) for affine in code.affines),
         *(_meta("output", asdict(port)) for port in code.outputs),
         *(
             _meta("tensor", {"name": name, "place": asdict(place), "channels": channels, "position": position})
@@ -87,6 +89,7 @@ def parse(text: str, data: bytes) -> Code:
         meta["program"][0]["name"],
         DeviceSpec.from_dict(meta["device"][0], "program text"),
         _port(meta["input"][0]),
+        [_affine(entry) for entry in meta.get("host_affine", [])],
         [_port(entry) for entry in meta["output"]],
         {e["name"]: (_place(e["place"]), e["channels"], e["position"]) for e in meta["tensor"]},
         [Allocation(**entry) for entry in meta.get("allocation", [])],
@@ -107,6 +110,10 @@ def _meta(key: str, value: dict) -> str:
 def _port(entry: dict) -> Port:
     shapes = {"shape": tuple(entry["shape"]), "user_shape": tuple(entry["user_shape"])}
     return Port(**{**entry, **shapes})
+
+
+def _affine(entry: dict) -> HostAffine:
+    return HostAffine(**{**entry, "scale": tuple(entry["scale"]), "offset": tuple(entry["offset"])})
 
 
 def _place(entry: dict) -> Place:
@@ -132,9 +139,10 @@ def _format(instruction: Instruction) -> str:
             "in=" + ";".join(_access(access) for access in instruction.inputs),
             "chunk=" + _access(instruction.parameters),
             "out=" + _access(instruction.output),
-            f"shape={_sizes(instruction.input_shape)}>{_sizes(instruction.output_shape)}",
+            f"block={instruction.block}",
             f"kernel={_sizes(instruction.kernel)}",
             f"strides={_sizes(instruction.strides)}",
+            f"dilation={_sizes(instruction.dilation)}",
             "before={},{}".format(*instruction.padding),
             f"work={instruction.work}",
             f"macs={instruction.macs}",
@@ -169,8 +177,8 @@ _ACCESS = re.compile(
 )  # fmt: skip
 _LOCK = re.compile(r"([\w.]+:\w+)(?:\*(\d+))?(?:!(first|last))?$")
 _COMPUTE = re.compile(
-    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) shape=(\S+)>(\S+) kernel=(\S+) strides=(\S+) before=(-?\d+),(-?\d+) "
-    r"work=(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
+    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) block=(\d+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
+    r"before=(-?\d+),(-?\d+) work=(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
 )  # fmt: skip
 
 
@@ -190,10 +198,10 @@ def _parse(line: str) -> Instruction:
             moves.append(Move(_parse_access(source), _parse_access(target)))
         return Transfer(kind, unit, tuple(moves), iterations, **locks)
     found = _COMPUTE.match(content).groups()
-    op, images, chunk, out, shape, out_shape, kernel, strides, top, left, work, macs, sums, begin, finish = found
+    op, images, chunk, out, block, kernel, strides, dilation, top, left, work, macs, sums, begin, finish = found
     return Compute(
         unit, op, tuple(_parse_access(image) for image in images.split(";")), _parse_access(chunk),
-        _parse_access(out), _parse_sizes(shape), _parse_sizes(out_shape), _parse_sizes(kernel), _parse_sizes(strides),
+        _parse_access(out), int(block), _parse_sizes(kernel), _parse_sizes(strides), _parse_sizes(dilation),
         (int(top), int(left)), int(work), int(macs), int(sums, 16), bool(begin), bool(finish), iterations, **locks,
     )  # fmt: skip
 

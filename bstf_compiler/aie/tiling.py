@@ -15,7 +15,8 @@ import numpy as np
 
 from bstf_compiler.aie import weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import BLOCK, Layer, share
+from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.reach import BLOCK, Source
 
 _ALIGN = 32
 
@@ -54,6 +55,11 @@ class Tiling:
     seconds: float
 
     @property
+    def input_slots(self) -> int:
+        """How many input tiles a core holds: the first input is never one pixel for all."""
+        return self.inputs[0].slots
+
+    @property
     def stop(self) -> int:
         """Bytes of core memory in use."""
         return self.sums.stop
@@ -74,7 +80,7 @@ class Piece:
 
 def pieces(layer: Layer, device: DeviceSpec, rounds: int) -> list[list[Piece]]:
     """Output blocks by round and row of cores."""
-    parts = share(layer.output_shape[2], rounds * device.rows)
+    parts = share(layer.blocks, rounds * device.rows)
     rows = device.rows
     return [[Piece(*part) for part in parts[k * rows : (k + 1) * rows]] for k in range(rounds)]
 
@@ -116,7 +122,7 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
 
 def _input_chunk_counts(layer: Layer) -> Iterator[int]:
     """1 first; more only for what sums over input channels."""
-    blocks = 1 if layer.channelwise else layer.input_shape[2]
+    blocks = layer.sources[0].shape[2] if layer.sums_channels else 1
     count = 1
     while count < blocks:
         yield count
@@ -133,11 +139,12 @@ def _candidates(
     layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, input_chunks: int
 ) -> Iterator[tuple[_Dealt, Tiling]]:
     width = _widest(layer, device)
-    channel_parts = -(-layer.output_shape[2] // device.rows)
+    heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
+    channel_parts = -(-layer.blocks // device.rows)
     for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
         dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
         for columns in _tile_widths(width):
-            for height in _divisions(rows):
+            for height in sorted(heights, reverse=True):
                 yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
 
 
@@ -152,36 +159,58 @@ def _widest(layer: Layer, device: DeviceSpec) -> int:
 
 
 class _Dealt:
-    """Chunk sizes and kept blocks of a way to deal the output blocks, by (round, row, input chunk)."""
+    """Chunk sizes, kept blocks and blocks to load of a way to deal the output blocks.
+
+    `chunks`, `kept` by (round, row, input chunk); `loads` by source, blocks that a column of cores loads of each pixel
+    by (round, input chunk); `most`: blocks of a pixel in a core, by source.
+    """
 
     def __init__(self, layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, input_chunks: int) -> None:
         self.rounds, self.input_chunks = rounds, input_chunks
         self.pieces = pieces(layer, device, rounds)
-        self.inputs = share(layer.input_shape[2], input_chunks)
+        self.outputs = max(piece.blocks for row in self.pieces for piece in row)
         self.chunks = np.zeros((rounds, device.rows, input_chunks), np.int64)
         self.kept = np.zeros_like(self.chunks)
-        for k, row_pieces in enumerate(self.pieces):
-            for r, piece in enumerate(row_pieces):
-                for j, (first, last) in enumerate(self.inputs):
-                    if layer.channelwise:
-                        self.kept[k, r, j] = piece.blocks
-                        self.chunks[k, r, j] = parameter_bytes if k == 0 else 0
-                    elif piece.blocks:
-                        kept = int(layer.kept[first:last, piece.start : piece.stop].sum())
-                        self.kept[k, r, j] = kept
-                        self.chunks[k, r, j] = weights.chunk_bytes(piece.blocks, kept, layer.taps)
-        self.outputs = max(piece.blocks for row in self.pieces for piece in row)
-        self.most_inputs = max(last - first for first, last in self.inputs)
+        self.loads = np.zeros((len(layer.sources), rounds, input_chunks), np.int64)
+        self.most = [0] * len(layer.sources)
+        inputs = share(layer.sources[0].shape[2], input_chunks)
+        for k, j in np.ndindex(rounds, input_chunks):
+            for place, source in enumerate(layer.sources):
+                spans = input_spans(layer, source, self.pieces[k], inputs[j])
+                sizes = [stop - start for start, stop in {*spans}]
+                self.loads[place, k, j] = sum(sizes)
+                self.most[place] = max(self.most[place], *sizes)
+            for r, (piece, span) in enumerate(zip(self.pieces[k], spans)):
+                if layer.has_weights and piece.blocks:
+                    self.kept[k, r, j] = blocks = layer.weight_blocks(span, (piece.start, piece.stop))
+                    self.chunks[k, r, j] = weights.chunk_bytes(layer, piece.blocks, blocks)
+                elif not layer.has_weights:
+                    self.kept[k, r, j] = piece.blocks
+                    self.chunks[k, r, j] = parameter_bytes if k == 0 else 0
+
+
+def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tuple[int, int]) -> list[tuple[int, int]]:
+    """The blocks [start, stop) of an input that each row of cores needs for its piece and a chunk of input channels.
+
+    Of a convolution, all rows get what any of them needs, at once, or, where that is no more, each row its own: groups
+    read different channels.
+    """
+    if not layer.sums_channels:
+        return [source.blocks(piece.start, piece.stop) if piece.blocks else (0, 0) for piece in row_pieces]
+    own = [layer.needed(chunk, (piece.start, piece.stop)) for piece in row_pieces]
+    used = {(start, stop) for start, stop in own if stop > start}
+    if not used:
+        return own
+    together = min(start for start, _ in used), max(stop for _, stop in used)
+    apart = sum(stop - start for start, stop in used) <= together[1] - together[0]
+    return own if apart else [together] * len(own)
 
 
 def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, width: int) -> Tiling:
     """Buffers of a core for tiles of `height` x `columns` output pixels."""
     tiles = -(-rows // height) * -(-width // columns) * dealt.rounds
-    in_rows = min((height - 1) * layer.window.strides[0] + layer.window.kernel[0], layer.input_shape[0])
-    in_columns = min((columns - 1) * layer.window.strides[1] + layer.window.kernel[1], layer.input_shape[1])
-    in_blocks = dealt.outputs if layer.channelwise else dealt.most_inputs
     loads = tiles * dealt.input_chunks
-    chunks = loads if dealt.input_chunks > 1 else 1 if layer.channelwise else dealt.rounds
+    chunks = loads if dealt.input_chunks > 1 else dealt.rounds if layer.has_weights else 1
     address = 0
 
     def ring(slots: int, size: int) -> Ring:
@@ -190,13 +219,18 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
         address = made.stop
         return made
 
+    def input_ring(source: Source, blocks: int) -> Ring:
+        if source.broadcast:  # one slot a round: loaded once, before the round's tiles
+            return ring(dealt.rounds, blocks * BLOCK)
+        return ring(min(2, loads), source.rows.most(height) * source.columns.most(columns) * blocks * BLOCK)
+
     return Tiling(
         rounds=dealt.rounds,
         tile_rows=height,
         tile_columns=columns,
         input_chunks=dealt.input_chunks,
         weights=ring(min(2, chunks), int(dealt.chunks.max())),
-        inputs=tuple(ring(min(2, loads), in_rows * in_columns * in_blocks * BLOCK) for _ in layer.inputs),
+        inputs=tuple(input_ring(source, blocks) for source, blocks in zip(layer.sources, dealt.most)),
         output=ring(min(2, tiles), height * columns * dealt.outputs * BLOCK),
         sums=ring(1, 4 * height * columns * dealt.outputs * BLOCK if dealt.input_chunks > 1 else 0),
         seconds=0.0,
@@ -207,28 +241,23 @@ def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, ro
     """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores."""
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
     widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
-    sh, sw = layer.window.strides
-    kh, kw = layer.window.kernel
-    h, w = (a.ravel() for a in np.meshgrid(heights, widths, indexing="xy"))
-    pixels = h * w
-    in_pixels = np.minimum((h - 1) * sh + kh, layer.input_shape[0]) * np.minimum(
-        (w - 1) * sw + kw, layer.input_shape[1]
-    )
-    if layer.channelwise:
-        in_blocks = len(layer.inputs) * dealt.kept.sum(axis=1)
-    else:
-        in_blocks = np.broadcast_to([last - first for first, last in dealt.inputs], (dealt.rounds, dealt.input_chunks))
+    pixels = np.outer(widths, heights).ravel()
     core, links = device.core, device.links
-    rate = device.clock_hz * (core.elementwise_per_cycle if layer.channelwise else core.macs_per_cycle)
+    load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
+    for source, blocks in zip(layer.sources, dealt.loads):
+        if not source.broadcast:
+            in_heights, in_widths = map(source.rows.most, heights), map(source.columns.most, widths)
+            in_pixels = np.outer(list(in_widths), list(in_heights)).ravel()
+            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / links.loadfm)
+    rate = core.macs_per_cycle if layer.sums_channels else core.elementwise_per_cycle
     work = layer.work(1, 1) * dealt.kept.max(axis=1)  # a pixel, by (round, input chunk)
     outputs = np.array([sum(piece.blocks for piece in row) for row in dealt.pieces])
-    load = in_pixels[None, :, None] * in_blocks[:, None, :] * (BLOCK / links.loadfm)
-    compute = np.ceil(pixels[None, :, None] * work[:, None, :] * (device.clock_hz / rate)) / device.clock_hz
+    compute = np.ceil(pixels[None, :, None] * work[:, None, :] / rate) / device.clock_hz
     write = pixels[None, :] * outputs[:, None] * (BLOCK / links.writefm)
     chunks = dealt.chunks.max(axis=1)  # by (round, input chunk)
     return _pipeline(
         load, compute, write, chunks / links.loadw, chunks / links.loadwm, tiling.weights.slots,
-        tiling.inputs[0].slots, tiling.output.slots,
+        tiling.input_slots, tiling.output.slots,
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def chrome_trace(estimate: Estimate) -> dict:
 
     Returns:
         A dictionary for `json.dump`. `traceEvents`: complete events ("X") with args layer, unit, busy_us,
-        bytes and macs, and metadata ("M"). `otherData`: device, cost model and total seconds.
+        bytes and macs, and metadata ("M"). `otherData`: device, cost model, total seconds, and what the host does.
     """
     events: list[dict] = []
     processes: dict[str, int] = {}
@@ -104,7 +104,12 @@ def chrome_trace(estimate: Estimate) -> dict:
                 {**place, "name": name, "ts": start / 1000, "dur": (end - start) / 1000, "args": args}
                 for start, end, name, args in row
             ]
-    other = {"device": estimate.device, "cost_model": estimate.cost_model, "seconds": estimate.total_seconds}
+    other = {
+        "device": estimate.device,
+        "cost_model": estimate.cost_model,
+        "seconds": estimate.total_seconds,
+        "host": list(estimate.host),
+    }
     return {"displayTimeUnit": "ms", "otherData": other, "traceEvents": events}
 
 
@@ -283,6 +288,8 @@ def _horizon(panels: Sequence[tuple[str, Estimate]]) -> float:
 
 def _headline(title: str, estimate: Estimate) -> str:
     text = f"{estimate.total_seconds * 1e3:.3f} ms on {estimate.device}, cost model {estimate.cost_model}"
+    if estimate.host:
+        text += f"; on the host, not counted: {'; '.join(estimate.host)}"
     return f"{title}: {text}" if title else text
 
 

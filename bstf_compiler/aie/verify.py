@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -49,20 +48,50 @@ def _moves(code: Code, step: Step) -> Iterator[str]:
 
 
 def _computations(code: Code, step: Step) -> Iterator[str]:
-    """A computation reads and writes boxes of its shapes; sums over several chunks stay in the buffer for sums."""
+    """A computation reads boxes that fit what it writes; sums over several chunks stay in the buffer for sums."""
     sums = [(address, size) for name, address, size in step.buffers if name == "sums"]
     for instruction in step.instructions:
         if not isinstance(instruction, Compute):
             continue
-        shapes = [(access, instruction.input_shape) for access in instruction.inputs]
-        shapes.append((instruction.output, instruction.output_shape))
-        if any(access.sizes != shape for access, shape in shapes):
-            yield f"{_place(instruction)} has other shapes than its boxes"
-        needed = 4 * math.prod(instruction.output_shape)
+        if not _fits(instruction):
+            boxes = ", ".join(str(access.sizes) for access in instruction.inputs)
+            chunk = instruction.parameters.bytes
+            yield (
+                f"{_place(instruction)} makes {instruction.output.sizes} from {boxes} and a chunk of {chunk} bytes, "
+                f"which {instruction.op} can't"
+            )
         if not (instruction.begin and instruction.finish) and not any(
-            address == instruction.scratch and needed <= size for address, size in sums
+            address == instruction.scratch and 4 * instruction.output.bytes <= size for address, size in sums
         ):
             yield f"{_place(instruction)} keeps sums at {instruction.scratch:#x}, outside the buffer for sums"
+
+
+_CHUNK_WORDS = {
+    "conv": 12, "depthwise": 12, "add": 6, "product": 3, "requantize": 3, "lookup": 64, "maxpool": 1, "averagepool": 6,
+    "concat": 3, "nearest": 3, "bilinear": 3, "depthtospace": 3,
+}  # fmt: skip
+"""The least that an operation reads of its chunk, in words of four bytes, by the layouts of weights.py."""
+
+
+def _fits(do: Compute) -> bool:
+    """Whether a computation is known, and its chunk and the boxes that it reads have the sizes that it needs."""
+    if do.parameters.bytes < 4 * _CHUNK_WORDS.get(do.op, do.parameters.bytes):
+        return False
+    (rows, pixels, channels), (in_rows, in_pixels, in_channels) = do.output.sizes, do.inputs[0].sizes
+    if do.op in ("add", "product"):
+        one, two = do.inputs
+        return one.sizes == do.output.sizes and two.sizes in (do.output.sizes, (1, 1, channels))
+    if do.op in ("requantize", "lookup"):
+        return do.inputs[0].sizes == do.output.sizes
+    if do.op == "concat":
+        return all(access.sizes[:2] == (rows, pixels) for access in do.inputs if access.bytes)
+    if do.op in ("maxpool", "averagepool", "nearest", "bilinear") and in_channels != channels:
+        return False
+    if do.op in ("conv", "depthwise", "maxpool", "averagepool") and pixels and in_rows * in_pixels:
+        sizes = zip((rows, pixels), do.strides, do.kernel, do.dilation, do.padding)
+        reach = [(out - 1) * stride + (size - 1) * step + 1 - before for out, stride, size, step, before in sizes]
+        return in_rows <= reach[0] and in_pixels <= reach[1]  # no more than the windows meet
+    return do.op in _CHUNK_WORDS
 
 
 def _accesses(code: Code, step: Step) -> Iterator[str]:

@@ -7,6 +7,13 @@ A chunk of a convolution, for some output blocks and some input blocks, little e
     uint16 count[output blocks], row[kept blocks]      kept blocks by output block: how many, which input block
     int8   block[kept blocks][kh][kw][8][8]            kept blocks only: input channel, then output channel
 
+Groups of several channels are blocks along the diagonal of such a kernel. A depthwise convolution, where each output
+channel reads one input channel, has a chunk of its own kind for some output blocks:
+
+    int32  shift, smallest, largest, output channels from each input channel
+    int32  bias[8 * output blocks]
+    int8   kernel[kh][kw][8 * output blocks]
+
 Other operations have one chunk of int32 parameters (see `parameters`).
 """
 
@@ -15,8 +22,22 @@ from __future__ import annotations
 import numpy as np
 
 from bstf_compiler import bsr, integer
-from bstf_compiler.aie.layer import BLOCK, Layer
-from bstf_compiler.graph import AveragePool, Conv, Graph, MaxPool, Node
+from bstf_compiler.aie.layer import Layer
+from bstf_compiler.aie.reach import BLOCK
+from bstf_compiler.graph import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthToSpace,
+    Graph,
+    Lookup,
+    MaxPool,
+    Node,
+    Product,
+    Requantize,
+    Resize,
+)
 
 _ALIGN = 16
 _HEADER_WORDS = 4
@@ -26,34 +47,58 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-def chunk_bytes(outputs: int, kept: int, taps: int) -> int:
-    """Size of a chunk with `outputs` output blocks and `kept` weight blocks of `taps` kernel positions."""
-    index = _padded(2 * (outputs + kept))
-    return 4 * (_HEADER_WORDS + BLOCK * outputs) + index + kept * taps * BLOCK * BLOCK
+def chunk_bytes(layer: Layer, outputs: int, kept: int) -> int:
+    """Size of a chunk with `outputs` output blocks and `kept` weight blocks."""
+    head = 4 * (_HEADER_WORDS + BLOCK * outputs)
+    if not layer.sums_channels:
+        return head + _padded(layer.taps * BLOCK * outputs)
+    return head + _padded(2 * (outputs + kept)) + kept * layer.taps * BLOCK * BLOCK
 
 
-def parameters(graph: Graph, node: Node) -> bytes:
-    """The chunk of an operation without weights, int32 words.
+def parameters(graph: Graph, node: Node, layer: Layer) -> bytes:
+    """The chunk of an operation without weights: int32 words, and the table of a look-up.
 
-    maxpool: value of a padded pixel. add: left shifts of the two inputs, then shift, smallest, largest.
-    requantize: shift, smallest, largest. averagepool: shift, smallest, largest, table rows, table columns, numerators
-    by the window's valid rows and columns (a table of 1 x 1 serves every window).
+    maxpool: value of a padded pixel. add: left shifts of the two inputs, 1 or -1 times the second, then shift,
+    smallest, largest. product, requantize: shift, smallest, largest. averagepool: shift, smallest, largest, table rows,
+    table columns, numerators by the window's valid rows and columns (a table of 1 x 1 serves every window).
+    lookup: int8[256] from the value of -128 on. nearest, bilinear: shift, factors. depthtospace: channels out, block.
+    concat: shift, first channel (of those copied), channels of each input.
     """
+    data = _parameters(graph, node, layer)
+    return data.ljust(_padded(len(data)), b"\0")
+
+
+def _parameters(graph: Graph, node: Node, layer: Layer) -> bytes:
     op, out = node.op, graph.tensors[node.output]
     positions = [tensor.position for tensor in graph.activations(node)]
+    shift = positions[0] - out.position
+    if isinstance(op, Lookup):
+        return graph.constants(node)[0].data.tobytes()
     if isinstance(op, MaxPool):
         words = [0 if op.zero_padding else integer.INT8_MIN]
+    elif isinstance(op, DepthToSpace):
+        words = [layer.channels[1], *op.block]
+    elif isinstance(op, Resize):
+        bits = sum((2 * factor).bit_length() - 1 for factor in op.factors) if op.method == "bilinear" else 0
+        words = [shift + bits, *op.factors]
+    elif isinstance(op, Concat):
+        words = []
+        for source in layer.sources:
+            words += [graph.tensors[source.tensor].position - out.position, source.offset, source.channels]
     else:
         bounds = integer.activation_bounds(op.activation, out.position)
         if isinstance(op, AveragePool):
-            words = [op.shift + positions[0] - out.position, *bounds, *_numerators(graph, node)]
-        elif len(positions) == 2:
+            words = [op.shift + shift, *bounds, *_numerators(graph, node)]
+        elif isinstance(op, Add):
             finest = max(positions)
-            words = [finest - positions[0], finest - positions[1], finest - out.position, *bounds]
+            sign = -1 if op.subtract else 1
+            words = [finest - positions[0], finest - positions[1], sign, finest - out.position, *bounds]
+        elif isinstance(op, Product):
+            words = [sum(positions) - out.position, *bounds]
         else:
-            words = [positions[0] - out.position, *bounds]
-    data = np.array(words, "<i4").tobytes()
-    return data.ljust(_padded(len(data)), b"\0")
+            assert isinstance(op, Requantize)
+            words = [shift, *bounds]
+    return np.array(words, "<i4").tobytes()
 
 
 def _numerators(graph: Graph, node: Node) -> list[int]:
@@ -65,7 +110,8 @@ def _numerators(graph: Graph, node: Node) -> list[int]:
     valid = []
     for axis, size in enumerate((height, width)):
         starts = np.arange(numerators.shape[axis]) * window.strides[axis] - window.padding[2 * axis]
-        valid.append(np.maximum(np.minimum(starts + window.kernel[axis], size) - np.maximum(starts, 0), 0))
+        taps = starts[:, None] + np.arange(window.kernel[axis]) * window.dilation[axis]
+        valid.append(((taps >= 0) & (taps < size)).sum(axis=1))
     rows, columns = valid[0][:, None], valid[1][None, :]
     inside = (rows > 0) & (columns > 0)  # a window in the padding sums nothing, whatever its factor
     table = np.zeros((window.kernel[0] + 1, window.kernel[1] + 1), np.int64)
@@ -85,7 +131,8 @@ class Packer:
         node = graph.producer(layer.output)
         assert isinstance(node.op, Conv)
         kernel, bias = (graph.tensors[name].data for name in node.inputs[1:])
-        self._kernel = kernel
+        self._depthwise, self._spread = not layer.sums_channels, layer.sources[0].spread
+        self._kernel = bsr.ungrouped(kernel, 1 if self._depthwise else node.op.groups)
         self._bias = np.zeros(BLOCK * layer.output_shape[2], "<i4")
         self._bias[: bias.size] = bias.astype(np.int32) << integer.shift_bias(graph, node)
         bounds = integer.activation_bounds(node.op.activation, graph.tensors[node.output].position)
@@ -93,9 +140,17 @@ class Packer:
 
     def chunk(self, outputs: tuple[int, int], inputs: tuple[int, int]) -> bytes:
         """The chunk of output blocks [start, stop) and input blocks [start, stop); rows count from the first input."""
-        part = self._kernel[..., inputs[0] * BLOCK : inputs[1] * BLOCK, outputs[0] * BLOCK : outputs[1] * BLOCK]
-        packed = bsr.pack(part, (BLOCK, BLOCK))
-        head = np.array([*self._requantisation, outputs[1] - outputs[0]], "<i4").tobytes()
-        bias = self._bias[outputs[0] * BLOCK : outputs[1] * BLOCK].tobytes()
+        channels = slice(outputs[0] * BLOCK, outputs[1] * BLOCK)
+        bias = self._bias[channels].tobytes()
+        if self._depthwise:
+            part = self._kernel[:, :, 0, channels]
+            part = np.pad(part, ((0, 0), (0, 0), (0, BLOCK * (outputs[1] - outputs[0]) - part.shape[-1])))
+            values = part.tobytes()
+            return self._head(self._spread) + bias + values.ljust(_padded(len(values)), b"\0")
+        packed = bsr.pack(self._kernel[..., inputs[0] * BLOCK : inputs[1] * BLOCK, channels], (BLOCK, BLOCK))
         index = np.concatenate([np.diff(packed.starts), packed.rows]).astype("<u2").tobytes()
+        head = self._head(outputs[1] - outputs[0])
         return head + bias + index.ljust(_padded(len(index)), b"\0") + packed.blocks.tobytes()
+
+    def _head(self, last: int) -> bytes:
+        return np.array([*self._requantisation, last], "<i4").tobytes()

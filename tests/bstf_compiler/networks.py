@@ -122,7 +122,8 @@ class Builder:
         counts = np.ones((height, width))
         for axis, (size, out) in enumerate(zip(source.shape[1:3], (height, width))):
             starts = np.arange(out) * window.strides[axis] - window.padding[2 * axis]
-            valid = np.minimum(starts + window.kernel[axis], size) - np.maximum(starts, 0)
+            taps = starts[:, None] + np.arange(window.kernel[axis]) * window.dilation[axis]
+            valid = np.maximum(((taps >= 0) & (taps < size)).sum(axis=1), 1)
             counts *= valid[:, None] if axis == 0 else valid[None, :]
         name = f"avg{len(self.graph.nodes)}"
         self.graph.add_constant(f"{name} numerators", np.rint(4096 / counts).astype(np.int32))
@@ -180,6 +181,100 @@ def random_network(seed: int, layers: int = 5, most_channels: int = 40, most_siz
         else:
             x = build.requantize(x, activation)
     return build.finish(x)
+
+
+def network_of_everything(seed: int, layers: int = 7, most_channels: int = 28, most_size: int = 10) -> Graph:
+    """A random network of every operation of a lowered graph; layers read any earlier ones."""
+    rng = np.random.default_rng(seed)
+    build = Builder(rng)
+    size = [int(rng.integers(1, most_size + 1)) for _ in range(2)]
+    x = build.input(*size, int(rng.integers(1, most_channels + 1)))
+    made = [build.affine(x, int(rng.integers(2, 6))) if rng.random() < 0.3 else x]
+    for _ in range(layers):
+        x = made[-1] if rng.random() < 0.7 else made[int(rng.integers(len(made)))]
+        made.append(_GROW[rng.integers(len(_GROW))](build, x, made, most_size))
+    outputs = {made[-1], *(rng.choice(made[1:], 1) if rng.random() < 0.2 else ())}
+    return build.finish(*sorted(map(str, outputs)), softmax=len(outputs) == 1 and rng.random() < 0.2)
+
+
+def _dilated(rng: np.random.Generator, height: int, width: int) -> Window:
+    """A window that fits an image, its kernel positions up to three pixels apart."""
+    window = random_window(rng, height, width, most=4)
+    most = [min(3, (size - 1) // max(1, kernel - 1)) for kernel, size in zip(window.kernel, (height, width))]
+    steps = tuple(int(rng.integers(1, 1 + max(1, n))) for n in most)
+    return Window(window.kernel, window.strides, window.padding, steps)
+
+
+def _activation(build: Builder) -> str:
+    return ACTIVATIONS[build.rng.integers(3)]
+
+
+def _grow_conv(build: Builder, x: str, made: list[str], most_size: int) -> str:
+    _, height, width, channels = build.graph.tensors[x].shape
+    rng, window = build.rng, _dilated(build.rng, height, width)
+    groups = int(rng.choice([n for n in range(1, channels + 1) if channels % n == 0]))
+    each = int(rng.integers(1, max(2, 28 // groups + 1)))
+    ratio = rng.random() * 0.9 if groups == 1 else 0.0
+    return build.conv(x, groups * each, window, ratio, _activation(build), groups)
+
+
+def _grow_pair(build: Builder, x: str, made: list[str], most_size: int) -> str:
+    """A sum, a difference or a product, of another tensor of the same shape or one of a single pixel."""
+    rng, shape = build.rng, build.graph.tensors[x].shape
+    others = [name for name in made if build.graph.tensors[name].shape == shape]
+    other = str(rng.choice(others))
+    if rng.random() < 0.5:
+        other = build.average_pool(other, Window(shape[1:3]))
+        if rng.random() < 0.5:
+            other = build.conv(other, shape[3], Window((1, 1)))
+    if rng.random() < 0.5:
+        return build.product(x, other, _activation(build))
+    return build.add(x, other, _activation(build), subtract=bool(rng.integers(2)))
+
+
+def _grow_concat(build: Builder, x: str, made: list[str], most_size: int) -> str:
+    rng, shape = build.rng, build.graph.tensors[x].shape
+    others = [name for name in made if build.graph.tensors[name].shape[:3] == shape[:3]]
+    parts = [x, *map(str, rng.choice(others, int(rng.integers(1, 3))))]
+    if rng.random() < 0.5:
+        parts[-1] = build.conv(x, int(rng.choice([8, 16, 5])), Window((1, 1)))
+    if sum(build.graph.tensors[part].shape[3] for part in parts) > 90:
+        return build.requantize(x)
+    position = build.graph.tensors[parts[-1]].position - int(rng.integers(-1, 2) if rng.random() < 0.5 else 0)
+    return build.concat(*parts, position=position)
+
+
+def _grow_size(build: Builder, x: str, made: list[str], most_size: int) -> str:
+    """A larger image, by resizing or from channels, perhaps cropped."""
+    rng, (_, height, width, channels) = build.rng, build.graph.tensors[x].shape
+    if max(height, width) > 2 * most_size:
+        return build.max_pool(x, Window((2, 2), (2, 2), (0, 1, 0, 1)))
+    if rng.random() < 0.5:
+        method = str(rng.choice(["nearest", "bilinear"]))
+        return build.resize(
+            x, tuple(int(n) for n in rng.choice([1, 2, 3] if method == "nearest" else [1, 2, 4], 2)), method
+        )
+    blocks = [(i, j) for i in (1, 2, 3) for j in (1, 2, 3) if channels % (i * j) == 0]
+    block = blocks[rng.integers(len(blocks))]
+    crop = [
+        int(rng.integers(0, (size * factor + 1) // 2)) for size, factor in zip((height, width), block) for _ in "ab"
+    ]
+    return build.depth_to_space(x, block, tuple(crop))
+
+
+def _grow_value(build: Builder, x: str, made: list[str], most_size: int) -> str:
+    return build.lookup(x) if build.rng.random() < 0.5 else build.requantize(x, _activation(build))
+
+
+def _grow_pool(build: Builder, x: str, made: list[str], most_size: int) -> str:
+    _, height, width, _ = build.graph.tensors[x].shape
+    window = _dilated(build.rng, height, width)
+    if build.rng.random() < 0.5:
+        return build.max_pool(x, window, bool(build.rng.integers(2)))
+    return build.average_pool(x, window)
+
+
+_GROW = (_grow_conv, _grow_conv, _grow_pair, _grow_concat, _grow_size, _grow_value, _grow_pool)
 
 
 def random_images(seed: int, graph: Graph, count: int = 1) -> np.ndarray:

@@ -76,6 +76,7 @@ def test_compiles_and_simulates(models, tmp_path, compile_program):
     assert rows[-1][-1] == f"{sum(layer.macs for layer in estimate.layers):,}"
     assert f"time: {estimate.total_seconds * 1e3:.3f} ms an image (exact cost model)" in out
     assert f"weights: {program.weight_bytes:,} bytes" in out
+    assert "on the host, in none of these times: softmax of 'head'" in out
     assert "device: aie2_4x4, 4 x 4 cores at 1 GHz" in out and f"written to: {output}" in out
     with open(output / "layers.csv", newline="", encoding="utf-8") as stream:
         assert [row["name"] for row in csv.DictReader(stream)] == [layer.name for layer in estimate.layers]

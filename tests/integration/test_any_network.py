@@ -1,4 +1,6 @@
-"""Networks of every supported layer: quantised Keras model, its SavedModel and the integer graph agree bit for bit."""
+"""Networks of every supported layer: quantised Keras model, its SavedModel, the integer graph and the simulated program
+agree bit for bit.
+"""
 
 from collections import Counter
 
@@ -111,6 +113,8 @@ def test_one_set_of_numbers(name, tmp_path):
     assert np.array_equal(next(iter(served.values())), expected)
     graph = bstf_compiler.load(tmp_path / "model")
     assert np.array_equal(integer.run(graph, x), expected)
+    program = bstf_compiler.compile(graph, "aie2_2x2")
+    assert np.array_equal(program.simulate(x[:1]), expected[:1])
     found = Counter(node.op.kind for node in graph)
     assert all(found[kind] for kind in kinds.split()), found
     floats = model.predict(x, verbose=0)

@@ -86,7 +86,8 @@ def pack(kernel: np.ndarray, start: np.ndarray, groups: int, isa: Isa, format: F
     shape = THIN if groups == cin == cout else DEEP if cin >= DEPTH else SHALLOW
     depth, columns = tile_shape(isa, format, shape)
     # Whole steps of channels are written, so that the next layer reads zeros beyond the last one.
-    packed = bsr.pack(np.pad(_spread(kernel, groups), ((0, 0), (0, 0), (0, 0), (0, -cout % DEPTH))), (depth, columns))
+    whole = np.pad(bsr.ungrouped(kernel, groups), ((0, 0), (0, 0), (0, 0), (0, -cout % DEPTH)))
+    packed = bsr.pack(whole, (depth, columns))
     entries = packed.blocks.reshape(-1, depth, columns)
     # A dense layer after an image is a convolution with a kernel position a pixel: its zero blocks lie in one of them.
     kept = entries.any(axis=(1, 2))
@@ -134,18 +135,6 @@ def join(kernels: Sequence[ConvWeights]) -> ConvWeights:
         bias=np.concatenate([one.bias for one in kernels]),
         parts=len(kernels),
     )
-
-
-def _spread(kernel: np.ndarray, groups: int) -> np.ndarray:
-    """A kernel with groups as one without."""
-    if groups == 1:
-        return kernel
-    kh, kw, cin, cout = kernel.shape
-    whole = np.zeros((kh, kw, groups, cin, groups, cout // groups), kernel.dtype)
-    parts = kernel.reshape(kh, kw, cin, groups, cout // groups)
-    for group in range(groups):
-        whole[:, :, group, :, group] = parts[:, :, :, group]
-    return whole.reshape(kh, kw, groups * cin, cout)
 
 
 def _compile(function: Callable) -> Callable:

@@ -10,7 +10,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute
 from bstf_compiler.graph import Window
 from tests.bstf_compiler.aie.devices import entries
-from tests.bstf_compiler.networks import Builder, random_network
+from tests.bstf_compiler.networks import Builder, network_of_everything, random_network
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
 
@@ -26,10 +26,11 @@ def residual_network(ratio, channels=64, size=14):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 5))
-def test_times_add_up_and_units_never_work_longer_than_they_are_there(seed, mesh):
-    program = bstf_compiler.compile(random_network(seed), f"aie2_{mesh}x{mesh}")
+@given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([random_network, network_of_everything]))
+def test_times_add_up_and_units_never_work_longer_than_they_are_there(seed, mesh, network):
+    program = bstf_compiler.compile(network(seed), f"aie2_{mesh}x{mesh}")
     times = program.estimate()
+    assert times.host == program.host_parts
     assert times.total_seconds == pytest.approx(max(span.end for span in times.spans))
     clock = 0.0
     for layer in times.layers:
@@ -93,10 +94,13 @@ def test_the_slowest_core_counts():
     assert times[False].kinds["COMP"] >= 3.5 * times[True].kinds["COMP"]
 
 
-def test_published_model_runs_on_any_program():
-    times = bstf_compiler.compile(random_network(7), "aie2_4x4").estimate("published")
+@pytest.mark.parametrize("seed", range(8))
+def test_published_model_runs_on_any_program(seed):
+    program = bstf_compiler.compile(network_of_everything(seed), "aie2_4x4")
+    times = program.estimate("published")
     assert times.cost_model == "published" and times.total_seconds > 0
-    assert all(layer.seconds > 0 for layer in times.layers)
+    idle = {step.layer for step in program.steps if not step.instructions}
+    assert all((layer.seconds > 0) != (layer.name in idle) for layer in times.layers)
 
 
 def test_published_model_refuses_links_of_different_rates():

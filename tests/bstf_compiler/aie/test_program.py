@@ -6,23 +6,26 @@ import numpy as np
 import pytest
 
 import bstf_compiler
+from bstf_compiler import integer
 from bstf_compiler.aie import text
 from bstf_compiler.aie.isa import Compute, LockAction, Transfer
 from bstf_compiler.aie.memory import Allocation
+from bstf_compiler.graph import Window
 from tests.bstf_compiler.aie.devices import small_device
-from tests.bstf_compiler.networks import random_images, random_network
+from tests.bstf_compiler.networks import Builder, network_of_everything, random_images, random_network
 
 SEEDS = [0, 1, 2, 5]
 
 
-def program_of(seed=0, device="aie2_3x3"):
-    return bstf_compiler.compile(random_network(seed), device)
+def program_of(seed=0, device="aie2_3x3", network=random_network):
+    return bstf_compiler.compile(network(seed), device)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("device", ["aie2_1x1", "aie2_4x4", small_device(2, 3, 16384, 16384)])
-def test_text_parses_back_without_loss(seed, device):
-    program = program_of(seed, device)
+@pytest.mark.parametrize("network", [random_network, network_of_everything])
+def test_text_parses_back_without_loss(seed, device, network):
+    program = program_of(seed, device, network)
     assert type(program)(**vars(text.parse(program.assembly, program.data))) == program
 
 
@@ -108,7 +111,7 @@ def test_damaged_programs_are_refused(tmp_path):
 
 def test_of_another_version_is_refused():
     program = program_of()
-    body = program.assembly.rpartition(".end ")[0].replace('"version":1', '"version":9', 1)
+    body = program.assembly.rpartition(".end ")[0].replace(f'"version":{text.VERSION}', '"version":9', 1)
     content = body + text._meta("end", {"sha256": text._digest(body.encode())}) + "\n"
     with pytest.raises(ValueError, match="version 9"):
         text.parse(content, program.data)
@@ -133,6 +136,10 @@ def moved(instruction: Transfer, **changes):
     return dataclasses.replace(instruction, moves=(dataclasses.replace(move, target=target), *instruction.moves[1:]))
 
 
+def resized(instruction: Compute, sizes):
+    return dataclasses.replace(instruction, output=dataclasses.replace(instruction.output, sizes=sizes))
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
@@ -141,7 +148,9 @@ def moved(instruction: Transfer, **changes):
         ("LOADFM", lambda i: moved(i, sizes=(1, 1, 1)), "moves .* into"),
         ("LOADW", lambda i: moved(i, address=500000), "held by no buffer|which ends at"),
         ("WRITEFM", lambda i: dataclasses.replace(i, acquire=()), "lock .* ends at|deadlock"),
-        ("COMP", lambda i: dataclasses.replace(i, output_shape=(999, 999, 64)), "other shapes than its boxes"),
+        ("COMP", lambda i: resized(i, (1, 1, 8)), "makes .* from .*, which averagepool can't"),
+        ("COMP", lambda i: dataclasses.replace(i, op="fft"), "which fft can't"),
+        ("COMP", lambda i: dataclasses.replace(i, op="lookup"), "which lookup can't"),
         ("COMP", lambda i: dataclasses.replace(i, begin=False, scratch=10**6), "outside the buffer for sums"),
         ("LOADWM", lambda i: moved(i, tiles=("c9.9",)), "reaches c9.9, which aie2_3x3 doesn't have"),
         ("COMP", lambda i: dataclasses.replace(i, release=()), "lock .* ends at|deadlock"),
@@ -171,9 +180,10 @@ def test_overlapping_core_buffers_are_found():
     assert any(name in violation and "intruder" in violation for violation in program.verify())
 
 
-def test_compiled_programs_are_sound():
+@pytest.mark.parametrize("network", [random_network, network_of_everything])
+def test_compiled_programs_are_sound(network):
     for seed in SEEDS:
-        assert program_of(seed).verify() == []
+        assert program_of(seed, network=network).verify() == []
 
 
 def test_a_deadlocked_program_says_so_when_simulated():
@@ -182,3 +192,15 @@ def test_a_deadlocked_program_says_so_when_simulated():
     edited(program, lambda i: dataclasses.replace(i, release=()), "LOADFM")
     with pytest.raises(ValueError, match="waits for ever"):
         program.simulate(random_images(2, graph))
+
+
+def test_the_hosts_part_is_in_the_text_and_named(tmp_path):
+    build = Builder(np.random.default_rng(0))
+    x = build.affine(build.input(6, 5, 3))
+    graph = build.finish(build.conv(x, 10, Window((3, 3))), softmax=True)
+    program = bstf_compiler.compile(graph, "aie2_2x2")
+    assert program.host_parts == ("affine 'affine0' of the input", "softmax of 'conv1'")
+    assert f'.host_affine {{"tensor":"affine0","scale":[{graph.tensors["image scale"].data[0]}' in program.assembly
+    again = bstf_compiler.Program.load(program.write(tmp_path / "program"))
+    images = random_images(0, graph, 2)
+    assert again == program and np.array_equal(again.simulate(images), integer.run(graph, images))

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 import bstf_compiler
 from bstf_compiler import integer
 from bstf_compiler.graph import Window
+from bstf_compiler.passes.sums import check_sums
 from tests.bstf_compiler.aie.devices import small_device
-from tests.bstf_compiler.networks import Builder, random_images, random_network
+from tests.bstf_compiler.networks import Builder, network_of_everything, random_images, random_network
 
 COUNT = 60
 
@@ -18,7 +19,9 @@ def assert_equal_to_reference(graph, device, images):
     assert set(simulated) == {node.output for node in graph if node.op.kind != "softmax"}
     for name, value in simulated.items():
         assert np.array_equal(value, expected[name]), name
-    assert np.array_equal(program.simulate(images), integer.run(graph, images))
+    found, wanted = program.simulate(images), integer.run(graph, images)
+    for one, two in zip(*(value if isinstance(value, list) else [value] for value in (found, wanted)), strict=True):
+        assert np.array_equal(one, two)
     return program
 
 
@@ -43,6 +46,23 @@ def test_random_networks_on_tiny_devices(seed, columns, rows, core, memtile):
     device = small_device(columns, rows, core, memtile)
     try:
         assert_equal_to_reference(graph, device, random_images(seed, graph))
+    except ValueError as refusal:
+        assert "layer '" in str(refusal) and "use" in str(refusal)
+
+
+@settings(max_examples=COUNT, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    columns=st.integers(1, 4),
+    rows=st.integers(1, 4),
+    core=st.sampled_from([4096, 8192, 65536]),
+    memtile=st.sampled_from([2048, 8192, 524288]),
+)
+def test_random_networks_of_every_operation(seed, columns, rows, core, memtile):
+    graph = network_of_everything(seed)
+    check_sums(graph)
+    try:
+        assert_equal_to_reference(graph, small_device(columns, rows, core, memtile), random_images(seed, graph))
     except ValueError as refusal:
         assert "layer '" in str(refusal) and "use" in str(refusal)
 

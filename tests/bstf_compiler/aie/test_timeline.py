@@ -140,6 +140,7 @@ def test_trace_has_one_track_per_lane_and_unit(tmp_path):
         "device": "aie2_4x4",
         "cost_model": "exact",
         "seconds": subject.total_seconds,
+        "host": [],
     }
     events = trace["traceEvents"]
     assert {event["ph"] for event in events} == {"X", "M"}

@@ -44,7 +44,38 @@ def test_chunks_hold_the_kernel_and_nothing_of_its_zero_blocks():
         shifted[:36] = bias.astype(np.int64) << integer.shift_bias(graph, node)
         assert np.array_equal(biases, shifted[8 * outputs[0] : 8 * outputs[1]])
         assert kept == layer.kept[slice(*inputs), slice(*outputs)].sum()
-        assert len(chunk) == weights.chunk_bytes(outputs[1] - outputs[0], kept, 6)
+        assert len(chunk) == weights.chunk_bytes(layer, outputs[1] - outputs[0], kept)
+
+
+def test_groups_are_packed_as_blocks_along_the_diagonal():
+    build = Builder(np.random.default_rng(1))
+    graph = build.finish(build.conv(build.input(6, 6, 48), 36, Window((3, 1)), ratio=0.0, groups=12))
+    (layer,) = layers_of(graph)
+    kernel = graph.tensors[graph.nodes[0].inputs[1]].data.reshape(3, 4, 36)
+    full = np.zeros((3, 48, 40), np.int8)
+    for channel in range(36):  # three of each group, four inputs each
+        full[:, channel // 3 * 4 : channel // 3 * 4 + 4, channel] = kernel[:, :, channel]
+    _, _, values, kept = decode(weights.Packer(graph, layer).chunk((0, 5), (0, 6)), 3, 6)
+    assert np.array_equal(values, full)
+    assert (
+        kept
+        == layer.kept.sum()
+        == sum(full[:, i : i + 8, o : o + 8].any() for i in range(0, 48, 8) for o in range(0, 40, 8))
+    )
+    assert layer.macs(10, (0, 6), (0, 5)) == 10 * 3 * 4 * 36
+
+
+def test_depthwise_chunks_hold_a_value_a_channel_and_kernel_position():
+    build = Builder(np.random.default_rng(2))
+    graph = build.finish(build.conv(build.input(6, 6, 10), 20, Window((3, 2)), ratio=0.0, groups=10))
+    (layer,) = layers_of(graph)
+    kernel = graph.tensors[graph.nodes[0].inputs[1]].data
+    assert layer.op == "depthwise" and layer.macs(5, (0, 2), (0, 3)) == 5 * 6 * 20
+    chunk = weights.Packer(graph, layer).chunk((1, 3), (0, 2))
+    assert len(chunk) == weights.chunk_bytes(layer, 2, 2) == 16 + 64 + 6 * 16
+    assert np.frombuffer(chunk, "<i4", 4)[3] == 2
+    values = np.frombuffer(chunk, "i1", -1, 80).reshape(6, 16)
+    assert np.array_equal(values[:, :12], kernel.reshape(6, 20)[:, 8:]) and not values[:, 12:].any()
 
 
 def test_parameters_of_layers_without_weights():
@@ -52,7 +83,7 @@ def test_parameters_of_layers_without_weights():
     x = build.input(7, 7, 8, position=4)
     pool = build.average_pool(x, Window((3, 3), (2, 2), (1, 1, 1, 1)))
     graph = build.finish(pool)
-    words = np.frombuffer(weights.parameters(graph, graph.nodes[0]), "<i4")
+    words = np.frombuffer(weights.parameters(graph, graph.nodes[0], layers_of(graph)[0]), "<i4")
     assert words[:5].tolist() == [12, -128, 127, 3, 3]
     table = words[5:14].reshape(3, 3)
     assert table[2, 2] == round(4096 / 9) and table[1, 1] == 1024 and table[1, 2] == round(4096 / 6)

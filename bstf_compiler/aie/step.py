@@ -1,0 +1,485 @@
+"""The instructions of a step: one band of one layer, every byte moved and every tile computed.
+
+Locks, by tile: a core's `in_free`/`in_full`, `out_free`/`out_full` and `w_free`/`w_full` count ring slots; a memory
+tile's `w_free`/`w_full` count chunk slots, `ready` tells the columns that read it that LOAD is done, `done` tells WRITE
+that the column's results are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from bstf_compiler.aie import tiling
+from bstf_compiler.aie.code import Step
+from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
+from bstf_compiler.aie.layer import cut_runs, share
+from bstf_compiler.aie.memory import Place, Stage
+from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
+from bstf_compiler.aie.tiling import Piece, Ring, Tiling
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A packed chunk in DDR."""
+
+    address: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    """`count` tiles in a row of equal shape: output rows start at `rows[0]` and advance by their number."""
+
+    count: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    def after(self, tiles: int) -> tuple[int, int]:
+        """Output rows of the tile that many tiles after the first."""
+        height = self.rows[1] - self.rows[0]
+        return self.rows[0] + tiles * height, self.rows[1] + tiles * height
+
+
+class StepWriter:
+    """Writes the instructions of one band of one layer.
+
+    Args:
+        device: the array.
+        places: where tensors live.
+        stage: the layer and its memory.
+        tiles: how it is cut.
+        chunks: its packed chunks by (round, row of cores, input chunk).
+        band: its output rows [first, last).
+    """
+
+    def __init__(
+        self, device: DeviceSpec, places: dict[str, Place], stage: Stage, tiles: Tiling,
+        chunks: dict[tuple[int, int, int], Chunk], band: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self._device, self._places, self._stage, self._tiles = device, places, stage, tiles
+        self._chunks, self._band, self._layer = chunks, band, stage.layer
+        self._pieces = tiling.pieces(stage.layer, device, tiles.rounds)
+        self._needs = self._input_spans_of_cores()
+        self._spans = share(stage.layer.output_shape[1], device.columns)
+        self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
+        self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
+        self._staged = self._staged_sources()
+        self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
+        self._step: Step
+
+    def step(self, stage_index: int, keeps: bool) -> Step:
+        """All instructions of the band."""
+        layer = self._layer
+        self._step = Step(layer.name, layer.op, layer.output, self._band, stage_index, keeps)
+        self._step.buffers = self._buffers()
+        self._declare_locks()
+        self._load()
+        self._weights()
+        for column in self._columns:
+            self._column(column)
+        self._write()
+        return self._step
+
+    def _input_spans_of_cores(self) -> dict[tuple[int, int], list[list[Piece]]]:
+        """The input blocks that cores need by (round, input chunk): of each source, by row of cores."""
+        layer = self._layer
+        chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
+        return {
+            (k, j): [
+                [Piece(*span) for span in tiling.input_spans(layer, source, pieces, chunk)] for source in layer.sources
+            ]
+            for k, pieces in enumerate(self._pieces)
+            for j, chunk in enumerate(chunks)
+        }
+
+    # --- locks and buffers ---
+
+    def _buffers(self) -> list[tuple[str, int, int]]:
+        tiles = self._tiles
+        rings = [("weights", tiles.weights), ("output", tiles.output), ("sums", tiles.sums)]
+        rings += [(f"input {i}", ring) for i, ring in enumerate(tiles.inputs)]
+        return [(name, ring.address, ring.stop - ring.address) for name, ring in rings if ring.bytes]
+
+    def _declare_locks(self) -> None:
+        locks, tiles = self._step.locks, self._tiles
+        for column in self._columns:
+            for row in self._rows:
+                core = _core(column, row)
+                locks |= {f"{core}:in_free": tiles.input_slots, f"{core}:in_full": 0}
+                locks |= {f"{core}:out_free": tiles.output.slots, f"{core}:out_full": 0}
+                locks |= {f"{core}:w_free": tiles.weights.slots, f"{core}:w_full": 0}
+        for row in self._rows:
+            locks |= {f"m{row}:w_free": tiles.weights.slots, f"m{row}:w_full": 0}
+        for tile in range(self._device.columns):
+            locks |= {f"m{tile}:ready": 0, f"m{tile}:done": 0}
+
+    # --- DDR <-> memory tiles ---
+
+    def _staged_sources(self) -> list[Source]:
+        """The inputs in DDR of which the band reads rows, one a tensor."""
+        found: dict[str, Source] = {}
+        for source in self._layer.sources:
+            start, stop, _ = source.rows.reach(*self._band)
+            if stop > start and self._places[source.tensor].memory == "ddr":
+                found.setdefault(source.tensor, source)
+        return list(found.values())
+
+    def _load(self) -> None:
+        """LOAD: the band's rows of every input that lives in DDR, to its staging buffer."""
+        readers = [tile for column in self._columns for tile in self._staged_tiles(column)]
+        for tile in sorted(set(readers)):
+            moves = []
+            for source in self._staged:
+                start, stop, _ = source.rows.reach(*self._band)
+                span = self._input_spans(source)[tile]
+                if span[1] > span[0]:
+                    box = _ddr_box(self._places[source.tensor], (start, stop), span)
+                    target = self._staging_box(source.tensor, f"m{tile}", stop - start, span, box.sizes[2])
+                    moves.append(Move(box, target))
+            give = LockAction(f"m{tile}:ready", readers.count(tile))
+            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=(give,)))
+
+    def _staged_tiles(self, column: int) -> list[int]:
+        """The memory tiles with staged input columns of a column of cores."""
+        return sorted({tile for source in self._staged for tile, _, _ in self._held(source, self._spans[column])})
+
+    def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
+        key = source.columns, columns  # asked again for every tile of a column
+        if key not in self._holders:
+            left, right, _ = _columns_under(source, columns)
+            spans = enumerate(self._input_spans(source))
+            held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
+            self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
+        return self._holders[key]
+
+    def _input_spans(self, source: Source) -> list[tuple[int, int]]:
+        """Columns of an input in each memory tile."""
+        return share(source.shape[1], self._device.columns)
+
+    def _write(self) -> None:
+        """WRITE: the band's rows of an output that lives in DDR, from its staging buffer."""
+        place = self._places[self._layer.output]
+        if place.memory != "ddr":
+            return
+        rows, length = self._band[1] - self._band[0], self._layer.blocks * BLOCK
+        for column in self._columns:
+            staged = self._staging_box(self._layer.output, f"m{column}", rows, self._spans[column], length)
+            whole = _ddr_box(place, self._band, self._spans[column])
+            moves = []
+            for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
+                moves.append(Move(_part(staged, before, blocks), _part(whole, first, blocks)))
+            take = LockAction(f"m{column}:done")
+            self._emit(Transfer("WRITE", f"write.{column}", tuple(moves), acquire=(take,)))
+
+    def _staging_box(self, name: str, tile: str, rows: int, columns: tuple[int, int], length: int) -> Access:
+        width = columns[1] - columns[0]
+        return Access((tile,), self._stage.staging[name], (rows, width, length), (width * length, length))
+
+    # --- weights ---
+
+    def _weights(self) -> None:
+        """LOADW and LOADWM: the chunks of each row of cores, in the order in which they are used."""
+        ring = self._tiles.weights
+        memtile_ring = replace(ring, address=self._stage.chunks)
+        for row in self._rows:
+            for use, chunk in enumerate(self._chunk_order(row)):
+                slot = _slot((f"m{row}",), memtile_ring, chunk.bytes, use)
+                ddr = Access(("ddr",), chunk.address, (1, 1, chunk.bytes))
+                self._emit(
+                    Transfer(
+                        "LOADW", f"loadw.{row}", (Move(ddr, slot),),
+                        acquire=(LockAction(f"m{row}:w_free"),), release=(LockAction(f"m{row}:w_full"),),
+                    )
+                )  # fmt: skip
+                cores = tuple(_core(column, row) for column in self._columns)
+                target = _slot(cores, ring, chunk.bytes, use)
+                self._emit(
+                    Transfer(
+                        "LOADWM", f"loadwm.{row}", (Move(slot, target),),
+                        acquire=(LockAction(f"m{row}:w_full"), *(LockAction(f"{core}:w_free") for core in cores)),
+                        release=(LockAction(f"m{row}:w_free"), *(LockAction(f"{core}:w_full") for core in cores)),
+                    )
+                )  # fmt: skip
+
+    def _chunk_order(self, row: int) -> list[Chunk]:
+        """The chunks of a row: one a round, or, summing in pieces, all pieces again for every tile."""
+        tiles, order = self._tiles, []
+        walks = len(self._runs(self._columns[0])) if tiles.input_chunks > 1 else 1
+        for k in range(tiles.rounds):
+            for _ in range(walks):
+                order += [self._chunks.get((k, row, j)) for j in range(tiles.input_chunks)]
+        return [chunk for chunk in order if chunk is not None]
+
+    # --- one column of cores ---
+
+    def _runs(self, column: int) -> list[_Run]:
+        """The column's tiles in order, equal neighbours joined unless input channels come in chunks.
+
+        Every column has as many tiles as the widest one, for all share the weights; where the pieces of a narrow column
+        run out, its tiles are empty.
+        """
+        split = self._tiles.input_chunks > 1
+        widest = max(stop - start for start, stop in self._spans)
+        start, stop = self._spans[column]
+        runs: list[_Run] = []
+        for left, right in tiling.cuts(widest, self._tiles.tile_columns):
+            columns = (min(start + left, stop), min(start + right, stop))
+            for top, bottom in tiling.cuts(self._band[1] - self._band[0], self._tiles.tile_rows):
+                rows = (self._band[0] + top, self._band[0] + bottom)
+                if not split and runs and self._continues(runs[-1], rows, columns):
+                    runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+                else:
+                    runs.append(_Run(1, rows, columns))
+        return runs
+
+    def _continues(self, run: _Run, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
+        """Whether a tile has the shape of a run's tiles, at the place where the next one would be."""
+        if columns != run.columns or rows != run.after(run.count):
+            return False
+        for source in self._layer.sources:
+            start, stop, above = source.rows.reach(*run.rows)
+            start2, stop2, above2 = source.rows.reach(*rows)
+            if above != above2 or stop2 - stop != start2 - start or start2 - start != run.count * _advance(source, run):
+                return False
+        return True
+
+    def _column(self, column: int) -> None:
+        runs = self._runs(column)
+        plan = [(k, run) for k in range(self._tiles.rounds) for run in runs]
+        ready = tuple(LockAction(f"m{tile}:ready", 1, FIRST) for tile in self._staged_tiles(column))
+        if moves := self._broadcasts(column):
+            self._emit(Transfer("LOADFM", f"loadfm.{column}", tuple(moves), acquire=ready))
+            ready = ()
+        tile = 0  # how many tiles came before: where the rings stand
+        for position, (k, run) in enumerate(plan):
+            active = [row for row in self._rows if self._pieces[k][row].blocks]
+            for j in range(self._tiles.input_chunks):
+                load = tile * self._tiles.input_chunks + j
+                self._loadfm(column, k, run, j, load, active, ready)
+                ready = ()
+                for row in active:
+                    self._comp(column, row, j, load, tile, position, plan)
+            self._writefm(column, k, run, tile, active, final=position == len(plan) - 1)
+            tile += run.count
+
+    def _broadcasts(self, column: int) -> list[Move]:
+        """The moves of what is one pixel for a whole image: once, for all rounds."""
+        moves = []
+        for place, (source, ring) in enumerate(zip(self._layer.sources, self._tiles.inputs)):
+            if not source.broadcast:
+                continue
+            base, _, pixel = self._origin(source)
+            for (k, _), needs in self._needs.items():
+                for row, blocks in enumerate(needs[place]):
+                    sizes = (1, 1, blocks.blocks * BLOCK)
+                    if blocks.blocks:
+                        box = Access(("m0",), base + blocks.start * BLOCK, sizes, (pixel, pixel))
+                        moves.append(Move(box, replace(_slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
+        return moves
+
+    def _loadfm(
+        self, column: int, k: int, run: _Run, j: int, load: int, active: list[int], ready: tuple[LockAction, ...]
+    ) -> None:
+        """LOADFM: input tiles, from the memory tiles that hold them to the cores that need them."""
+        moves = []
+        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
+            if source.broadcast:
+                continue
+            wanted: dict[Piece, list[str]] = {}  # cores that need the same channels get them at once
+            for row in active:
+                wanted.setdefault(needs[row], []).append(_core(column, row))
+            for blocks, cores in wanted.items():
+                moves += self._gather(source, ring, tuple(cores), run, blocks, load)
+        acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
+        release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
+        self._emit(
+            Transfer("LOADFM", f"loadfm.{column}", tuple(moves), run.count, (*acquire, *ready), tuple(release))
+        )  # fmt: skip
+
+    def _origin(self, source: Source) -> tuple[int, int, int]:
+        """Where a source lies in the memory tiles: address, the image row there, bytes from pixel to pixel."""
+        place = self._places[source.tensor]
+        if place.memory == "ddr":
+            return self._stage.staging[source.tensor], source.rows.reach(*self._band)[0], place.length
+        return place.address, 0, place.pixel
+
+    def _gather(
+        self, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
+    ) -> list[Move]:
+        """The moves that bring one input tile together from the memory tiles that hold its columns."""
+        base, origin, pixel = self._origin(source)
+        top, bottom, _ = source.rows.reach(*run.rows)
+        length = blocks.blocks * BLOCK
+        if top >= bottom or not length:
+            return []
+        left, right, _ = _columns_under(source, run.columns)
+        spans = self._input_spans(source)
+        moves = []
+        for tile, first, last in self._held(source, run.columns):
+            start, stop = spans[tile]
+            pitch = (stop - start) * pixel
+            box = Access(
+                (f"m{tile}",),
+                base + (top - origin) * pitch + (first - start) * pixel + blocks.start * BLOCK,
+                (bottom - top, last - first, length),
+                (pitch, pixel),
+                advance=_advance(source, run) * pitch if run.count > 1 else 0,
+            )
+            target = Access(
+                cores,
+                ring.address + (first - left) * length,
+                box.sizes,
+                ((right - left) * length, length),
+                advance=ring.bytes, ring=ring.slots, first=load % ring.slots,
+            )  # fmt: skip
+            moves.append(Move(box, target))
+        return moves
+
+    def _input_box(self, source: Source, ring: Ring, core: str, k: int, run: _Run, blocks: Piece, load: int) -> Access:
+        """A core's input tile."""
+        if source.broadcast:
+            return replace(_slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK)), tiles=(core,))
+        top, bottom, _ = source.rows.reach(*run.rows)
+        left, right, _ = _columns_under(source, run.columns)
+        return _box((core,), ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
+
+    def _comp(
+        self, column: int, row: int, j: int, load: int, tile: int, position: int, plan: list[tuple[int, _Run]]
+    ) -> None:
+        """COMP: one core computes the run's tiles."""
+        layer, tiles, core, (k, run) = self._layer, self._tiles, _core(column, row), plan[position]
+        piece, needs = self._pieces[k][row], [spans[row] for spans in self._needs[k, j]]
+        span = needs[0].start, needs[0].stop
+        begin, finish = j == 0, j == tiles.input_chunks - 1
+        chunk, use = self._chunks[k if layer.has_weights else 0, row, j], 0
+        if layer.has_weights:
+            use = load if tiles.input_chunks > 1 else k
+        acquire, release = [LockAction(f"{core}:in_full")], [LockAction(f"{core}:in_free")]
+        takes, gives = self._weight_changes(row, position, plan)
+        if takes:
+            acquire.append(LockAction(f"{core}:w_full", 1, FIRST))
+        if gives:
+            release.append(LockAction(f"{core}:w_free", 1, LAST))
+        if finish:
+            acquire.append(LockAction(f"{core}:out_free"))
+            release.append(LockAction(f"{core}:out_full"))
+        inputs = [
+            self._input_box(source, ring, core, k, run, blocks, load)
+            for source, ring, blocks in zip(layer.sources, tiles.inputs, needs)
+        ]
+        rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
+        first = layer.sources[0]
+        blocks = layer.weight_blocks(span, (piece.start, piece.stop))
+        self._emit(
+            Compute(
+                unit=f"core.{column}.{row}",
+                op=layer.op,
+                inputs=tuple(inputs),
+                parameters=_slot((core,), tiles.weights, chunk.bytes, use, moves_on=False),
+                output=_box((core,), tiles.output, (rows, columns, piece.blocks * BLOCK), tile),
+                block=piece.start,
+                kernel=layer.window.kernel,
+                strides=layer.window.strides,
+                dilation=layer.window.dilation,
+                padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
+                work=layer.work(rows * columns, blocks),
+                macs=layer.macs(rows * columns, span, (piece.start, piece.stop)),
+                scratch=tiles.sums.address,
+                begin=begin,
+                finish=finish,
+                iterations=run.count,
+                acquire=tuple(acquire),
+                release=tuple(release),
+            )
+        )
+
+    def _weight_changes(self, row: int, position: int, plan: list[tuple[int, _Run]]) -> tuple[bool, bool]:
+        """Whether a core takes a new chunk at a position of the plan, and whether it is done with it there."""
+        if self._tiles.input_chunks > 1:
+            return True, True
+        if self._layer.has_weights:
+            before, now, after = (plan[i][0] if 0 <= i < len(plan) else None for i in range(position - 1, position + 2))
+            return before != now, after != now
+        return position == 0, all(not self._pieces[k][row].blocks for k, _ in plan[position + 1 :])
+
+    def _writefm(self, column: int, k: int, run: _Run, tile: int, active: list[int], final: bool) -> None:
+        """WRITEFM: output tiles of a column's cores to the memory tile of that column."""
+        layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
+        start, stop = self._spans[column]
+        base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
+        if place.memory == "ddr":  # the staging buffer has no gaps between runs
+            base, origin, pixel = self._stage.staging[layer.output], self._band[0], layer.blocks * BLOCK
+            runs = ((0, layer.blocks),)
+        pitch = (stop - start) * pixel
+        rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
+        moves = []
+        for row in active:
+            piece = self._pieces[k][row]
+            made = _box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
+            for before, first, blocks in cut_runs(runs, piece.start, piece.stop):
+                source = _part(made, before, blocks)
+                target = Access(
+                    (f"m{column}",),
+                    base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + first * BLOCK,
+                    source.sizes,
+                    (pitch, pixel),
+                    advance=rows * pitch if run.count > 1 else 0,
+                )
+                if target.bytes:
+                    moves.append(Move(source, target))
+        acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
+        release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
+        if final and place.memory == "ddr":
+            release.append(LockAction(f"m{column}:done", 1, LAST))
+        self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
+
+    def _emit(self, instruction: Transfer | Compute) -> None:
+        self._step.instructions.append(instruction)
+
+
+def _core(column: int, row: int) -> str:
+    return f"c{column}.{row}"
+
+
+def _advance(source: Source, run: _Run) -> int:
+    """Input rows from a run's first tile to its second."""
+    return source.rows.reach(*run.after(1))[0] - source.rows.reach(*run.rows)[0]
+
+
+def _columns_under(source: Source, columns: tuple[int, int]) -> tuple[int, int, int]:
+    """Input columns under output columns; none under none."""
+    return source.columns.reach(*columns) if columns[1] > columns[0] else (0, 0, 0)
+
+
+def _ddr_box(place: Place, rows: tuple[int, int], columns: tuple[int, int]) -> Access:
+    pitch = place.shape[1] * place.pixel
+    address = place.address + rows[0] * pitch + columns[0] * place.pixel
+    sizes = (rows[1] - rows[0], columns[1] - columns[0], place.length)
+    return Access(("ddr",), address, sizes, (pitch, place.pixel))
+
+
+def _part(box: Access, first: int, blocks: int) -> Access:
+    """Channel blocks [first, first + blocks) of a box."""
+    return replace(box, address=box.address + first * BLOCK, sizes=(*box.sizes[:2], blocks * BLOCK))
+
+
+def _slot(tiles: tuple[str, ...], ring: Ring, size: int, use: int, moves_on: bool = True) -> Access:
+    """A ring's slot for the `use`-th chunk; `moves_on`: iterations walk the ring."""
+    if not moves_on or ring.slots == 1:
+        return Access(tiles, ring.address + use % ring.slots * ring.bytes, (1, 1, size))
+    return Access(tiles, ring.address, (1, 1, size), advance=ring.bytes, ring=ring.slots, first=use % ring.slots)
+
+
+def _slot_of_round(ring: Ring, k: int, sizes: tuple[int, int, int]) -> Access:
+    """The slot of a buffer that keeps one for each round."""
+    return Access((), ring.address + k * ring.bytes, sizes, (sizes[2], sizes[2]))
+
+
+def _box(tiles: tuple[str, ...], ring: Ring, shape: tuple[int, int, int], use: int) -> Access:
+    """A ring's slots from the `use`-th on, each holding a tile of `shape`."""
+    _, columns, length = shape
+    return Access(
+        tiles, ring.address, shape, (columns * length, length), ring.bytes, ring.slots, use % ring.slots
+    )  # fmt: skip
