@@ -19,6 +19,7 @@ from bstf.quantization.fixed_point import FixedPoint, FixedPointConv2D, FixedPoi
 
 _DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse
 _KINDS = {"conv2d": keras.layers.Conv2D, "dense": keras.layers.Dense}
+_ROUNDING = {"activations": "half_up", "weights": "half_even", "biases": "half_even"}  # of bstf.quantize
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")  # of a TensorFlow name scope
 _SAVED_MODEL_ENTRIES = {
     "saved_model.pb",
@@ -78,7 +79,8 @@ def describe(model: keras.Model) -> dict[str, Any]:
     Returns:
         A dictionary of JSON types: `format`, `version`, `fixed_point`, `input_positions` (by input layer),
         `layers` (by layer; a layer of a nested model is `<nested model>/<layer>`) and `positions` (by
-        FixedPoint layer).
+        FixedPoint layer). A fixed-point model has `rounding` too: that of activations, which a device must do
+        alike, and those with which its weights and biases were made.
     """
     layers = dict(places(model))
     positions = {name: layer.position for name, layer in layers.items() if isinstance(layer, FixedPoint)}
@@ -86,6 +88,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "format": "bstf",
         "version": 1,
         "fixed_point": bool(positions),
+        **({"rounding": _ROUNDING} if positions else {}),
         "input_positions": _input_positions(model),
         "layers": {name: entry for name, layer in layers.items() if (entry := _describe_layer(layer))},
         "positions": positions,

@@ -7,7 +7,7 @@ held.
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,19 @@ from bstf.quantization.network import (
 )
 
 
-def calibrate(network: Network, calibration: Any) -> dict[str, int]:
+def calibrate(
+    network: Network, calibration: Any, rule: str = "min_mse", watch: Callable[[np.ndarray], None] | None = None
+) -> dict[str, int]:
     """Finds the positions of all activations.
 
-    The input takes the non-overflow position, every other tensor the one of least squared error.
+    The input takes the non-overflow position, every other tensor the one that `rule` finds.
 
     Args:
         network: the folded network.
         calibration: an array (n, height, width, channels), a `tf.data.Dataset` or `keras.utils.PyDataset`
             or any iterable of batches `x` or `(x, y)`. Read once.
+        rule: a key of `positions.ACTIVATION_RULES`.
+        watch: called with every batch.
 
     Returns:
         The position of every operation that owns a grid, by name.
@@ -63,26 +67,39 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
     batches = number_of_batches(calibration)
     progress = Progress(batches and len(network.operations) * batches, "operation")
     for batch in image_batches(calibration, network.input.shape, network.input.name):
-        for name, values in _run(network, batch):
+        if watch is not None:
+            watch(batch)
+        for name, values in run(network, batch):
             progress.step()
             if name in measured:
-                chosen[measured[name]].append(_position(network, name, values))
+                chosen[measured[name]].append(_position(network, name, values, rule))
     if not chosen:
         raise ValueError("calibration holds no images; quantisation needs at least one.")
     progress.finish()
     return {name: positions.most_common(found) for name, found in chosen.items()}
 
 
-def _position(network: Network, name: str, values: np.ndarray) -> int:
+def _position(network: Network, name: str, values: np.ndarray, rule: str) -> int:
     if isinstance(network.operations[name], (Input, Affine)):
         return positions.non_overflow(float(values.min()), float(values.max()))
     if not np.isfinite(values).all():
         raise ValueError(f"layer {name!r} computes NaN or infinite values on the calibration images.")
-    return positions.min_mse(values, positions.half_up)
+    return positions.ACTIVATION_RULES[rule](values)
 
 
-def _run(network: Network, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Computes the network in float32, operation by operation; yields each tensor's name and values."""
+def run(
+    network: Network, images: np.ndarray, change: Callable[[str, Any], Any] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Computes the network in float32, operation by operation.
+
+    Args:
+        network: the folded network.
+        images: float32 (n, *shape of the input).
+        change: called with every tensor's name and values; what it returns takes the tensor's place.
+
+    Yields:
+        Each tensor's name and values, in order of computation.
+    """
     last_use = {name: op.name for op in network.operations.values() for name in op.inputs}
     tensors: dict[str, Any] = {}
     for name, operation in network.operations.items():
@@ -90,6 +107,8 @@ def _run(network: Network, images: np.ndarray) -> Iterator[tuple[str, np.ndarray
             tensors[name] = ops.convert_to_tensor(images)
         else:
             tensors[name] = _compute(operation, *(tensors[source] for source in operation.inputs))
+        if change is not None:
+            tensors[name] = change(name, tensors[name])
         yield name, ops.convert_to_numpy(tensors[name])
         for source in {name, *operation.inputs}:
             if last_use.get(source, name) == name:

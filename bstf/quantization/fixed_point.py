@@ -138,14 +138,17 @@ class _FixedPointWeights:
     def call(self, inputs: Any) -> Any:
         """Returns the exact sum with the bias, not yet on a grid of 8 bits."""
         inputs, kernel, bias = (
-            ops.cast(x, self.accumulator)
-            for x in (
-                inputs,
-                fake_quantize(self.kernel, self.kernel_position),
-                fake_quantize(self.bias, self.bias_position),
-            )
+            ops.cast(x, self.accumulator) for x in (inputs, self.quantised_kernel(), self.quantised_bias())
         )
         return ops.cast(self._product(inputs, kernel) + bias, "float32")
+
+    def quantised_kernel(self) -> Any:
+        """The kernel on its grid, as the layer computes with it."""
+        return fake_quantize(self.kernel, self.kernel_position)
+
+    def quantised_bias(self) -> Any:
+        """The bias on its grid, as the layer computes with it."""
+        return fake_quantize(self.bias, self.bias_position)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""

@@ -48,6 +48,10 @@ class Weights(Operation):
     bias: np.ndarray
     block: BlockShape
 
+    def keras_order(self, kernel: np.ndarray) -> np.ndarray:
+        """A kernel with its axes in the order of the Keras layer's, and the other way round."""
+        return kernel
+
 
 @dataclass(kw_only=True)
 class Convolution(Weights):
@@ -75,6 +79,10 @@ class TransposedConvolution(Weights):
 
     strides: tuple[int, int]
     padding: str
+
+    def keras_order(self, kernel: np.ndarray) -> np.ndarray:
+        """The last two axes swapped."""
+        return np.swapaxes(kernel, 2, 3)
 
 
 class Dense(Weights):

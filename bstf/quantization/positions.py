@@ -1,8 +1,8 @@
 """Positions: the grid of a tensor, value = integer * 2**-position with an integer in [-128, 127].
 
-The rules are those of the Vitis AI quantiser (TensorFlow 2 part): the non-overflow rule gives the finest
-grid that holds the extremes, and the minimum of the squared error is sought on it and on the four finer
-grids, which clip. Weights round half to even, activations half up: floor(x + 1/2).
+The rules are those of the Vitis AI quantiser (TensorFlow 2 part where its parts differ): the non-overflow rule
+gives the finest grid that holds the extremes, and the minimum of the squared error is sought on it and on the four
+finer grids, which clip. Weights round half to even, activations half up: floor(x + 1/2).
 """
 
 import math
@@ -43,16 +43,18 @@ def to_grid(x: np.ndarray, position: int, rounding: Rounding) -> np.ndarray:
     return np.ldexp(to_integers(x, position, rounding), -position)
 
 
-def non_overflow(low: float, high: float) -> int:
+def non_overflow(low: float, high: float, margin: float = 0.0) -> int:
     """Finest position on which no value of a range is clipped.
 
-    Source: Vitis AI `get_quantize_pos_non_overflow` (TensorFlow 2),
-    floor(-log2(max(low / -128, high / 127))). An all-zero range gives `ZERO_POSITION`; every other position
-    is at most `FINEST_POSITION`.
+    Source: floor(-log2(max(low / -(128 + margin), high / (127 + margin)))), Vitis AI
+    `get_quantize_pos_non_overflow` (TensorFlow 2) with margin 0; its C++ kernels and its ONNX and PyTorch parts
+    have margin 1/2: there a value that rounds to an end of the grid isn't clipped either. An all-zero range
+    gives `ZERO_POSITION`; every other position is at most `FINEST_POSITION`.
 
     Args:
         low: the smallest value.
         high: the largest value.
+        margin: how far beyond the grid's ends a value may lie, in units of the grid.
 
     Returns:
         The position.
@@ -60,12 +62,32 @@ def non_overflow(low: float, high: float) -> int:
     Example:
         >>> non_overflow(-1.0, 0.5), non_overflow(0.0, 1.0)
         (7, 6)
+        >>> non_overflow(0.0, 127.4 / 128), non_overflow(0.0, 127.4 / 128, margin=0.5)
+        (6, 7)
     """
-    step = max(low / LOWEST, high / HIGHEST)
+    step = max(low / (LOWEST - margin), high / (HIGHEST + margin))
     if step <= 0:
         return ZERO_POSITION
     mantissa, exponent = math.frexp(step)  # exact where log2 of a neighbour of a power of two is not
     return min(-exponent if mantissa > 0.5 else 1 - exponent, FINEST_POSITION)
+
+
+def percentile(x: np.ndarray, share: float = 99.99) -> int:
+    """Finest position on which a share of a tensor's values isn't clipped.
+
+    Source: the percentile calibration of Wu et al. 2020 (arXiv 2004.09602), section 5: the range ends at a
+    percentile of |x|; on it the non-overflow rule.
+
+    Args:
+        x: the tensor, of any shape, finite and with at least one element.
+        share: of the values of |x|, in percent.
+
+    Returns:
+        The position, at most `FINEST_POSITION`. If the percentile is 0, as of a tensor of nearly all zeros,
+        nothing is clipped.
+    """
+    bound = float(np.percentile(np.abs(x), share, method="higher")) or math.inf
+    return non_overflow(max(float(x.min()), -bound), min(float(x.max()), bound))
 
 
 def min_mse(x: np.ndarray, rounding: Rounding) -> int:
@@ -100,3 +122,12 @@ def most_common(positions: Iterable[int]) -> int:
     """The position that most batches chose; of equally frequent ones the lowest, which clips least."""
     counts = Counter(positions)
     return min(counts, key=lambda position: (-counts[position], position))
+
+
+# By what `quantize` calls them: from a batch of a tensor's values to its position.
+ACTIVATION_RULES: dict[str, Callable[[np.ndarray], int]] = {
+    "min_mse": lambda x: min_mse(x, half_up),
+    "non_overflow": lambda x: non_overflow(float(x.min()), float(x.max())),
+    "non_overflow_rounded": lambda x: non_overflow(float(x.min()), float(x.max()), margin=0.5),
+    "percentile": percentile,
+}

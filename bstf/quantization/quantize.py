@@ -8,7 +8,9 @@ import keras
 import numpy as np
 
 from bstf.quantization.adjust import Positions, adjust
+from bstf.quantization.bias_correction import FirstImages, corrected_biases
 from bstf.quantization.calibrate import calibrate
+from bstf.quantization.equalize import equalize as equalize_channels
 from bstf.quantization.fixed_point import (
     FixedPoint,
     FixedPointAveragePooling2D,
@@ -47,10 +49,26 @@ from bstf.quantization.network import (
     Weights,
     ZeroPad,
 )
-from bstf.quantization.positions import HIGHEST, LOWEST, half_even, half_up, min_mse, to_grid, to_integers
+from bstf.quantization.positions import (
+    ACTIVATION_RULES,
+    HIGHEST,
+    LOWEST,
+    half_even,
+    half_up,
+    min_mse,
+    to_grid,
+    to_integers,
+)
 
 
-def quantize(model: keras.Model, calibration: Any) -> keras.Model:
+def quantize(
+    model: keras.Model,
+    calibration: Any,
+    *,
+    activations: str = "min_mse",
+    equalize: bool = False,
+    correct_bias: bool = True,
+) -> keras.Model:
     """Quantises a trained model to power-of-two INT8, after training.
 
     Weights, biases and activations lie on grids integer * 2**-position of 8 bits, one position a tensor;
@@ -68,6 +86,16 @@ def quantize(model: keras.Model, calibration: Any) -> keras.Model:
         calibration: images like those the model will see: an array (n, height, width, channels), a
             `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. A few dozen images suffice. Read
             once.
+        activations: the rule that finds the positions of activations, batch by batch; the most common one wins.
+            "min_mse": least squared error of the non-overflow position and the four finer ones (Vitis AI).
+            "non_overflow": the finest that clips nothing (Vitis AI for TensorFlow 2). "non_overflow_rounded": the
+            finest that clips nothing once it is rounded (Vitis AI for ONNX). "percentile": the finest that clips
+            0.01 % of the largest magnitudes. The input always takes "non_overflow".
+        equalize: whether to scale channels between layers first, so that one grid suits all channels
+            (`bstf.quantization.equalize`). It helps where weights of channels differ much and no relu6 is between.
+        correct_bias: whether to add to every bias what rounding changed in the mean of the layer's outputs on the
+            calibration images (`bstf.quantization.bias_correction`): on all, or on the first if they are so many
+            that a tensor would take more than 512 MiB. It takes up to twice the time.
 
     Returns:
         A Keras model with the same inputs and outputs, whose layers keep their names; each grid is a
@@ -82,28 +110,57 @@ def quantize(model: keras.Model, calibration: Any) -> keras.Model:
         >>> quantised = bstf.quantize(model, images[:64])
         >>> bstf.export(quantised, "build/model")
     """
+    network, positions = prepared(model, calibration, activations, equalize, correct_bias)
+    return Builder(network, positions).model(model.name)
+
+
+def prepared(
+    model: keras.Model, calibration: Any, activations: str, equalize: bool, correct_bias: bool
+) -> tuple[Network, Positions]:
+    """The folded network with the weights to put on grids, and its adjusted positions; arguments as of `quantize`."""
+    if activations not in ACTIVATION_RULES:
+        raise ValueError(f"activations must be one of {', '.join(ACTIVATION_RULES)}; got {activations!r}.")
     network = flatten(model)
-    positions = adjust(network, _positions(network, calibration))
-    entry, outputs = _Builder(network, positions).build()
-    return keras.Model(entry, keras.tree.pack_sequence_as(network.structure, outputs), name=model.name)
-
-
-def _positions(network: Network, calibration: Any) -> Positions:
+    if equalize:
+        equalize_channels(network)
+    images = FirstImages(network)
     weights = [op for op in network.operations.values() if isinstance(op, Weights)]
-    return Positions(
-        activation=calibrate(network, calibration),
+    positions = Positions(
+        activation=calibrate(network, calibration, activations, images.add if correct_bias else None),
         kernel={op.name: min_mse(op.kernel, half_even) for op in weights},
         bias={op.name: min_mse(op.bias, half_even) for op in weights},
     )
+    positions = adjust(network, positions)
+    if correct_bias:
+        biases = corrected_biases(network, Builder(network, positions).model(model.name), images.all())
+        for op in weights:
+            op.bias = biases[op.name]
+            positions.bias[op.name] = min_mse(op.bias, half_even)
+        positions = adjust(network, positions)
+    return network, positions
 
 
-class _Builder:
-    """Builds the Keras model of fixed-point layers."""
+class Builder:
+    """Builds the Keras model of fixed-point layers.
+
+    Attributes:
+        convolution, depthwise, transposed, dense: classes of the layers with weights.
+        trainable: whether these train.
+    """
+
+    convolution, depthwise = FixedPointConv2D, FixedPointDepthwiseConv2D
+    transposed, dense = FixedPointConv2DTranspose, FixedPointDense
+    trainable = False
 
     def __init__(self, network: Network, positions: Positions):
         self.network, self.positions = network, positions
         self.grids, self.fused = network.grids(), network.fused()
         self.names = set(network.operations)
+
+    def model(self, name: str) -> keras.Model:
+        """The model, its outputs in the structure of the float model's."""
+        entry, outputs = self.build()
+        return keras.Model(entry, keras.tree.pack_sequence_as(self.network.structure, outputs), name=name)
 
     def build(self) -> tuple[Any, list[Any]]:
         """Returns the Keras input and outputs."""
@@ -121,14 +178,20 @@ class _Builder:
         return entry, [tensors[name] for name in self.network.outputs]
 
     def grid(self, name: str, tensor: Any) -> Any:
+        """Puts an operation's tensor on its grid."""
         owner = self.grids[name]
         base = f"{owner if self.fused.get(owner) == name else name}_grid"
-        while base in self.names:
-            base += "_"
-        self.names.add(base)
-        return FixedPoint(self.positions.activation[owner], name=base)(tensor)
+        return FixedPoint(self.positions.activation[owner], name=self.free_name(base))(tensor)
+
+    def free_name(self, name: str) -> str:
+        """The name, with underscores if a layer has it."""
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
 
     def layer(self, operation: Operation, inputs: list[Any]) -> Any:
+        """Applies an operation."""
         if isinstance(operation, Weights):
             return self.weights(operation, inputs[0])
         if isinstance(operation, Unary):
@@ -154,6 +217,7 @@ class _Builder:
         return result
 
     def weights(self, op: Weights, tensor: Any) -> Any:
+        """Applies an operation with weights, put on their grids."""
         kernel_position, bias_position = self.positions.kernel[op.name], self.positions.bias[op.name]
         input_position = self.positions.activation[self.grids[op.inputs[0]]]
         kernel = to_integers(op.kernel, kernel_position, half_even)
@@ -163,27 +227,30 @@ class _Builder:
             "kernel_position": kernel_position,
             "bias_position": bias_position,
             "accumulator": accumulator_type(_largest_sum(kernel, bias, shift)),
-            "trainable": False,
+            "trainable": self.trainable,
             "name": op.name,
         }
         if isinstance(op, TransposedConvolution):
-            layer = FixedPointConv2DTranspose(
+            layer = self.transposed(
                 kernel.shape[-1], kernel.shape[:2], strides=op.strides, padding=op.padding, block=op.block, **common
             )
-            kernel = np.swapaxes(kernel, 2, 3)  # as Keras keeps it
         elif isinstance(op, Convolution):
             common |= {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation}
             size, depthwise = kernel.shape[:2], op.depthwise_kernel
             if depthwise is None:
-                layer = FixedPointConv2D(kernel.shape[-1], size, groups=op.groups, block=op.block, **common)
+                layer = self.convolution(kernel.shape[-1], size, groups=op.groups, block=op.block, **common)
             else:
-                layer = FixedPointDepthwiseConv2D(size, depth_multiplier=depthwise.shape[-1], **common)
+                layer = self.depthwise(size, depth_multiplier=depthwise.shape[-1], **common)
         else:
-            layer = FixedPointDense(kernel.shape[-1], block=op.block, **common)
+            layer = self.dense(kernel.shape[-1], block=op.block, **common)
         result = layer(tensor)
-        layer.kernel.assign(np.ldexp(kernel, -kernel_position).reshape(layer.kernel.shape))
-        layer.bias.assign(np.ldexp(bias, -bias_position))
+        self.assign(layer, op, np.ldexp(kernel, -kernel_position), np.ldexp(bias, -bias_position))
         return result
+
+    def assign(self, layer: Any, op: Weights, kernel: np.ndarray, bias: np.ndarray) -> None:
+        """Gives a layer its weights: those of the operation, or `kernel` and `bias`, the same on their grids."""
+        layer.kernel.assign(op.keras_order(kernel).reshape(layer.kernel.shape))
+        layer.bias.assign(bias)
 
 
 def _largest_sum(kernel: np.ndarray, bias: np.ndarray, shift: int) -> int:

@@ -105,6 +105,51 @@ def test_a_lowered_pool_input_reaches_the_convolution_before_it(network):
     assert after.kernel["a"] == 8
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_pools_and_concatenations_after_the_cuts_break_none(chain, data):
+    """Conv - Add - Concat - Pool: what a later rule lowers, the earlier rules see again."""
+    near = st.integers(-20, 32)
+    owners = dict.fromkeys(chain.grids().values())
+    weights = [op.name for op in chain.operations.values() if isinstance(op, Weights)]
+    before = Positions(
+        {name: data.draw(near) for name in owners},
+        {name: data.draw(st.integers(-10, 32)) for name in weights},
+        {name: data.draw(near) for name in weights},
+    )
+    after = adjust(chain, before)
+    activation, kernel, bias = after.activation, after.kernel, after.bias
+    for name, source in (("a", "image"), ("b", "image"), ("end", "concat")):
+        assert 0 <= kernel[name] + activation[source] - activation[name] <= 16
+        assert 0 <= kernel[name] + activation[source] - bias[name] <= 16
+    assert abs(activation["a"] - activation["b"]) <= 15
+    assert -15 <= max(activation["a"], activation["b"]) - activation["add"] <= 16
+    for part in ("a", "add"):
+        assert -15 <= activation[part] - activation["concat"] <= 16
+    assert chain.grids()["pool"] == "concat"  # in = out
+
+
+@pytest.fixture(scope="module")
+def chain():
+    entry = keras.Input((8, 8, 4), name="image")
+    a, b = (layers.Conv2D(4, 3, padding="same", name=name, bias_initializer="ones")(entry) for name in "ab")
+    x = layers.Concatenate(name="concat")([a, layers.Add(name="add")([a, b])])
+    x = layers.AveragePooling2D(2, name="pool")(x)
+    return flatten(keras.Model(entry, layers.Conv2D(2, 1, name="end", bias_initializer="ones")(x)))
+
+
+def test_a_fine_sum_stays_as_fine_as_its_inputs_allow(network):
+    """Vitis AI's rule for the result of an add sets it to 15 (or -15), whatever its inputs' positions are."""
+    after = adjust(network, changed(activation={"a": -3, "b": -3, "add": 30}))
+    assert after.activation["add"] == 12
+
+
+def test_a_cut_below_zero_never_saturates_weights(network):
+    """Vitis AI for TensorFlow 2 raises the kernel's position there, which clips the weights."""
+    after = adjust(network, changed(kernel={"a": -5, "b": -5, "d": -5}))
+    assert after.kernel == {"a": -5, "b": -5, "d": -5}
+
+
 def test_a_bias_of_zeros_follows_its_sum():
     model = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(3, name="d")])
     net = flatten(model)

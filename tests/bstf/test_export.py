@@ -128,6 +128,7 @@ def test_description_of_the_float_model(exported):
     got = description(folder / "float")
     assert (got["format"], got["version"], got["fixed_point"]) == ("bstf", 1, False)
     assert got["positions"] == got["input_positions"] == {}
+    assert "rounding" not in got
     gamma = np.asarray(model.get_layer("conv").gamma).astype(int)
     assert got["layers"] == {
         "stem": {"kind": "conv2d", "block": [8, 8], "kernel_shape": [3, 3, 3, 16], "gamma": ["11"]},
@@ -145,6 +146,7 @@ def test_description_of_the_fixed_point_model(exported):
     _, quantised, folder = exported
     got = description(folder / "fixed")
     assert got["fixed_point"] is True
+    assert got["rounding"] == {"activations": "half_up", "weights": "half_even", "biases": "half_even"}
     assert got["positions"] == {
         layer.name: layer.position for layer in quantised.layers if isinstance(layer, FixedPoint)
     }
@@ -156,6 +158,19 @@ def test_description_of_the_fixed_point_model(exported):
         assert entry["block"] == list(layer.block)
         gamma = nonzero_blocks(np.asarray(layer.kernel), layer.block).astype(int)
         assert entry["gamma"] == ["".join(map(str, row)) for row in gamma]
+
+
+def test_weights_and_activations_round_as_the_description_says(tmp_path):
+    model = keras.Sequential([keras.Input((2,), name="x"), layers.Dense(2, use_bias=False, name="d")])
+    model.get_layer("d").kernel.assign([[127 / 128, 0.5 / 128], [1.5 / 128, -2.5 / 128]])
+    quantised = quantize(model, np.array([[127 / 128, -1.0]], np.float32), correct_bias=False)
+    assert np.array_equal(quantised.get_layer("d").kernel, np.array([[127, 0], [2, -2]]) / 128)  # ties to even
+    export(quantised, tmp_path / "model")
+    ties = np.array([[0.5, -0.5], [1.5, -1.5]], np.float32) / 128
+    assert np.array_equal(quantised.get_layer("x_grid")(ties), np.array([[1, 0], [2, -1]]) / 128)  # ties up
+    x = np.concatenate([ties, ties + np.float32(1 / 128)])
+    (served,) = tf.saved_model.load(tmp_path / "model").signatures["serving_default"](x=x).values()
+    assert np.array_equal(served, quantised(x))
 
 
 def test_models_built_for_one_batch_size_take_any(images, tmp_path):

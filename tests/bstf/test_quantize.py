@@ -459,6 +459,49 @@ def test_overflow_inside_the_network_names_the_layer():
         quantize(model, np.ones((2, 4), np.float32))
 
 
+# --- options
+
+
+def test_the_rule_of_activations_is_chosen_by_name():
+    model = keras.Sequential([keras.Input((6, 6, 1), name="image"), layers.Conv2D(1, 1, name="conv")])
+    model.get_layer("conv").kernel.assign([[[[1.0]]]])
+    x = np.linspace(-0.49, 0.49, 36 * 4000, dtype=np.float32).reshape(4000, 6, 6, 1)
+    x[0, 0, 0] = 127.4 / 128
+    found = {
+        rule: positions(quantize(model, [x], activations=rule))
+        for rule in ("min_mse", "non_overflow", "non_overflow_rounded", "percentile")
+    }
+    assert {rule: grids["conv_grid"] for rule, grids in found.items()} == {
+        "min_mse": 8,
+        "non_overflow": 6,
+        "non_overflow_rounded": 7,
+        "percentile": 8,
+    }
+    assert {grids["image_grid"] for grids in found.values()} == {6}
+    assert positions(quantize(model, [x])) == found["min_mse"]
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match=r"one of min_mse, non_overflow.*'minmax'"):
+        quantize(small(), np.zeros((1, 6, 6, 3), np.float32), activations="minmax")
+
+
+def test_equalised_channels_lose_less():
+    rng = np.random.default_rng(0)
+    stack = [layers.Conv2D(8, 3, name="a"), layers.ReLU(), layers.Conv2D(4, 3, name="b")]
+    model = keras.Sequential([keras.Input((6, 6, 3), name="image"), *stack])
+    scale = 4.0 ** np.arange(-4, 4)
+    model.get_layer("a").kernel.assign(rng.normal(size=(3, 3, 3, 8)) * scale)
+    model.get_layer("b").kernel.assign(rng.normal(size=(3, 3, 8, 4)) / scale[:, None])
+    x = images(rng, (16, 6, 6, 3))
+    errors = []
+    for equalize in (False, True):
+        quantised = quantize(model, x, equalize=equalize)
+        assert_integer(quantised, x)
+        errors.append(np.abs(np.asarray(model(x)) - quantised(x)).mean())
+    assert errors[1] < errors[0] / 4
+
+
 # --- corners
 
 
