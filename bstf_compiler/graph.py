@@ -200,6 +200,16 @@ class Relu(Op):
 
 
 @dataclass(frozen=True)
+class Function(Op):
+    """A function of one value, in float: "elu", "erf", "exp", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish",
+    "leaky_relu" (slope `alpha` below zero), "selu", "sigmoid", "softplus", "swish" or "tanh", as TensorFlow has them.
+    """
+
+    name: str
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True)
 class Pad(Op):
     """Zeros around the image: (top, bottom, left, right) pixels."""
 

@@ -152,20 +152,6 @@ def clamp(typing, words, low, high):
 
 
 @intrinsic
-def scale(typing, tile, factors):
-    """Every row of an int32 tile with one vector a row, times a vector, in int32."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(factors, types.UniTuple) and factors.count == 1):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        (factor,) = cgutils.unpack_tuple(builder, arguments[1])
-        results = [builder.mul(row, factor) for row in cgutils.unpack_tuple(builder, arguments[0])]
-        return context.make_tuple(builder, tile, results)
-
-    return tile(tile, factors), generate
-
-
-@intrinsic
 def largest(typing, words, others):
     """The larger of two unsigned bytes, for all bytes of words."""
     if not (isinstance(words, types.UniTuple) and words == others):
