@@ -16,10 +16,12 @@ from bstf_compiler.graph import (
     Concat,
     Conv,
     FakeQuant,
+    Function,
     MatMul,
     MaxPool,
     Multiply,
     Pad,
+    Product,
     Relu,
     Reshape,
     Softmax,
@@ -155,12 +157,6 @@ def _divide(reader: _Reader, op: tf.Operation) -> None:
     reader.add(op, Multiply(), [x, reader.derived(op, 1, 1 / divisor)])
 
 
-@handles("Mul")
-def _multiply(reader: _Reader, op: tf.Operation) -> None:
-    _require(reader, op, reader.is_constant(op, 0) or reader.is_constant(op, 1), "product of two activations")
-    reader.add(op, Multiply(), _with_constant(reader, op))
-
-
 def _with_constant(reader: _Reader, op: tf.Operation) -> list[str]:
     """The computed input of a binary operation, then the constant one, which must not widen it."""
     x, constant = (1, 0) if reader.is_constant(op, 0) else (0, 1)
@@ -253,3 +249,50 @@ def _require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:
             f"layer '{reader.layer(op)}': {what} is not supported by the compiler; replace the layer or end the "
             "network before it"
         )
+
+
+@handles("Mul")
+def _multiply(reader: _Reader, op: tf.Operation) -> None:
+    if reader.is_constant(op, 0) or reader.is_constant(op, 1):
+        reader.add(op, Multiply(), _with_constant(reader, op))
+        return
+    shapes = {index: reader.shape(op.inputs[index]) for index in (0, 1)}
+    large = 0 if math.prod(shapes[0]) >= math.prod(shapes[1]) else 1
+    wide, narrow = shapes[large], shapes[1 - large]
+    pixel = len(wide) == 4 and narrow == (1, 1, 1, wide[3])
+    _require(reader, op, wide == narrow or pixel, f"a product of activations of {wide[1:]} and {narrow[1:]}")
+    reader.add(op, Product(), [reader.input(op, large), reader.input(op, 1 - large)])
+
+
+@handles("Sigmoid", "Tanh", "Elu", "Selu", "Softplus", "Erf", "Exp")
+def _function(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Function(op.type.lower()), [reader.input(op)])
+
+
+@handles("LeakyRelu")
+def _leaky_relu(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Function("leaky_relu", op.get_attr("alpha")), [reader.input(op)])
+
+
+@handles("Square", "Pow")
+def _power(reader: _Reader, op: tf.Operation) -> None:
+    """Small whole powers, as gelu has one, are products."""
+    power = 2 if op.type == "Square" else reader.constant(op, 1)
+    _require(reader, op, np.all(power == 2) or np.all(power == 3), "a power other than 2 and 3")
+    x = reader.input(op)
+    square = reader.add(op, Product(), [x, x])
+    if np.all(power == 3):
+        reader.add(op, Product(), [square, x])
+
+
+@handles("Neg")
+def _negative(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Multiply(), [reader.input(op), reader.number(op, -1.0)])
+
+
+@handles("Erfc")
+def _erfc(reader: _Reader, op: tf.Operation) -> None:
+    """1 - erf(x)."""
+    erf = reader.add(op, Function("erf"), [reader.input(op)])
+    negative = reader.add(op, Multiply(), [erf, reader.number(op, -1.0)])
+    reader.add(op, BiasAdd(), [negative, reader.number(op, 1.0)])

@@ -156,6 +156,10 @@ class _Reader:
         """Our name of a new constant, made of the values of an operation's known input."""
         return self._graph.add_constant(f"{self.input(op, index)} of {self.layer(op)}", data, self.grid(op, index))
 
+    def number(self, op: tf.Operation, value: float) -> str:
+        """Our name of a new constant that an operation implies."""
+        return self._graph.add_constant(f"{value:g} of {self.layer(op)}", np.array([value], np.float32))
+
     def shape(self, tensor: tf.Tensor) -> tuple[int, ...]:
         """Static shape with a batch of one."""
         dims = tensor.shape.as_list() if tensor.shape.rank is not None else [None, None]
@@ -175,8 +179,8 @@ class _Reader:
         # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
         return layer.removesuffix("_1") if model.endswith("_1") else layer
 
-    def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
-        """Adds the node for a TensorFlow operation."""
+    def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> str:
+        """Adds the node for a TensorFlow operation, or the next one for it; returns its name."""
         name = base = self.layer(op)
         if isinstance(node_op, FakeQuant):  # the layer's name is for what computes it
             name = base = f"{base}:grid"
@@ -187,6 +191,7 @@ class _Reader:
         self._graph.nodes.append(Node(name, node_op, inputs))
         self._graph.tensors[name] = Tensor(name, self.shape(op.outputs[0]))
         self._names[op.outputs[0].name] = name
+        return name
 
     # --- the walk ---
 
@@ -247,6 +252,9 @@ class _Reader:
             return  # shape arithmetic: shapes are static here, nothing reads it
         elif op.type in _ALIASES and (op.type != "Cast" or _keeps_values(op)):
             self._names[output.name] = self.input(op)
+        elif op.type == "IdentityN":  # what is left of a function with a gradient of its own
+            pairs = ((source.name, result.name) for source, result in zip(op.inputs, op.outputs))
+            self._names |= {result: self._names[source] for source, result in pairs if source in self._names}
         elif op.type in HANDLERS:
             HANDLERS[op.type](self, op)
         else:

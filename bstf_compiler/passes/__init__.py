@@ -28,6 +28,7 @@ from bstf_compiler.passes.concat import FlattenConcat
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
+from bstf_compiler.passes.functions import FormFunction
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
@@ -63,6 +64,7 @@ LOWERED = (
 
 LOWERING: tuple[Pass, ...] = (
     RemoveReshape(),
+    FormFunction(),
     FlattenConcat(),  # those that no grid rounds before
     SumToConv(),
     FormDilation(),

@@ -275,7 +275,9 @@ def test_operations_on_pixels_in_their_places_and_larger_images(data):
         if kind == 0:
             name = conv(name, draw(1, 20))
         elif kind == 1:
-            function = data.draw(st.sampled_from(["elu", "gelu", "hard_swish", "leaky_relu", "sigmoid", "swish", "tanh"]))
+            function = data.draw(
+                st.sampled_from(["elu", "gelu", "hard_swish", "leaky_relu", "sigmoid", "swish", "tanh"])
+            )
             name = network.add(Function(function, 0.3), [name], lambda x, f=FUNCTIONS[function]: f(x).numpy())
         elif kind == 2:
             name = join(name, conv(name, channels))

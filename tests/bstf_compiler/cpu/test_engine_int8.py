@@ -140,7 +140,9 @@ class Network:
             other = self.pick(*same) if self.draw(0, 1) else self.pixel(name)
             activation, both = self.pick("linear", "relu", "relu6"), position + self.position(other)
             if self.draw(0, 1):
-                return self.add(Add(activation, self.draw(0, 1) == 1), [name, other], shape, position - self.draw(-1, 3))
+                return self.add(
+                    Add(activation, self.draw(0, 1) == 1), [name, other], shape, position - self.draw(-1, 3)
+                )
             return self.add(Product(activation), [name, other], shape, both - self.draw(-2, 9))
         if kind == 8:
             table = self.rng.integers(-128, 128, 256).astype(np.int8)
