@@ -90,7 +90,7 @@ class Trial:
 _STEPS_EPOCHS = 19
 
 # What the studies below found to lose least.
-RECIPE = {"recovery": "obs", "distill": True}
+RECIPE = {"importance": "fisher", "scope": "global", "recovery": "obs", "distill": True}
 
 
 def _headline(epochs: int) -> list[Trial]:
@@ -114,7 +114,8 @@ def _importance(epochs: int) -> list[Trial]:
 
 
 def _scopes(epochs: int) -> list[Trial]:
-    return [Trial(scope=scope, epochs=epochs, **RECIPE) for scope in ("layer", "column", "row", "global")]
+    scopes = ("layer", "column", "row", "global")
+    return [Trial(importance="fisher", scope=scope, epochs=epochs, recovery="obs", distill=True) for scope in scopes]
 
 
 def _schedules(epochs: int) -> list[Trial]:
@@ -248,7 +249,7 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
 
     Returns:
         The trial's record: its fields, `before` and `accuracy` (before and after the training, fractions of the test
-        images), `zero_blocks` (a fraction), `seconds`.
+        images), `zero_blocks` and `macs` (fractions of the dense network's), `seconds`.
     """
     began = time.perf_counter()
     record, _ = _trained(setting, trial, folder, start, tensorboard)
@@ -309,7 +310,7 @@ def _trained(
     )
     shutil.rmtree(saver.folder, ignore_errors=True)
     _set_precision([model, dense], "float32")
-    return record | {"accuracy": training.accuracy(model, data), "zero_blocks": _zero_blocks(model)}, model
+    return record | {"accuracy": training.accuracy(model, data)} | _left(model, trial), model
 
 
 def _sparse(setting: Setting, trial: Trial, dense: keras.Model, data: datasets.Dataset) -> keras.Model:
@@ -343,10 +344,12 @@ def _set_precision(models: Sequence[keras.Model], policy: str) -> None:
             layer.dtype_policy = policy
 
 
-def _zero_blocks(model: keras.Model) -> float:
-    """The fraction of the zero blocks among all of masked layers."""
-    gammas = [np.ravel(layer.gamma) for layer in model.layers if hasattr(layer, "set_gamma")]
-    return round(1 - float(np.concatenate(gammas).mean()), 4) if gammas else 0.0
+def _left(model: keras.Model, trial: Trial) -> dict[str, float]:
+    """What the blocks that are left are of the dense network: the zero ones as a fraction, and the multiply-adds."""
+    if not trial.ratio:
+        return {"zero_blocks": 0.0, "macs": 1.0}
+    counted = bstf.report(model, trial.block)
+    return {"zero_blocks": round(counted.ratio, 4), "macs": round(counted.macs / counted.dense_macs, 4)}
 
 
 class Study:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bstf.quantization.fixed_point import MAX_CUT
-from bstf.quantization.network import Add, Concat, Network, Operation, Weights
+from bstf.quantization.network import Add, Concat, Multiply, Network, Operation, Weights
 
 MAX_BIAS_SHIFT = 16
 MAX_ADD_DIFFERENCE = 15  # positions of the two inputs of an add
@@ -48,9 +48,10 @@ def adjust(network: Network, positions: Positions) -> Positions:
 
     With i, k, b, o the positions of input, kernel, bias and output: 0 <= k + i - b <= 16 and
     0 <= k + i - o <= 16 for convolution and dense; |i0 - i1| <= 15 and -15 <= max(i0, i1) - o <= 16 for add;
-    -15 <= i - o <= 16 for every part of a concatenation. Too small a cut lowers the output, too large a cut
-    the kernel, of an add the finer of its inputs, of a concatenation that part. No position is lowered further
-    than the limits ask for. A bias of zeros follows its sum.
+    0 <= i0 + i1 - o <= 16 for multiply; -15 <= i - o <= 16 for every part of a concatenation. Too small a cut
+    lowers the output, too large a cut the kernel, of an add or a multiply the finer of its inputs, of a
+    concatenation that part. No position is lowered further than the limits ask for. A bias of zeros follows its
+    sum.
 
     Args:
         network: the folded network.
@@ -95,13 +96,15 @@ def shifts(network: Network, positions: Positions) -> Iterator[Shift]:
     """All shifts of a network whose ranges are limited."""
     grids = network.grids()
     for op in network.operations.values():
-        if not isinstance(op, (Weights, Add, Concat)):
+        if not isinstance(op, (Weights, Add, Multiply, Concat)):
             continue
         inputs = [positions.activation[grids[name]] for name in op.inputs]
         if isinstance(op, Weights):
             total = positions.kernel[op.name] + inputs[0]
             yield Shift(op.name, "shift of the bias", total - positions.bias[op.name], 0, MAX_BIAS_SHIFT)
             yield Shift(op.name, "shift of the sum", total - positions.activation[op.name], 0, MAX_CUT)
+        elif isinstance(op, Multiply):
+            yield Shift(op.name, "shift of the product", sum(inputs) - positions.activation[op.name], 0, MAX_CUT)
         elif isinstance(op, Concat):
             for part in inputs:
                 yield Shift(op.name, "shift of a part", part - positions.activation[op.name], -MAX_CONCAT_GAIN, MAX_CUT)
@@ -151,6 +154,11 @@ def _bounds(op: Operation, grids: dict[str, str], positions: Positions) -> Itera
         for owner in owners:
             yield _Bound(activation, owner, min(coarser + MAX_ADD_DIFFERENCE, activation[op.name] + MAX_CUT))
         yield _Bound(activation, op.name, max(activation[owner] for owner in owners) + MAX_ADD_GAIN)
+    elif isinstance(op, Multiply):
+        first, second = sorted((grids[name] for name in op.inputs), key=lambda owner: -activation[owner])
+        yield _Bound(activation, op.name, activation[first] + activation[second])
+        most = activation[op.name] + MAX_CUT  # the finer one loses the bits that are too many
+        yield _Bound(activation, first, most // 2 if first == second else most - activation[second])
     elif isinstance(op, Concat):
         for owner in [grids[name] for name in op.inputs]:
             yield _Bound(activation, op.name, activation[owner] + MAX_CONCAT_GAIN)

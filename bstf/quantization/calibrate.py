@@ -17,19 +17,25 @@ from bstf.batches import Progress, image_batches, number_of_batches
 from bstf.quantization import positions
 from bstf.quantization.network import (
     Add,
+    Affine,
     AveragePool,
     Concat,
     Convolution,
+    Crop,
     Dense,
     GlobalAveragePool,
     GlobalMaxPool,
     Input,
     MaxPool,
+    Multiply,
     Network,
     Operation,
     Relu,
     Reshape,
+    Resize,
     Softmax,
+    TransposedConvolution,
+    Unary,
     ZeroPad,
 )
 
@@ -68,7 +74,7 @@ def calibrate(network: Network, calibration: Any) -> dict[str, int]:
 
 
 def _position(network: Network, name: str, values: np.ndarray) -> int:
-    if isinstance(network.operations[name], Input):
+    if isinstance(network.operations[name], (Input, Affine)):
         return positions.non_overflow(float(values.min()), float(values.max()))
     if not np.isfinite(values).all():
         raise ValueError(f"layer {name!r} computes NaN or infinite values on the calibration images.")
@@ -115,8 +121,29 @@ def _(op: Relu, x: Any) -> Any:
 
 
 @_compute.register
+def _(op: Unary, x: Any) -> Any:
+    return op.function(x)
+
+
+@_compute.register
+def _(op: Affine, x: Any) -> Any:
+    return x * op.scale + op.offset
+
+
+@_compute.register
+def _(op: TransposedConvolution, x: Any) -> Any:
+    kernel = np.swapaxes(op.kernel, 2, 3)
+    return ops.conv_transpose(x, kernel, op.strides, op.padding, data_format="channels_last") + op.bias
+
+
+@_compute.register
 def _(op: Add, x: Any, y: Any) -> Any:
-    return ops.add(x, y)
+    return ops.subtract(x, y) if op.subtract else ops.add(x, y)
+
+
+@_compute.register
+def _(op: Multiply, x: Any, y: Any) -> Any:
+    return ops.multiply(x, y)
 
 
 @_compute.register
@@ -147,6 +174,17 @@ def _(op: GlobalMaxPool, x: Any) -> Any:
 @_compute.register
 def _(op: ZeroPad, x: Any) -> Any:
     return ops.pad(x, ((0, 0), *op.padding, (0, 0)))
+
+
+@_compute.register
+def _(op: Crop, x: Any) -> Any:
+    (top, bottom), (left, right) = op.cropping
+    return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+
+
+@_compute.register
+def _(op: Resize, x: Any) -> Any:
+    return ops.image.resize(x, op.shape[:2], op.method, data_format="channels_last")
 
 
 @_compute.register

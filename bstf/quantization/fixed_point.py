@@ -244,6 +244,36 @@ class FixedPointDepthwiseConv2D(_FixedPointWeights, keras.layers.DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable("bstf")
+class FixedPointConv2DTranspose(_FixedPointBlocks, keras.layers.Conv2DTranspose):
+    """A transposed convolution whose kernel, bias and input lie on grids; its exact sums go to the `FixedPoint`
+    that follows.
+
+    Kernel (h, w, cout, cin) and bias (cout,) are stored as float32 values on their grids.
+
+    Args:
+        *args: of `keras.layers.Conv2DTranspose`: filters, kernel_size, strides, padding. Activation linear, with a
+            bias, channels last.
+        kernel_position: position of the kernel.
+        bias_position: position of the bias.
+        block: block shape of the kernel's zeros, an int or (bi, bo).
+        accumulator: "float32", or "float64" where the sums can reach 2**24 units.
+        **kwargs: of `keras.layers.Conv2DTranspose`; the layer computes in float32 under any dtype policy.
+
+    Raises:
+        ValueError: an argument is out of the ranges above.
+
+    Example:
+        >>> FixedPointConv2DTranspose(16, 2, strides=2, kernel_position=8, bias_position=7)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "data_format": "channels_last"})
+
+    def _product(self, inputs: Any, kernel: Any) -> Any:
+        return ops.conv_transpose(inputs, kernel, list(self.strides), padding=self.padding, data_format="channels_last")
+
+
+@keras.saving.register_keras_serializable("bstf")
 class FixedPointDense(_FixedPointBlocks, keras.layers.Dense):
     """A dense layer on vectors whose kernel, bias and input lie on grids; the `FixedPoint` that follows
     takes its sums.
@@ -267,6 +297,100 @@ class FixedPointDense(_FixedPointBlocks, keras.layers.Dense):
 
     def _product(self, inputs: Any, kernel: Any) -> Any:
         return ops.matmul(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable("bstf")
+class FixedPointLookup(keras.layers.Layer):
+    """Any function of one value by a table: 256 float32 values, from that of -128 * 2**-position on.
+
+    The values lie on the grid of the `FixedPoint` that follows.
+
+    Args:
+        position: position of the input.
+        **kwargs: of `keras.layers.Layer`; the layer computes in float32 under any dtype policy.
+
+    Example:
+        >>> lookup = FixedPointLookup(4)
+    """
+
+    def __init__(self, position: int, **kwargs: Any):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.position = int(position)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Creates the table."""
+        self.table = self.add_weight(name="table", shape=(256,), initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the table's entries."""
+        indices = ops.cast(inputs * math.ldexp(1.0, self.position) + 128.0, "int32")
+        if keras.backend.backend() == "tensorflow":
+            return tf.gather(self.table, indices)  # keras.ops.take first wraps negative indices around
+        return ops.take(self.table, indices)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
+        """The shape stays."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "position": self.position}
+
+
+@keras.saving.register_keras_serializable("bstf")
+class HostAffine(keras.layers.Layer):
+    """x * scale + offset in float32: what the host does to images before they are put on their grid.
+
+    Args:
+        scale: a number a channel, or one for all.
+        offset: a number a channel, or one for all.
+        **kwargs: of `keras.layers.Layer`; the layer computes in float32 under any dtype policy.
+
+    Example:
+        >>> HostAffine([1 / 127.5], [-1.0])
+    """
+
+    def __init__(self, scale: Sequence[float], offset: Sequence[float], **kwargs: Any):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.scale, self.offset = list(map(float, scale)), list(map(float, offset))
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns x * scale + offset."""
+        scale, offset = (ops.convert_to_tensor(np.float32(values)) for values in (self.scale, self.offset))
+        return inputs * scale + offset
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
+        """The shape stays."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "scale": self.scale, "offset": self.offset}
+
+
+@keras.saving.register_keras_serializable("bstf")
+class FixedPointUpSampling2D(keras.layers.UpSampling2D):
+    """Up-sampling as one operation. Interpolated values are exact; the `FixedPoint` that follows takes them.
+
+    Bilinear weights are whole multiples of 1 / (4 * rows * columns) for factors that are powers of two, so the sums
+    are exact in float32.
+
+    Args:
+        *args: of `keras.layers.UpSampling2D`: size; interpolation "nearest" or "bilinear" (powers of two).
+        **kwargs: of `keras.layers.UpSampling2D`; the layer computes in float32 under any dtype policy.
+
+    Example:
+        >>> FixedPointUpSampling2D(2, interpolation="bilinear")
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "data_format": "channels_last", "dtype": "float32"})
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the larger images."""
+        size = [extent * factor for extent, factor in zip(inputs.shape[1:3], self.size)]
+        return ops.image.resize(inputs, size, self.interpolation, data_format="channels_last")
 
 
 @keras.saving.register_keras_serializable("bstf")

@@ -1,51 +1,38 @@
-"""A Keras model as a flat list of typed operations, with batch normalisation folded into convolutions and
-dense layers.
+"""A Keras model as a network for quantisation: no batch normalisation, few functions.
 
-Sequential, functional and nested models become one list in an order in which every operation follows its
-inputs. Activations that layers carry as an argument become operations of their own, dropout and other
-identities vanish, masked layers give their masked kernels. Whatever can't be expressed is refused with a
-sentence that names the layer.
+Scales and offsets, those of batch normalisation among them, go into a convolution or dense layer before or behind
+them, or to the host if they are the first thing that happens to the input; those that are left become depthwise
+convolutions. Chains of functions of one value become a single function.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy as np
 
 from bstf.blocks import BlockShape
-from bstf.layers import MaskedConv2D, MaskedDense, MaskedSeparableConv2D
-from bstf.places import effective_kernel
-from bstf.quantization.fixed_point import FixedPoint
 from bstf.quantization.network import (
-    Add,
+    Affine,
     AveragePool,
     BatchNorm,
-    Concat,
     Convolution,
     Dense,
     GlobalAveragePool,
-    GlobalMaxPool,
-    GlobalPool,
-    Input,
-    MaxPool,
+    Multiply,
     Network,
     Operation,
-    Pool,
     Relu,
     Reshape,
     Softmax,
+    Unary,
     Weights,
-    ZeroPad,
 )
+from bstf.quantization.trace import trace
 
-SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense and their masked forms, BatchNormalization, ReLU, Add, "
-    "Concatenate, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, "
-    "Reshape to a vector, Dropout and a last Softmax"
-)
-_DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse
+_MOST_AVERAGED = 1024  # elements whose factor N / 2**M surely has M <= 16
 
 
 def flatten(model: keras.Model) -> Network:
@@ -66,397 +53,220 @@ def flatten(model: keras.Model) -> Network:
         >>> list(flatten(keras.applications.ResNet50(weights=None)).operations)[:3]
         ['input_layer', 'conv1_pad', 'conv1_conv']
     """
-    graph = _graph(model)
-    if len(graph.inputs) != 1:
-        raise ValueError(f"model {model.name!r} has {len(graph.inputs)} inputs; quantisation supports exactly one.")
-    tracer = _Tracer()
-    outputs = tracer.trace(model, [tracer.input(graph.inputs[0])])
-    network = Network(tracer.operations, tuple(outputs), graph._outputs_struct)
-    _fold_batch_norms(network)
+    network = trace(model)
+    _join(network)
+    _prepare(network)
+    _compose(network)
+    for norm in [op for op in network.operations.values() if isinstance(op, BatchNorm)]:
+        _fold(network, norm)
+    _split_averages(network)
     _check_softmax(network)
     return network
 
 
-def _graph(model: Any) -> Any:
-    """The functional graph of a Sequential or functional model."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"quantisation needs a Keras model; got {type(model).__name__}.")
-    if isinstance(model, keras.Sequential):
-        if not model.built or model._functional is None:
-            raise ValueError(f"model {model.name!r} isn't built; give it a keras.Input as its first layer.")
-        return model._functional
-    if not hasattr(model, "_nodes_by_depth"):
-        raise ValueError(
-            f"model {model.name!r} is a subclassed {type(model).__name__}, whose layers can't be read; write "
-            "it as a functional or Sequential model."
-        )
-    return model
+def _join(network: Network) -> None:
+    """A scale and an offset right behind others become one with them."""
+    for norm in [op for op in network.operations.values() if isinstance(op, BatchNorm)]:
+        following = network.only_consumer(norm.name, network.consumers())
+        if isinstance(following, BatchNorm):
+            following.offset = norm.offset * following.scale + following.offset
+            following.scale = norm.scale * following.scale
+            _remove(network, norm)
 
 
-def _refuse(layer: Any, reason: str) -> NoReturn:
-    raise ValueError(f"layer {layer.name!r} ({type(layer).__name__}) can't be quantised: {reason}")
+def _prepare(network: Network) -> None:
+    """A scale and an offset of the input, if nothing else reads it, are what the host computes."""
+    first = network.only_consumer(network.input.name, network.consumers())
+    if not isinstance(first, BatchNorm):
+        return
+    constants = (_one_value(values).astype(np.float32) for values in (first.scale, first.offset))
+    common = {"name": first.name, "inputs": first.inputs, "shape": first.shape}
+    network.operations[first.name] = Affine(**common, **dict(zip(("scale", "offset"), constants)))
 
 
-def _unsupported(layer: Any) -> NoReturn:
-    if isinstance(layer, FixedPoint):
-        raise ValueError(f"layer {layer.name!r} is a FixedPoint: the model is quantised already.")
-    if isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)):
-        _refuse(layer, "apply it to the images before they enter the model.")
-    _refuse(layer, f"supported are {SUPPORTED}.")
+def _one_value(values: np.ndarray) -> np.ndarray:
+    return values[:1] if (values == values[0]).all() else values
 
 
-class _Tracer:
-    """Walks the graph of a model and of the models in it and collects operations."""
+def _compose(network: Network) -> None:
+    """Functions of functions of one value become one function, and so does the product of a value and its function.
 
-    def __init__(self) -> None:
-        self.operations: dict[str, Operation] = {}
-
-    def input(self, tensor: Any) -> str:
-        shape = tuple(tensor.shape[1:])
-        name = tensor._keras_history.operation.name
-        if None in shape or len(shape) not in (1, 3):
-            raise ValueError(
-                f"input {name!r} has the shape {shape}; quantisation needs images (height, width, channels) "
-                "or vectors of fixed size: build the model with such a keras.Input."
-            )
-        return self.add(Input(name=name, inputs=(), shape=shape))
-
-    def add(self, operation: Operation) -> str:
-        name, number = operation.name, 0
-        while name in self.operations:  # a layer that is called twice, or a name that nested models share
-            number += 1
-            name = f"{operation.name}_{number}"
-        self.operations[name] = replace(operation, name=name)
-        return name
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.operations[name].shape
-
-    def trace(self, model: keras.Model, inputs: Sequence[str]) -> list[str]:
-        graph = _graph(model)
-        tensors = {id(tensor): name for tensor, name in zip(graph.inputs, inputs)}
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                if node.is_input:
+    A scale before a function belongs to it, and one after it, but for those that a convolution takes in.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for op in list(network.operations.values()):
+            inner = network.operations.get(op.inputs[0]) if op.inputs else None
+            if isinstance(op, Multiply):
+                changed |= _product_with_function(network, op)
+            elif inner is not None and network.only_consumer(inner.name, network.consumers()) is op:
+                outer_function, inner_function = _function(op), _function(inner)
+                if outer_function is None or inner_function is None or _convolutions_take(network, inner, op):
                     continue
-                names = [tensors[id(tensor)] for tensor in node.input_tensors]
-                for tensor, name in zip(node.outputs, self.call(node, names)):
-                    tensors[id(tensor)] = name
-        return [tensors[id(tensor)] for tensor in graph.outputs]
-
-    def call(self, node: Any, inputs: list[str]) -> list[str]:
-        layer = node.operation
-        if isinstance(layer, keras.Model):
-            return self.trace(layer, inputs)
-        if node.arguments.kwargs.get("training"):
-            _refuse(layer, "it is called with training=True; call it without.")
-        return [self.layer(layer, inputs)]
-
-    def layer(self, layer: Any, inputs: list[str]) -> str:
-        """Appends a layer's operations; returns the name of the last."""
-        # Of exactly these classes: what a subclass computes isn't known.
-        handler = _HANDLERS.get(type(layer)) or _FUNCTIONS.get(_function_name(layer))
-        if handler is None:
-            _unsupported(layer)
-        if getattr(layer, "data_format", "channels_last") != "channels_last":
-            _refuse(layer, "its data format is channels first; only channels last is supported.")
-        return handler(self, layer, inputs)
-
-    def activation(self, layer: Any, source: str, name: str | None = None) -> str:
-        """Appends the activation function of a layer, under `name` or one made from its source's."""
-        function = layer.activation
-        if isinstance(function, keras.layers.Layer):
-            return self.layer(function, [source])
-        common = {"inputs": (source,), "shape": self.shape(source)}
-        if function in (None, keras.activations.linear):
-            return source
-        if function in (keras.activations.relu, keras.activations.relu6):
-            ceiling = 6.0 if function is keras.activations.relu6 else None
-            return self.add(Relu(name=name or f"{source}_relu", ceiling=ceiling, **common))
-        if function is keras.activations.softmax:
-            return self.add(Softmax(name=name or f"{source}_softmax", **common))
-        label = ".".join(getattr(function, part, "?") for part in ("__module__", "__qualname__"))
-        _refuse(
-            layer,
-            f"its activation is {label}; supported are keras.activations.linear, relu, relu6 and, at the end, softmax.",
-        )
+                composed = Unary(
+                    name=op.name,
+                    inputs=inner.inputs,
+                    shape=op.shape,
+                    function=lambda x, outer=outer_function, inner=inner_function: outer(inner(x)),
+                )
+                del network.operations[inner.name]
+                network.operations[op.name] = composed
+                changed = True
 
 
-def _function_name(operation: Any) -> str | None:
-    """Class name of an operation that `keras.ops` or an operator such as + made."""
-    return type(operation).__name__ if type(operation).__module__.startswith("keras.src.ops.") else None
-
-
-def _output_shape(tracer: _Tracer, layer: Any, source: str) -> tuple[int, ...]:
-    shape = tuple(layer.compute_output_shape((None, *tracer.shape(source)))[1:])
-    if any(size is None or size < 1 for size in shape):
-        _refuse(layer, f"its output for an input of shape {tracer.shape(source)} would have the shape {shape}.")
-    return shape
-
-
-def _array(layer: Any, variable: Any, what: str) -> np.ndarray:
-    values = keras.ops.convert_to_numpy(variable).astype(np.float32)
-    if not np.isfinite(values).all():
-        _refuse(
-            layer,
-            f"its {what} holds NaN or infinite values; quantise a checkpoint from before training diverged.",
-        )
-    return values
-
-
-def _weights(layer: Any) -> dict[str, Any]:
-    kernel = _array(layer, effective_kernel(layer), "kernel")
-    return {
-        "kernel": kernel + 0.0,
-        "bias": _bias(layer, kernel.shape[-1]),
-        "block": getattr(layer, "block", _DEFAULT_BLOCK),
-    }
-
-
-def _bias(layer: Any, channels: int) -> np.ndarray:
-    return _array(layer, layer.bias, "bias") if layer.use_bias else np.zeros(channels, np.float32)
-
-
-def _convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    operation = Convolution(
-        name=layer.name,
-        inputs=(inputs[0],),
-        shape=_output_shape(tracer, layer, inputs[0]),
-        **_weights(layer),
-        **_window(layer),
-        groups=layer.groups,
+def _convolutions_take(network: Network, inner: Operation, outer: Operation) -> bool:
+    """Whether neighbours compute both: scales and a relu behind them, relus, or a relu and a scale before a layer."""
+    if isinstance(inner, Unary) or isinstance(outer, Unary):
+        return False
+    return (
+        isinstance(outer, Relu)
+        or isinstance(inner, BatchNorm)
+        or _takes(network.only_consumer(outer.name, network.consumers()), outer)
     )
-    return tracer.activation(layer, tracer.add(operation))
 
 
-def _window(layer: Any) -> dict[str, Any]:
-    if layer.padding not in ("valid", "same"):
-        _refuse(layer, f"its padding is {layer.padding!r}; supported are 'valid' and 'same'.")
-    strides, dilation = tuple(layer.strides), tuple(layer.dilation_rate)
-    if max(strides) > 1 and max(dilation) > 1:
-        _refuse(layer, f"it has strides {strides} and dilation_rate {dilation}; one of both must be 1.")
-    return {"strides": strides, "padding": layer.padding, "dilation": dilation}
+def _product_with_function(network: Network, op: Multiply) -> bool:
+    """X * f(x) as a function of x."""
+    for source, name in (op.inputs, op.inputs[::-1]):
+        gate = network.operations[name]
+        function = _function(gate) if isinstance(gate, (Unary, Relu)) else None
+        if function is None or gate.inputs != (source,):
+            continue
+        if network.only_consumer(name, network.consumers()) is op:
+            network.operations[op.name] = Unary(
+                name=op.name, inputs=(source,), shape=op.shape, function=lambda x, gate=function: x * gate(x)
+            )
+            del network.operations[name]
+            return True
+    return False
 
 
-def _depthwise_convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shape = _output_shape(tracer, layer, inputs[0])
-    bias = _bias(layer, shape[-1])
-    name = _add_depthwise(tracer, layer, inputs[0], layer.name, layer.kernel, bias, shape)
-    return tracer.activation(layer, name)
+def _function(op: Operation) -> Callable[[Any], Any] | None:
+    """What an operation computes of one value; None for those that don't."""
+    if isinstance(op, Unary):
+        return op.function
+    if isinstance(op, Relu):
+        return keras.ops.relu if op.ceiling is None else keras.ops.relu6
+    if isinstance(op, BatchNorm) and (op.scale == op.scale[0]).all() and (op.offset == op.offset[0]).all():
+        scale, offset = float(op.scale[0]), float(op.offset[0])
+        return lambda x: x * scale + offset
+    return None
 
 
-def _add_depthwise(
-    tracer: _Tracer, layer: Any, source: str, name: str, kernel: Any, bias: np.ndarray, shape: tuple[int, ...]
-) -> str:
-    """A depthwise convolution is one of as many groups as channels: kernel (h, w, cin, n) as (h, w, 1, cin * n)."""
-    values = _array(layer, kernel, "depthwise kernel") + 0.0
-    height, width, channels, _ = values.shape
-    operation = Convolution(
-        name=name,
+def _fold(network: Network, norm: BatchNorm) -> None:
+    """Folds a scale and an offset into the layer before it or behind it; else it becomes a depthwise convolution."""
+    producer, readers = network.operations[norm.inputs[0]], network.consumers()
+    behind = network.only_consumer(norm.name, readers)
+    if isinstance(producer, Weights) and network.only_consumer(producer.name, readers) is norm:
+        _fold_back(producer, norm)
+        _remove(network, norm)
+    elif _takes(behind, norm):
+        _fold_forward(behind, norm)
+        _remove(network, norm)
+    else:
+        _to_depthwise(network, norm)
+
+
+def _fold_back(producer: Weights, norm: BatchNorm) -> None:
+    """W * scale and b * scale + offset per output channel; zeros of a kernel stay exactly zero."""
+    with np.errstate(over="ignore"):
+        producer.kernel = (producer.kernel * norm.scale).astype(np.float32) + 0.0
+        producer.bias = (producer.bias * norm.scale + norm.offset).astype(np.float32)
+    _check_finite(producer, norm)
+
+
+def _takes(behind: Operation | None, norm: BatchNorm) -> bool:
+    """Whether a layer can take in what is done to its input: zeros around an image must stay what they were."""
+    if isinstance(behind, Dense):
+        return True
+    if not isinstance(behind, Convolution) or behind.groups > 1:
+        return False
+    return behind.padding == "valid" or behind.kernel.shape[:2] == (1, 1) or not norm.offset.any()
+
+
+def _fold_forward(behind: Weights, norm: BatchNorm) -> None:
+    """W * scale and b + w' offset, by input channel."""
+    with np.errstate(over="ignore"):
+        kernel = behind.kernel.astype(np.float64)
+        taps = kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
+        behind.bias = (behind.bias + norm.offset @ taps).astype(np.float32)
+        behind.kernel = (kernel * norm.scale[:, None]).astype(np.float32) + 0.0
+    _check_finite(behind, norm)
+
+
+def _check_finite(layer: Weights, norm: BatchNorm) -> None:
+    if not (np.isfinite(layer.kernel).all() and np.isfinite(layer.bias).all()):
+        raise ValueError(
+            f"folding batch normalisation {norm.name!r} into {layer.name!r} overflows; its scale is too large."
+        )
+
+
+def _to_depthwise(network: Network, norm: BatchNorm) -> None:
+    """A convolution of one kernel position and channel a group; of vectors, between two reshapes."""
+    source, channels = norm.inputs[0], norm.shape[-1]
+    vector = len(norm.shape) == 1
+    made: list[Operation] = []
+    if vector:
+        made.append(Reshape(name=f"{norm.name}_pixel", inputs=(source,), shape=(1, 1, channels)))
+        source = made[-1].name
+    convolution = Convolution(
+        name=f"{norm.name}_scale" if vector else norm.name,
         inputs=(source,),
-        shape=shape,
-        kernel=values.reshape(height, width, 1, -1),
-        bias=bias,
-        block=_DEFAULT_BLOCK,
-        **_window(layer),
-        groups=channels,
-    )
-    return tracer.add(operation)
-
-
-def _separable_convolution(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    """A depthwise convolution without bias, on a grid of its own, then one of 1x1."""
-    shape = _output_shape(tracer, layer, inputs[0])
-    weights = _weights(layer)
-    cin = weights["kernel"].shape[-2]
-    zeros, between = np.zeros(cin, np.float32), (*shape[:2], cin)
-    name = f"{layer.name}_depthwise"
-    operation = Convolution(
-        name=layer.name,
-        inputs=(_add_depthwise(tracer, layer, inputs[0], name, layer.depthwise_kernel, zeros, between),),
-        shape=shape,
-        **weights,
+        shape=(1, 1, channels) if vector else norm.shape,
+        kernel=norm.scale.astype(np.float32).reshape(1, 1, 1, channels),
+        bias=norm.offset.astype(np.float32),
+        block=BlockShape(8, 8),
         strides=(1, 1),
         padding="valid",
+        groups=channels,
     )
-    return tracer.activation(layer, tracer.add(operation))
+    _check_finite(convolution, norm)
+    made.append(convolution)
+    if vector:
+        made.append(Reshape(name=norm.name, inputs=(convolution.name,), shape=norm.shape))
+    _replace(network, norm.name, made)
 
 
-def _dense(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    if len(tracer.shape(inputs[0])) != 1:
-        _refuse(layer, f"its input has the shape {tracer.shape(inputs[0])}, not a vector; put a Flatten in front.")
-    shape = _output_shape(tracer, layer, inputs[0])
-    name = tracer.add(Dense(name=layer.name, inputs=(inputs[0],), shape=shape, **_weights(layer)))
-    return tracer.activation(layer, name)
-
-
-def _batch_norm(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shape = tracer.shape(inputs[0])
-    if layer.axis % (len(shape) + 1) != len(shape):
-        _refuse(layer, f"it normalises axis {layer.axis}; only the last axis, the channels, is supported.")
-    variance = _array(layer, layer.moving_variance, "moving variance").astype(np.float64) + layer.epsilon
-    if not (variance > 0).all():
-        _refuse(layer, "its moving variance is negative, or zero without an epsilon.")
-    scale = 1.0 / np.sqrt(variance)
-    if layer.scale:
-        scale = scale * _array(layer, layer.gamma, "gamma")
-    offset = -_array(layer, layer.moving_mean, "moving mean") * scale
-    if layer.center:
-        offset = offset + _array(layer, layer.beta, "beta")
-    return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=offset))
-
-
-def _relu_layer(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
-        _refuse(layer, "supported are ReLU() and ReLU(max_value=6), without slope and threshold.")
-    return tracer.add(
-        Relu(
-            name=layer.name,
-            inputs=(inputs[0],),
-            shape=tracer.shape(inputs[0]),
-            ceiling=None if layer.max_value is None else 6.0,
-        )
-    )
-
-
-def _activation_layer(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    return tracer.activation(layer, inputs[0], layer.name)
-
-
-def _softmax_layer(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shape = tracer.shape(inputs[0])
-    if layer.axis not in (-1, len(shape)):
-        _refuse(layer, f"it works along axis {layer.axis}; only the last axis is supported.")
-    return tracer.add(Softmax(name=layer.name, inputs=(inputs[0],), shape=shape))
-
-
-def _function(ceiling: float | None) -> Callable[[_Tracer, Any, list[str]], str]:
-    def relu(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-        shape = tracer.shape(inputs[0])
-        return tracer.add(Relu(name=layer.name, inputs=(inputs[0],), shape=shape, ceiling=ceiling))
-
-    return relu
-
-
-def _add(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shapes = {tracer.shape(name) for name in inputs}
-    if len(inputs) < 2 or len(shapes) != 1:
-        listed = ", ".join(map(str, map(tracer.shape, inputs)))
-        _refuse(layer, f"its inputs have the shapes {listed}; an add needs two or more tensors of one shape.")
-    total, (shape,) = inputs[0], shapes
-    for number, term in enumerate(inputs[1:], start=2):  # the last partial sum takes the layer's name
-        name = layer.name if number == len(inputs) else f"{layer.name}_first{number}"
-        total = tracer.add(Add(name=name, inputs=(total, term), shape=shape))
-    return total
-
-
-def _concat(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shapes = [tracer.shape(name) for name in inputs]
-    if layer.axis % (len(shapes[0]) + 1) != len(shapes[0]):
-        _refuse(layer, f"it joins along axis {layer.axis}; only the last axis, the channels, is supported.")
-    shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-    return tracer.add(Concat(name=layer.name, inputs=tuple(inputs), shape=shape))
-
-
-def _pool(kind: type[Pool]) -> Callable[[_Tracer, Any, list[str]], str]:
-    def pool(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-        shape = _output_shape(tracer, layer, inputs[0])
-        if kind is AveragePool and len(set(layer.strides)) > 1:
-            _refuse(layer, f"its strides are {tuple(layer.strides)}; average pooling needs equal ones.")
-        return tracer.add(
-            kind(
-                name=layer.name,
-                inputs=(inputs[0],),
-                shape=shape,
-                size=tuple(layer.pool_size),
-                strides=tuple(layer.strides),
-                padding=layer.padding,
-            )
-        )
-
-    return pool
-
-
-def _global_pool(kind: type[GlobalPool]) -> Callable[[_Tracer, Any, list[str]], str]:
-    def pool(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-        shape = _output_shape(tracer, layer, inputs[0])
-        return tracer.add(kind(name=layer.name, inputs=(inputs[0],), shape=shape, keepdims=bool(layer.keepdims)))
-
-    return pool
-
-
-def _zero_pad(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shape = _output_shape(tracer, layer, inputs[0])
-    padding = tuple(tuple(pair) for pair in layer.padding)
-    return tracer.add(ZeroPad(name=layer.name, inputs=(inputs[0],), shape=shape, padding=padding))
-
-
-def _reshape(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    shape = _output_shape(tracer, layer, inputs[0])
-    if len(shape) != 1 and not (len(shape) == 3 and shape[:2] == (1, 1)):
-        _refuse(layer, f"it reshapes to {shape}; supported are vectors (n,) and (1, 1, n).")
-    return tracer.add(Reshape(name=layer.name, inputs=(inputs[0],), shape=shape))
-
-
-def _identity(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
-    return inputs[0]
-
-
-_HANDLERS = {
-    keras.layers.Conv2D: _convolution,
-    MaskedConv2D: _convolution,
-    keras.layers.DepthwiseConv2D: _depthwise_convolution,
-    keras.layers.SeparableConv2D: _separable_convolution,
-    MaskedSeparableConv2D: _separable_convolution,
-    keras.layers.Dense: _dense,
-    MaskedDense: _dense,
-    keras.layers.BatchNormalization: _batch_norm,
-    keras.layers.ReLU: _relu_layer,
-    keras.layers.Activation: _activation_layer,
-    keras.layers.Softmax: _softmax_layer,
-    keras.layers.Add: _add,
-    keras.layers.Concatenate: _concat,
-    keras.layers.MaxPooling2D: _pool(MaxPool),
-    keras.layers.AveragePooling2D: _pool(AveragePool),
-    keras.layers.GlobalAveragePooling2D: _global_pool(GlobalAveragePool),
-    keras.layers.GlobalMaxPooling2D: _global_pool(GlobalMaxPool),
-    keras.layers.ZeroPadding2D: _zero_pad,
-    keras.layers.Flatten: _reshape,
-    keras.layers.Reshape: _reshape,
-    keras.layers.Dropout: _identity,
-    keras.layers.SpatialDropout2D: _identity,
-    keras.layers.AlphaDropout: _identity,
-    keras.layers.GaussianDropout: _identity,
-    keras.layers.GaussianNoise: _identity,
-    keras.layers.ActivityRegularization: _identity,
-    keras.layers.Identity: _identity,
-}
-_FUNCTIONS = {  # of keras.ops
-    "Add": _add,
-    "Concatenate": _concat,
-    "Relu": _function(None),
-    "Relu6": _function(6.0),
-}
-
-
-def _fold_batch_norms(network: Network) -> None:
-    """Folds w * scale and b * scale + offset per output channel; zeros of a kernel stay exactly zero."""
-    for norm in [op for op in network.operations.values() if isinstance(op, BatchNorm)]:
-        producer = network.operations[norm.inputs[0]]
-        if not isinstance(producer, Weights) or network.only_consumer(producer.name, network.consumers()) is not norm:
+def _split_averages(network: Network) -> None:
+    """An average of more elements than one factor can divide by is one of averages."""
+    for op in [op for op in network.operations.values() if isinstance(op, GlobalAveragePool)]:
+        height, width, channels = network.operations[op.inputs[0]].shape
+        count = height * width
+        if count <= _MOST_AVERAGED or count & (count - 1) == 0:
+            continue
+        windows = [
+            (rows, columns)
+            for rows in range(1, height + 1)
+            for columns in range(1, width + 1)
+            if height % rows == 0 == width % columns
+            and rows * columns <= _MOST_AVERAGED
+            and count // (rows * columns) <= _MOST_AVERAGED
+        ]
+        if not windows:
             raise ValueError(
-                f"batch normalisation {norm.name!r} can't be folded: it must directly follow a convolution "
-                "or dense layer without activation whose result nothing else reads, but follows "
-                f"{producer.name!r}."
+                f"layer {op.name!r} averages {height} x {width} pixels, which can't be done in two steps of at most "
+                f"{_MOST_AVERAGED}; pool before it."
             )
-        with np.errstate(over="ignore"):
-            producer.kernel = (producer.kernel * norm.scale).astype(np.float32) + 0.0
-            producer.bias = (producer.bias * norm.scale + norm.offset).astype(np.float32)
-        if not (np.isfinite(producer.kernel).all() and np.isfinite(producer.bias).all()):
-            raise ValueError(
-                f"folding batch normalisation {norm.name!r} into {producer.name!r} overflows; its scale is too large."
-            )
-        _remove(network, norm)
+        # Powers of two divide exactly; then, the smaller the first step, the less is rounded twice.
+        size = min(windows, key=lambda one: (math.prod(one) & (math.prod(one) - 1) != 0, one[0] != one[1], one))
+        first = AveragePool(
+            name=f"{op.name}_windows",
+            inputs=op.inputs,
+            shape=(height // size[0], width // size[1], channels),
+            size=size,
+            strides=size,
+            padding="valid",
+        )
+        _replace(network, op.name, [first, replace(op, inputs=(first.name,))])
+
+
+def _replace(network: Network, name: str, made: list[Operation]) -> None:
+    """Puts operations in the place of one, whose name the last of them has."""
+    operations = {}
+    for key, operation in network.operations.items():
+        operations |= {one.name: one for one in made} if key == name else {key: operation}
+    network.operations = operations
 
 
 def _remove(network: Network, operation: Operation) -> None:

@@ -2,6 +2,7 @@
 computation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,16 @@ class Operation:
 
 class Input(Operation):
     """The network's input."""
+
+
+@dataclass(kw_only=True)
+class Affine(Operation):
+    """x * scale + offset, both float32 and for all channels or one a channel: what the host computes on the input,
+    before it is put on a grid.
+    """
+
+    scale: np.ndarray
+    offset: np.ndarray
 
 
 @dataclass(kw_only=True)
@@ -58,13 +69,21 @@ class Convolution(Weights):
         return self.kernel.reshape(height, width, self.groups, cout // self.groups)
 
 
+@dataclass(kw_only=True)
+class TransposedConvolution(Weights):
+    """2D transposed convolution; kernel (h, w, cin, cout)."""
+
+    strides: tuple[int, int]
+    padding: str
+
+
 class Dense(Weights):
     """Product of vectors and a matrix; kernel (cin, cout)."""
 
 
 @dataclass(kw_only=True)
 class BatchNorm(Operation):
-    """x * scale + offset per channel, both float64 (channels,); gone after folding."""
+    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding."""
 
     scale: np.ndarray
     offset: np.ndarray
@@ -77,8 +96,22 @@ class Relu(Operation):
     ceiling: float | None
 
 
+@dataclass(kw_only=True)
+class Unary(Operation):
+    """A function of one value, which becomes a table; `function` maps arrays and tensors alike."""
+
+    function: Callable[[Any], Any]
+
+
+@dataclass(kw_only=True)
 class Add(Operation):
-    """Sum of two tensors of one shape."""
+    """Sum of two tensors, or the first minus the second. The second may be one pixel, for all."""
+
+    subtract: bool = False
+
+
+class Multiply(Operation):
+    """Product of two tensors. The second may be one pixel, for all."""
 
 
 class Concat(Operation):
@@ -124,6 +157,21 @@ class ZeroPad(Operation):
     padding: tuple[tuple[int, int], tuple[int, int]]
 
 
+@dataclass(kw_only=True)
+class Crop(Operation):
+    """Rows and columns taken off the image: ((top, bottom), (left, right))."""
+
+    cropping: tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(kw_only=True)
+class Resize(Operation):
+    """An image `factors` (rows, columns) times as large: "nearest", or "bilinear" between the centres of pixels."""
+
+    factors: tuple[int, int]
+    method: str
+
+
 class Reshape(Operation):
     """The same elements in the same order in another shape."""
 
@@ -132,9 +180,9 @@ class Softmax(Operation):
     """Softmax over the last axis, in float; only at the end."""
 
 
-# Their results are put on a grid, after a relu that follows; but for a concatenation, whose parts are on grids, every
-# other operation's result lies on the grid of its input.
-REQUANTISED = (Convolution, Dense, Add, AveragePool, GlobalAveragePool)
+# Their results are put on a grid, after a relu that follows. The results of all others lie on the grid of their input,
+# but for those of functions, interpolations and concatenations, which are put on one of their own right away.
+REQUANTISED = (Weights, Add, Multiply, AveragePool, GlobalAveragePool)
 
 
 @dataclass
@@ -155,6 +203,11 @@ class Network:
     def input(self) -> Input:
         """The only input."""
         return next(iter(self.operations.values()))
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the host computes something on the input before it is put on a grid."""
+        return any(isinstance(operation, Affine) for operation in self.operations.values())
 
     def consumers(self) -> dict[str, list[Operation]]:
         """Operations that read each tensor."""
@@ -183,16 +236,17 @@ class Network:
     def grids(self) -> dict[str, str]:
         """Tensors that lie on a grid -> the operation that owns their position.
 
-        The input, convolutions, dense layers, adds and concatenations own one; all other operations pass on
-        the grid of their input.
+        The input (or what the host makes of it), layers with weights, sums, products, functions and concatenations
+        own one; all other operations pass on the grid of their input.
         """
         fused, owners = self.fused(), {}
+        unprepared = self.input.name if self.prepared else None
         for name, operation in self.operations.items():
-            if isinstance(operation, (Input, Weights, Add, Concat)):
+            if isinstance(operation, (Input, Affine, Weights, Unary, Add, Multiply, Concat)):
                 owner = name
             elif isinstance(operation, Softmax):
                 continue
             else:
                 owner = owners.get(operation.inputs[0], operation.inputs[0])
             owners[name] = owner
-        return {name: owner for name, owner in owners.items() if name not in fused}
+        return {name: owner for name, owner in owners.items() if name not in fused and name != unprepared}

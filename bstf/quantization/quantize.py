@@ -13,31 +13,41 @@ from bstf.quantization.fixed_point import (
     FixedPoint,
     FixedPointAveragePooling2D,
     FixedPointConv2D,
+    FixedPointConv2DTranspose,
     FixedPointDense,
     FixedPointDepthwiseConv2D,
     FixedPointGlobalAveragePooling2D,
+    FixedPointLookup,
+    FixedPointUpSampling2D,
+    HostAffine,
     accumulator_type,
 )
 from bstf.quantization.fold import flatten
 from bstf.quantization.network import (
     REQUANTISED,
     Add,
+    Affine,
     AveragePool,
     Concat,
     Convolution,
+    Crop,
     GlobalAveragePool,
     GlobalMaxPool,
     Input,
     MaxPool,
+    Multiply,
     Network,
     Operation,
     Relu,
     Reshape,
+    Resize,
     Softmax,
+    TransposedConvolution,
+    Unary,
     Weights,
     ZeroPad,
 )
-from bstf.quantization.positions import half_even, min_mse, to_integers
+from bstf.quantization.positions import HIGHEST, LOWEST, half_even, half_up, min_mse, to_grid, to_integers
 
 
 def quantize(model: keras.Model, calibration: Any) -> keras.Model:
@@ -45,13 +55,16 @@ def quantize(model: keras.Model, calibration: Any) -> keras.Model:
 
     Weights, biases and activations lie on grids integer * 2**-position of 8 bits, one position a tensor;
     the model that comes back computes what integer hardware computes, exactly, in float arithmetic. Batch
-    normalisation is folded, zero blocks of masked layers stay exactly zero, a last softmax stays in float.
+    normalisation is folded, zero blocks of masked layers stay exactly zero. In float stay what is for the
+    host: a last softmax, and scales and offsets of the input.
 
     Args:
         model: a built Sequential or functional model (nested ones included) with one input of fixed size,
-            of Conv2D (grouped and dilated too), DepthwiseConv2D, SeparableConv2D, Dense, the masked layers,
-            BatchNormalization after these, ReLU and relu6, Add, Concatenate of channels, max, average and
-            global pooling, ZeroPadding2D, Flatten, Dropout and a last Softmax. It stays untouched.
+            of Conv2D (grouped and dilated too), Conv2DTranspose, DepthwiseConv2D, SeparableConv2D, Dense, the
+            masked layers, BatchNormalization, Rescaling and Normalization, ReLU and relu6, any function of one
+            value (which becomes a table), Add, Subtract and Multiply (by one pixel too), Concatenate of channels,
+            max, average and global pooling, ZeroPadding2D, Cropping2D, UpSampling2D, Flatten, Dropout and a last
+            Softmax. It stays untouched.
         calibration: images like those the model will see: an array (n, height, width, channels), a
             `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. A few dozen images suffice. Read
             once.
@@ -98,11 +111,11 @@ class _Builder:
         for name, operation in self.network.operations.items():
             if isinstance(operation, Input):
                 entry = keras.Input(operation.shape, name=name, dtype="float32")
-                tensors[name] = self.grid(name, entry)
+                tensors[name] = entry if self.network.prepared else self.grid(name, entry)
                 continue
             inputs = [tensors[source] for source in operation.inputs]
             tensors[name] = self.layer(operation, inputs)
-            requantised = isinstance(operation, (*REQUANTISED, Concat, Relu))
+            requantised = isinstance(operation, (*REQUANTISED, Affine, Concat, Relu, Resize, Unary))
             if requantised and name not in self.fused:
                 tensors[name] = self.grid(name, tensors[name])
         return entry, [tensors[name] for name in self.network.outputs]
@@ -118,10 +131,27 @@ class _Builder:
     def layer(self, operation: Operation, inputs: list[Any]) -> Any:
         if isinstance(operation, Weights):
             return self.weights(operation, inputs[0])
-        tensor = inputs if isinstance(operation, (Add, Concat)) else inputs[0]
+        if isinstance(operation, Unary):
+            return self.table(operation, inputs[0])
+        tensor = inputs if isinstance(operation, (Add, Multiply, Concat)) else inputs[0]
         for layer in _layers(operation, self.network.operations[operation.inputs[0]].shape):
             tensor = layer(tensor)
         return tensor
+
+    def table(self, op: Unary, tensor: Any) -> Any:
+        """The function's values at all integers of the input's grid, on its own."""
+        position = self.positions.activation[self.grids[op.inputs[0]]]
+        points = np.ldexp(np.arange(LOWEST, HIGHEST + 1, dtype=np.float32), -position)
+        values = keras.ops.convert_to_numpy(op.function(keras.ops.convert_to_tensor(points)))
+        if np.isnan(values).any():
+            raise ValueError(
+                f"layer {op.name!r} has no value at {points[np.isnan(values)][0]:g}, which its input can take; end the "
+                "model before it."
+            )
+        layer = FixedPointLookup(position, trainable=False, name=op.name)
+        result = layer(tensor)
+        layer.table.assign(to_grid(values.astype(np.float64), self.positions.activation[op.name], half_up))
+        return result
 
     def weights(self, op: Weights, tensor: Any) -> Any:
         kernel_position, bias_position = self.positions.kernel[op.name], self.positions.bias[op.name]
@@ -136,7 +166,12 @@ class _Builder:
             "trainable": False,
             "name": op.name,
         }
-        if isinstance(op, Convolution):
+        if isinstance(op, TransposedConvolution):
+            layer = FixedPointConv2DTranspose(
+                kernel.shape[-1], kernel.shape[:2], strides=op.strides, padding=op.padding, block=op.block, **common
+            )
+            kernel = np.swapaxes(kernel, 2, 3)  # as Keras keeps it
+        elif isinstance(op, Convolution):
             common |= {"strides": op.strides, "padding": op.padding, "dilation_rate": op.dilation}
             size, depthwise = kernel.shape[:2], op.depthwise_kernel
             if depthwise is None:
@@ -179,8 +214,19 @@ def _(op: Relu, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
 
 
 @_layers.register
+def _(op: Affine, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [HostAffine(op.scale.tolist(), op.offset.tolist(), name=op.name)]
+
+
+@_layers.register
 def _(op: Add, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
-    return [keras.layers.Add(**_options(op))]
+    kind = keras.layers.Subtract if op.subtract else keras.layers.Add
+    return [kind(**_options(op))]
+
+
+@_layers.register
+def _(op: Multiply, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.Multiply(**_options(op))]
 
 
 @_layers.register
@@ -213,6 +259,16 @@ def _(op: GlobalMaxPool, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
 @_layers.register
 def _(op: ZeroPad, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
     return [keras.layers.ZeroPadding2D(op.padding, **_spatial_options(op))]
+
+
+@_layers.register
+def _(op: Crop, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [keras.layers.Cropping2D(op.cropping, **_spatial_options(op))]
+
+
+@_layers.register
+def _(op: Resize, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    return [FixedPointUpSampling2D(op.factors, interpolation=op.method, **_options(op))]
 
 
 @_layers.register

@@ -15,8 +15,11 @@ from bstf_compiler.graph import (
     BiasAdd,
     Concat,
     Conv,
+    ConvTranspose,
+    DepthToSpace,
     FakeQuant,
     Function,
+    Gather,
     MatMul,
     MaxPool,
     Multiply,
@@ -24,6 +27,7 @@ from bstf_compiler.graph import (
     Product,
     Relu,
     Reshape,
+    Resize,
     Softmax,
     SpaceToBatch,
     SumPool,
@@ -136,16 +140,19 @@ def _add(reader: _Reader, op: tf.Operation) -> None:
     if reader.is_constant(op, 0) or reader.is_constant(op, 1):
         reader.add(op, BiasAdd(), _with_constant(reader, op))
     else:
-        same = op.inputs[0].shape.as_list()[1:] == op.inputs[1].shape.as_list()[1:]
-        _require(reader, op, same, "broadcasting sum of two activations")
-        reader.add(op, Add(), [reader.input(op, 0), reader.input(op, 1)])
+        reader.add(op, Add(), _wider_first(reader, op))
 
 
 @handles("Sub")
 def _subtract(reader: _Reader, op: tf.Operation) -> None:
-    _require(reader, op, reader.is_constant(op, 1), "difference with an activation to subtract")
-    x, _ = _with_constant(reader, op)
-    reader.add(op, BiasAdd(), [x, reader.derived(op, 1, -reader.constant(op, 1))])
+    if reader.is_constant(op, 1):
+        x, _ = _with_constant(reader, op)
+        reader.add(op, BiasAdd(), [x, reader.derived(op, 1, -reader.constant(op, 1))])
+        return
+    _require(reader, op, not reader.is_constant(op, 0), "an image subtracted from a constant")
+    inputs = _wider_first(reader, op)
+    _require(reader, op, inputs[0] == reader.input(op, 0), "an image subtracted from one pixel")
+    reader.add(op, Add(subtract=True), inputs)
 
 
 @handles("RealDiv")
@@ -155,6 +162,96 @@ def _divide(reader: _Reader, op: tf.Operation) -> None:
     _require(reader, op, divisor.all(), "division by zero")
     x, _ = _with_constant(reader, op)
     reader.add(op, Multiply(), [x, reader.derived(op, 1, 1 / divisor)])
+
+
+@handles("Mul")
+def _multiply(reader: _Reader, op: tf.Operation) -> None:
+    if reader.is_constant(op, 0) or reader.is_constant(op, 1):
+        reader.add(op, Multiply(), _with_constant(reader, op))
+    else:
+        reader.add(op, Product(), _wider_first(reader, op))
+
+
+def _wider_first(reader: _Reader, op: tf.Operation) -> list[str]:
+    """Two computed inputs of one shape, or an image and one pixel for all of it, which comes second."""
+    shapes = [reader.shape(tensor) for tensor in op.inputs]
+    order = [0, 1] if shapes[0] == reader.shape(op.outputs[0]) else [1, 0]
+    first, second = (shapes[place] for place in order)
+    fits = second == first or (len(first) == 4 and second == (1, 1, 1, first[-1]))
+    _require(reader, op, fits, f"{op.type} of {shapes[0][1:]} and {shapes[1][1:]}")
+    return [reader.input(op, place) for place in order]
+
+
+@handles("GatherV2")
+def _gather(reader: _Reader, op: tf.Operation) -> None:
+    """A table, indexed by x * 2**position + 128 as an integer."""
+    table, cast = reader.constant(op, 0), reader.source(op, 1)
+    shift = reader.source(cast, 0) if cast.type == "Cast" else cast
+    places = [place for place in range(len(shift.inputs)) if reader.is_constant(shift, place)]
+    known = shift.type in ("AddV2", "Add") and len(places) == 1
+    known = known and np.all(reader.constant(shift, places[0]) == 128) and table.shape == (256,)
+    scale = reader.source(shift, 1 - places[0]) if known else shift
+    places = [place for place in range(len(scale.inputs)) if reader.is_constant(scale, place)]
+    known = known and scale.type == "Mul" and len(places) == 1 and reader.constant(scale, places[0]).size == 1
+    position = math.log2(abs(float(reader.constant(scale, places[0]).ravel()[0])) or math.inf) if known else math.inf
+    _require(reader, op, known and position.is_integer(), "a table other than of all integers of 8 bits")
+    reader.add(op, Gather(int(position)), [reader.input(scale, 1 - places[0]), reader.input(op, 0)])
+
+
+@handles("ResizeBilinear", "ResizeNearestNeighbor")
+def _resize(reader: _Reader, op: tf.Operation) -> None:
+    before, after = reader.shape(op.inputs[0]), reader.shape(op.outputs[0])
+    method = "bilinear" if op.type == "ResizeBilinear" else "nearest"
+    factors = tuple(new // old for old, new in zip(before[1:3], after[1:3]))
+    grown = all(old * factor == new for old, factor, new in zip(before[1:3], factors, after[1:3]))
+    _require(reader, op, grown, f"a resize from {before[1:3]} to {after[1:3]}, no whole multiple,")
+    centred = op.get_attr("half_pixel_centers") or (method == "nearest" and not op.get_attr("align_corners"))
+    _require(reader, op, centred, "a resize by aligned corners")
+    if method == "bilinear":
+        _require(reader, op, not any(f & (f - 1) for f in factors), f"interpolation by {factors}, no powers of two,")
+    reader.add(op, Resize(factors, method), [reader.input(op)])
+
+
+@handles("DepthToSpace")
+def _depth_to_space(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    size = op.get_attr("block_size")
+    reader.add(op, DepthToSpace((size, size)), [reader.input(op)])
+
+
+@handles("StridedSlice")
+def _crop(reader: _Reader, op: tf.Operation) -> None:
+    """Rows and columns from one to another."""
+    before, after = reader.shape(op.inputs[0]), reader.shape(op.outputs[0])
+    begin, end, strides = (reader.constant(op, place).tolist() for place in (1, 2, 3))
+    open_begin, open_end = op.get_attr("begin_mask"), op.get_attr("end_mask")
+    plain = len(before) == len(after) == 4 and before[3] == after[3] and all(step == 1 for step in strides)
+    plain = plain and not any(op.get_attr(f"{what}_mask") for what in ("ellipsis", "new_axis", "shrink_axis"))
+    plain = plain and len(begin) >= 3 and (open_begin & 1 or begin[0] == 0) and bool(open_end & 1)
+    _require(reader, op, plain, "a slice that isn't a crop of the image's rows and columns")
+    crop = []
+    for axis in (1, 2):
+        size = before[axis]
+        first = 0 if open_begin >> axis & 1 else begin[axis] % size
+        last = size if open_end >> axis & 1 else min(end[axis] if end[axis] >= 0 else end[axis] + size, size)
+        crop += [first, size - last]
+    reader.add(op, DepthToSpace((1, 1), tuple(crop)), [reader.input(op)])
+
+
+@handles("Conv2DBackpropInput")
+def _transposed(reader: _Reader, op: tf.Operation) -> None:
+    kernel, x = reader.constant(op, 1), reader.shape(op.inputs[2])
+    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    _require(reader, op, set(op.get_attr("dilations")) == {1}, "a dilated transposed convolution")
+    strides = tuple(op.get_attr("strides")[1:3])
+    before = (0, 0)
+    if op.get_attr("padding") == b"SAME":
+        sizes = zip(x[1:3], reader.shape(op.outputs[0])[1:3], kernel.shape, strides)
+        before = tuple(max(0, (size - 1) * stride + extent - out) // 2 for size, out, extent, stride in sizes)
+    _require(
+        reader, op, op.get_attr("padding") in (b"SAME", b"VALID"), "a transposed convolution with explicit padding"
+    )
+    reader.add(op, ConvTranspose(strides, before), [reader.input(op, 2), reader.input(op, 1)])
 
 
 def _with_constant(reader: _Reader, op: tf.Operation) -> list[str]:
@@ -209,8 +306,36 @@ def _pad(reader: _Reader, op: tf.Operation) -> None:
     reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
 
 
+@handles("Tile")
+def _tile(reader: _Reader, op: tf.Operation) -> None:
+    """Only as `_repeat` knows it."""
+    axes = [axis for axis, count in enumerate(reader.constant(op, 1).tolist()) if count != 1]
+    opened = op.inputs[0].shape.as_list()
+    _require(reader, op, len(axes) == 1 and len(opened) == 5 and opened[axes[0]] == 1, "a tensor tiled like this")
+    reader.alias(op)
+
+
+def _repeat(reader: _Reader, op: tf.Operation) -> bool:
+    """Rows or columns repeated: a reshape of what was tiled along a new axis behind theirs."""
+    tiled = reader.source(op, 0)
+    before, after = (tensor.shape.as_list() for tensor in (op.inputs[0], op.outputs[0]))
+    if tiled.type != "Tile" or len(after) != 4:
+        return False
+    for axis in (1, 2):
+        if before[1:] == [*after[1:axis], after[axis] // before[axis + 1], before[axis + 1], *after[axis + 1 :]]:
+            factors = (before[2], 1) if axis == 1 else (1, before[3])
+            reader.add(op, Resize(factors), [reader.input(op)])
+            return True
+    return False
+
+
 @handles("Reshape", "Squeeze", "ExpandDims")
 def _reshape(reader: _Reader, op: tf.Operation) -> None:
+    if op.type == "ExpandDims" and op.outputs[0].shape.rank == 5:
+        reader.alias(op)  # `_tile` says what may come of it
+        return
+    if _repeat(reader, op):
+        return
     before, after = reader.shape(op.inputs[0]), reader.shape(op.outputs[0])
     moves_batch = math.prod(before) != math.prod(after) or len(after) not in (2, 4)
     _require(reader, op, not moves_batch, f"a reshape from {before[1:]} to {after[1:]}")
@@ -249,19 +374,6 @@ def _require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:
             f"layer '{reader.layer(op)}': {what} is not supported by the compiler; replace the layer or end the "
             "network before it"
         )
-
-
-@handles("Mul")
-def _multiply(reader: _Reader, op: tf.Operation) -> None:
-    if reader.is_constant(op, 0) or reader.is_constant(op, 1):
-        reader.add(op, Multiply(), _with_constant(reader, op))
-        return
-    shapes = {index: reader.shape(op.inputs[index]) for index in (0, 1)}
-    large = 0 if math.prod(shapes[0]) >= math.prod(shapes[1]) else 1
-    wide, narrow = shapes[large], shapes[1 - large]
-    pixel = len(wide) == 4 and narrow == (1, 1, 1, wide[3])
-    _require(reader, op, wide == narrow or pixel, f"a product of activations of {wide[1:]} and {narrow[1:]}")
-    reader.add(op, Product(), [reader.input(op, large), reader.input(op, 1 - large)])
 
 
 @handles("Sigmoid", "Tanh", "Elu", "Selu", "Softplus", "Erf", "Exp")

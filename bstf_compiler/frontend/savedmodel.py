@@ -179,6 +179,17 @@ class _Reader:
         # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
         return layer.removesuffix("_1") if model.endswith("_1") else layer
 
+    def source(self, op: tf.Operation, index: int) -> tf.Operation:
+        """The operation that computes an operation's input, identities aside."""
+        before = op.inputs[index].op
+        while before.type == "Identity":
+            before = before.inputs[0].op
+        return before
+
+    def alias(self, op: tf.Operation) -> None:
+        """Takes an operation's output as another name of its input."""
+        self._names[op.outputs[0].name] = self.input(op)
+
     def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> str:
         """Adds the node for a TensorFlow operation, or the next one for it; returns its name."""
         name = base = self.layer(op)
@@ -251,10 +262,10 @@ class _Reader:
         elif output.dtype in (tf.int32, tf.int64):
             return  # shape arithmetic: shapes are static here, nothing reads it
         elif op.type in _ALIASES and (op.type != "Cast" or _keeps_values(op)):
-            self._names[output.name] = self.input(op)
-        elif op.type == "IdentityN":  # what is left of a function with a gradient of its own
-            pairs = ((source.name, result.name) for source, result in zip(op.inputs, op.outputs))
-            self._names |= {result: self._names[source] for source, result in pairs if source in self._names}
+            self.alias(op)
+        elif op.type == "IdentityN":  # of a function with a gradient of its own; its constants stay unknown here
+            known = zip(op.inputs, op.outputs)
+            self._names.update((y.name, self._names[x.name]) for x, y in known if x.name in self._names)
         elif op.type in HANDLERS:
             HANDLERS[op.type](self, op)
         else:

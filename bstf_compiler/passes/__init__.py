@@ -29,11 +29,13 @@ from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.functions import FormFunction
-from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
+from bstf_compiler.passes.grids import AbsorbGrid, FormLookup, IntegerConstants, KeepGrid
+from bstf_compiler.passes.host import FormAffine
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
 from bstf_compiler.passes.strides import MoveStrides
 from bstf_compiler.passes.sums import check_sums
+from bstf_compiler.passes.transposed import SinkDepthToSpace, SubpixelConv
 
 
 class Pass(Protocol):
@@ -63,8 +65,11 @@ LOWERED = (
 """What a fixed-point graph consists of after lowering."""
 
 LOWERING: tuple[Pass, ...] = (
+    FormAffine(),
     RemoveReshape(),
     FormFunction(),
+    SubpixelConv(),
+    SinkDepthToSpace(),
     FlattenConcat(),  # those that no grid rounds before
     SumToConv(),
     FormDilation(),
@@ -80,6 +85,7 @@ LOWERING: tuple[Pass, ...] = (
     AbsorbGrid(),
     KeepGrid(),
     FlattenConcat(),  # those that have the grid of the next
+    FormLookup(),
     IntegerConstants(),
 )
 

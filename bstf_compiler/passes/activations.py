@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bstf_compiler.graph import Add, AveragePool, Conv, Graph, Node, Relu
+from bstf_compiler.graph import Add, AveragePool, Conv, Graph, Node, Product, Relu
 
 
 class MergeRelu6:
@@ -41,7 +41,7 @@ class FoldActivation:
         layer = graph.producer(node.inputs[0])
         return (
             layer is not None
-            and isinstance(layer.op, (Conv, Add, AveragePool))
+            and isinstance(layer.op, (Conv, Add, Product, AveragePool))
             and layer.op.activation == "linear"
             and graph.only_consumer(layer.output) is not None
         )

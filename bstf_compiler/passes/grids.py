@@ -9,14 +9,22 @@ from bstf_compiler.graph import (
     AveragePool,
     Concat,
     Conv,
+    DepthToSpace,
     FakeQuant,
+    Gather,
     Graph,
+    Lookup,
     MaxPool,
     Node,
+    Product,
     Relu,
     Requantize,
+    Resize,
     Tensor,
 )
+
+_ROUNDED = (Conv, Add, Product, Gather, AveragePool, Concat, Resize)
+_MOVED = (MaxPool, Relu, Concat, Resize, DepthToSpace)
 
 
 class AbsorbGrid:
@@ -29,7 +37,7 @@ class AbsorbGrid:
     def rewrite(self, graph: Graph, node: Node) -> None:
         """Sets the position, or requantises a tensor that already has one (or has other readers)."""
         source, layer = graph.tensors[node.inputs[0]], graph.producer(node.inputs[0])
-        takes_grid = layer is None or isinstance(layer.op, (Conv, Add, AveragePool, Concat))
+        takes_grid = layer is None or isinstance(layer.op, _ROUNDED)
         readers = graph.consumers(source.name)
         agree = all(reader.op == node.op for reader in readers) and source.name not in graph.outputs
         if takes_grid and source.position is None and agree:
@@ -46,13 +54,13 @@ class AbsorbGrid:
 
 
 class KeepGrid:
-    """A maximum, a rectifier that stands alone and a concatenation keep the grid of their inputs; a requantisation to
-    the same grid is nothing.
+    """A maximum, a rectifier that stands alone, a concatenation and moved pixels keep the grid of their inputs; a
+    requantisation to the same grid is nothing.
     """
 
     def match(self, graph: Graph, node: Node) -> bool:
-        """A maximum, relu or concatenation without a grid whose inputs have one, or an idle requantisation."""
-        if isinstance(node.op, (MaxPool, Relu, Concat)):
+        """One of these without a grid whose inputs have one, or an idle requantisation."""
+        if isinstance(node.op, _MOVED):
             gridded = all(tensor.position is not None for tensor in graph.activations(node))
             return gridded and graph.tensors[node.output].position is None
         return node.op == Requantize() and graph.tensors[node.output].position == _position(graph, node)
@@ -65,6 +73,8 @@ class KeepGrid:
             return
         if isinstance(node.op, Concat):
             self._require_one_grid(graph, node)
+        if isinstance(node.op, Resize) and node.op.method != "nearest":
+            raise ValueError(f"layer '{node.name}': it interpolates and has no grid; put a FakeQuant after it")
         graph.tensors[node.output].position = position
         if isinstance(node.op, Relu):
             if node.op.activation == "relu6" and position < -1:
@@ -81,6 +91,27 @@ class KeepGrid:
                 f"layer '{node.name}': it joins channels of positions {', '.join(map(str, positions))} and has no grid "
                 "of its own; put a FakeQuant after it"
             )
+
+
+class FormLookup:
+    """A table indexed by the integers of a tensor's grid becomes one of integers on its own grid."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """Any such table whose result has a grid."""
+        return isinstance(node.op, Gather) and graph.tensors[node.output].position is not None
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Replaces the table."""
+        if _position(graph, node) != node.op.position:
+            raise ValueError(
+                f"layer '{node.name}': its table is for position {node.op.position}, its input has "
+                f"{_position(graph, node)}; export the network again"
+            )
+        table = graph.tensors[node.inputs[1]]
+        gridded = Tensor(table.name, table.shape, table.dtype, graph.tensors[node.output].position, table.data)
+        integers = _integers(node, gridded)
+        node.inputs[1] = graph.add_constant(f"{table.name} int8", integers, gridded.position)
+        node.op = Lookup()
 
 
 class IntegerConstants:
@@ -103,7 +134,7 @@ class IntegerConstants:
             node.inputs.append(graph.add_constant(f"{node.name} bias", zeros, products))
         bias = graph.tensors[node.inputs[2]]
         for index, tensor in ((1, kernel), (2, bias)):
-            name = graph.add_constant(f"{tensor.name} int8", self._integers(node, tensor), tensor.position)
+            name = graph.add_constant(f"{tensor.name} int8", _integers(node, tensor), tensor.position)
             node.inputs[index] = name
         shift = products - bias.position
         if not 0 <= shift <= 24:
@@ -112,17 +143,18 @@ class IntegerConstants:
                 f"products' {products}; 0 to 24 are supported: quantise with bstf.quantize"
             )
 
-    def _integers(self, node: Node, tensor: Tensor) -> np.ndarray:
-        if tensor.position is None:
-            raise ValueError(f"layer '{node.name}': its bias has no grid though its kernel has; quantise both")
-        scaled = np.ldexp(tensor.data.astype(np.float64), tensor.position)
-        integers = np.clip(np.rint(scaled), -128, 127)
-        if not np.array_equal(scaled, integers):
-            raise ValueError(
-                f"layer '{node.name}': constant '{tensor.name}' is not on its grid of position {tensor.position}; "
-                "export the network again"
-            )
-        return integers.astype(np.int8)
+
+def _integers(node: Node, tensor: Tensor) -> np.ndarray:
+    if tensor.position is None:
+        raise ValueError(f"layer '{node.name}': its bias has no grid though its kernel has; quantise both")
+    scaled = np.ldexp(tensor.data.astype(np.float64), tensor.position)
+    integers = np.clip(np.rint(scaled), -128, 127)
+    if not np.array_equal(scaled, integers):
+        raise ValueError(
+            f"layer '{node.name}': constant '{tensor.name}' is not on its grid of position {tensor.position}; "
+            "export the network again"
+        )
+    return integers.astype(np.int8)
 
 
 def _position(graph: Graph, node: Node) -> int | None:

@@ -1,7 +1,7 @@
-"""Functions of one value: in words by tables, in float32 by loops that LLVM makes vectors of, without calls or branches.
+"""Functions of one value: in words by tables, in float32 by loops without branches, which LLVM makes vectors of.
 
-All of these are made of the exponential. With n = round(x / log 2) and r = x - n log 2, |r| <= log(2) / 2, it is 2**n * exp(r),
-and exp(r) - 1 is a short Taylor series, which is as good near 0 as far from it.
+Most of these are made of the exponential. With n = round(x / log 2) and r = x - n log 2, |r| <= log(2) / 2, it is
+2**n * exp(r), and exp(r) - 1 is a short Taylor series, which is as good near 0 as far from it.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import numpy as np
 # What a step does. LOAD: images pixel by pixel to channels. SPLIT: an image to those of every n-th row and column, for
 # strided convolutions. ZERO_MAX_POOL: pixels of the padding take part, as zeros; for the other pools there are none.
 # CONCAT: nothing, since its parts are written side by side. TO_TILES and FROM_TILES: before and after the products of a
-# convolution by Winograd's method. FUNCTION: of one value. RESIZE: several pixels of one. PIXELS: several of the channels
-# of one, and crops.
+# convolution by Winograd's method. FUNCTION: of one value. RESIZE: several pixels of one. PIXELS: several of the
+# channels of one, and crops.
 (
     LOAD, CONV, SPLIT, ELEMENTWISE, MAX_POOL, ZERO_MAX_POOL, MEAN_POOL, CONCAT, TO_TILES, FROM_TILES, FUNCTION, RESIZE,
     PIXELS,
@@ -47,19 +47,19 @@ STEP = np.dtype(
             # tiles (`bstf_compiler.cpu.kernels.conv`) and their planes of output.
             *("parts", "channels_first", "shape", "tile_planes"),
             # Where among the biases an elementwise operation has a factor and a summand for each channel, or -1, a mean
-            # of words a factor for each pixel, and FROM_TILES a summand for each channel; a load of words a factor and a
-            # summand in float32; FUNCTION the table of words; RESIZE weights for each row, then each column, that it
+            # of words a factor for each pixel, and FROM_TILES a summand for each channel; a load of words a factor and
+            # a summand in float32; FUNCTION the table of words; RESIZE weights for each row, then each column, that it
             # makes of one: of the pixel before, of this and of the next one.
             "scale",
             # Words: a convolution's sums lose `shift` bits; then its result, or the input, gains `up` bits, the tensor
             # to add gains `other_up`, and the total loses `cut`.
             *("shift", "up", "other_up", "cut"),
-            # Windows: padding, strides, size. A split has the rows and columns of its grid of images as the size; RESIZE
-            # and PIXELS those that they make of one pixel, and PIXELS what is cropped as the padding.
+            # Windows: padding, strides, size. A split has the rows and columns of its grid of images as the size;
+            # RESIZE and PIXELS those that they make of one pixel, and PIXELS what is cropped as the padding.
             *("top", "left", "down", "across", "window_height", "window_width"),
         )
     ]
-    # Bounds of the result; of a load of words those of the image, and a factor from images to integers; of a FUNCTION its
-    # parameter.
+    # Bounds of the result; of a load of words those of the image, and a factor from images to integers; of a FUNCTION
+    # its parameter.
     + [(name, np.float64) for name in ("low", "high", "factor")]
 )

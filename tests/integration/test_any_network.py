@@ -1,0 +1,125 @@
+"""Networks of every supported layer: quantised Keras model, its SavedModel and the integer graph agree bit for bit."""
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bstf
+import bstf_compiler
+from bstf_compiler import integer
+
+layers = keras.layers
+
+
+def conv(filters=8, size=3, **options):
+    return layers.Conv2D(filters, size, padding="same", **options)
+
+
+def gate(x, activation="sigmoid"):
+    """Squeeze and excitation."""
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Multiply()([layers.Conv2D(x.shape[-1], 1, activation=activation)(pooled), x])
+
+
+def hard_swish_by_hand(x):
+    return layers.Multiply()([x, layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)])
+
+
+def u_net(up):
+    def network(x):
+        outer = conv(8, activation="relu")(x)
+        inner = conv(16, strides=2, activation="relu")(outer)
+        deep = conv(16, strides=2, activation="relu")(inner)
+        x = conv(12, activation="relu")(layers.Concatenate()([up(16)(deep), inner]))
+        x = conv(8, activation="relu")(layers.Concatenate()([up(8)(x), outer]))
+        return layers.Conv2D(2, 1, activation="sigmoid")(x)
+
+    return network
+
+
+def of_one_value(function):
+    return lambda x: conv()(function(conv()(x)))
+
+
+TRANSPOSED = (2, 2, "valid"), (4, 2, "same"), (3, 1, "same"), (2, 3, "same"), ((5, 2), (2, 1), "valid"), (5, 3, "same")
+NETWORKS = (
+    {
+        "u-net, transposed": (u_net(lambda n: layers.Conv2DTranspose(n, 3, strides=2, padding="same")), "lookup"),
+        "u-net, nearest": (u_net(lambda n: layers.UpSampling2D(2)), "resize concat lookup"),
+        "u-net, bilinear": (u_net(lambda n: layers.UpSampling2D(2, interpolation="bilinear")), "resize concat lookup"),
+        "up-sampling 4x2": (of_one_value(layers.UpSampling2D((4, 2), interpolation="bilinear")), "resize"),
+        "squeeze and excitation": (lambda x: gate(conv()(x)), "averagepool lookup product"),
+        "hard squeeze": (lambda x: gate(conv()(x), "hard_sigmoid"), "lookup product"),
+        "hard swish by hand": (of_one_value(hard_swish_by_hand), "conv lookup"),
+        "preprocessing": (
+            lambda x: conv()(
+                layers.Normalization(mean=[0.1] * 5, variance=np.arange(1.0, 6))(layers.Rescaling(0.5, -1)(x))
+            ),
+            "affine conv",
+        ),
+        "norm of a sum": (lambda x: layers.ReLU()(layers.BatchNormalization()(layers.Add()([x, x]))), "add conv"),
+        "norm of a vector": (
+            lambda x: layers.BatchNormalization()(layers.Dense(6, "relu")(layers.Flatten()(x))),
+            "conv",
+        ),
+        "norm before a convolution": (
+            lambda x: layers.Conv2D(8, 3)(layers.BatchNormalization()(layers.MaxPooling2D()(x))),
+            "maxpool conv",
+        ),
+        "crop": (of_one_value(layers.Cropping2D(((1, 2), (0, 1)))), "depthtospace"),
+        "difference": (lambda x: conv()(layers.Subtract()([conv(5)(x), x])), "add"),
+        "sum with one pixel": (
+            lambda x: layers.ReLU()(layers.Add()([layers.GlobalAveragePooling2D(keepdims=True)(x), x])),
+            "add",
+        ),
+        "constants": (lambda x: conv()((1.0 - conv()(x) * 0.5) / 3.0 + np.linspace(0, 1, 8)), "conv"),
+        "large average": (lambda x: layers.GlobalAveragePooling2D()(layers.UpSampling2D((4, 8))(x)), "averagepool"),
+    }
+    | {
+        f"transposed {size} {strides} {padding}": (
+            lambda x, options=(size, strides, padding): layers.Conv2DTranspose(7, *options, activation="relu")(
+                conv()(x)
+            ),
+            "conv",
+        )
+        for size, strides, padding in TRANSPOSED
+    }
+    | {
+        f"activation {name}": (of_one_value(layers.Activation(name)), "lookup")
+        for name in ("swish", "hard_swish", "sigmoid", "hard_sigmoid", "tanh", "elu", "gelu", "leaky_relu", "softplus")
+    }
+)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_set_of_numbers(name, tmp_path):
+    network, kinds = NETWORKS[name]
+    rng = np.random.default_rng(1)
+    image = keras.Input((12, 8, 5))
+    model = keras.Model(image, network(image))
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, value.shape) for value in layer.get_weights()])
+    x = rng.normal(size=(4, 12, 8, 5)).astype(np.float32)
+    quantised = bstf.quantize(model, x)
+    expected = quantised.predict(x, verbose=0)
+    bstf.export(quantised, tmp_path / "model")
+    served = tf.saved_model.load(tmp_path / "model").signatures["serving_default"](tf.constant(x))
+    assert np.array_equal(next(iter(served.values())), expected)
+    graph = bstf_compiler.load(tmp_path / "model")
+    assert np.array_equal(integer.run(graph, x), expected)
+    found = Counter(node.op.kind for node in graph)
+    assert all(found[kind] for kind in kinds.split()), found
+    floats = model.predict(x, verbose=0)
+    noise = np.square(floats - expected).mean() / np.square(floats).mean()
+    assert noise < 10 ** (-18 / 10), f"{-10 * np.log10(noise):.1f} dB"
+
+
+def test_a_function_without_a_value_somewhere_is_refused():
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.ops.sqrt(layers.Conv2D(3, 1, name="c")(image)))
+    with pytest.raises(ValueError, match=r"has no value at -\d.*end the model before it|NaN or infinite"):
+        bstf.quantize(model, np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype(np.float32))
