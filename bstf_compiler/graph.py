@@ -12,6 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+FUNCTIONS = (
+    "elu", "erf", "exp", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish", "leaky_relu", "selu", "sigmoid", "softplus",
+    "swish", "tanh",
+)  # fmt: skip
+"""Names of functions of one value."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -201,8 +207,8 @@ class Relu(Op):
 
 @dataclass(frozen=True)
 class Function(Op):
-    """A function of one value, in float: "elu", "erf", "exp", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish",
-    "leaky_relu" (slope `alpha` below zero), "selu", "sigmoid", "softplus", "swish" or "tanh", as TensorFlow has them.
+    """A function of one value, in float: one of `FUNCTIONS`, as TensorFlow has them. `alpha` is the slope of
+    "leaky_relu" below zero; "gelu_tanh" is the approximation of "gelu", "hard_sigmoid" is relu6(x + 3) / 6.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,7 @@ from bstf_compiler.cpu.kernels.step import (
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.graph import (
+    FUNCTIONS,
     Add,
     Affine,
     Average,
@@ -155,7 +157,7 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
                 raise ValueError(
                     f"layer '{node.name}': the CPU engine has no {node.op.kind} like this; end the network before it"
                 )
-    return _fuse_sums(graph, made)
+    return _fuse_sums(graph, _fuse_scales(graph, made))
 
 
 def _load(graph: Graph, tensor: str) -> Operation:
@@ -279,9 +281,9 @@ def _elementwise(graph: Graph, node: Node) -> Operation | None:
         return replace(layer, bounds=_bounds(graph, node.output, op.activation), shifts=shifts, join=join)
     if isinstance(op, (Multiply, BiasAdd, Affine)) and (constants := _affine(graph, node)) is not None:
         return replace(layer, constants=constants)
-    if isinstance(op, Function):
+    if isinstance(op, Function) and op.name in FUNCTIONS and out.position is None:
         return replace(layer, kind=FUNCTION, function=op.name, factor=op.alpha)
-    if isinstance(op, Lookup):  # bytes are stored plus 128, and so are the table's
+    if isinstance(op, Lookup) and out.position is not None:  # bytes are stored plus 128, and so are the table's
         table = (graph.constants(node)[0].data.view(np.uint8) ^ 128).view(np.int32)
         return replace(layer, kind=FUNCTION, constants=table)
     return None
@@ -339,6 +341,37 @@ def _weights(factor: int, unit: int) -> np.ndarray:
     return np.stack([np.maximum(-after, 0), unit - abs(after), np.maximum(after, 0)], axis=1)
 
 
+def _needed(graph: Graph) -> list[str]:
+    """Tensors that are read when all operations are done."""
+    return [*graph.outputs, *(node.inputs[0] for node in graph if isinstance(node.op, Softmax))]
+
+
+def _fuse_scales(graph: Graph, made: list[Operation]) -> list[Operation]:
+    """A scale and shift right before another operation on pixels in their places, its only reader, becomes part of it.
+
+    So a batch norm that no convolution can take in, and the rectifier after it, are one operation.
+    """
+    readers = Counter(name for one in made for name in one.inputs) + Counter(_needed(graph))
+    fused: dict[str, Operation] = {}
+    for one in made:
+        before = fused.get(one.inputs[0]) if one.inputs else None
+        if (
+            one.kind == ELEMENTWISE
+            and before is not None
+            and before.kind == ELEMENTWISE
+            and before.constants is not None
+            and (len(before.inputs), before.bounds, readers[before.output]) == (1, _BOUNDS["linear"], 1)
+        ):
+            (scale, shift), constants = before.constants.reshape(-1, 2).T, before.constants
+            if one.constants is not None:
+                factor, summand = one.constants.reshape(-1, 2).T
+                constants = np.stack([scale * factor, shift * factor + summand], axis=1).ravel()
+            del fused[before.output]
+            one = replace(one, inputs=(before.inputs[0], *one.inputs[1:]), constants=constants)
+        fused[one.output] = one
+    return list(fused.values())
+
+
 def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
     """A sum right after a convolution that nobody else reads becomes a part of it."""
     linear = _BOUNDS["linear"] if format_of(graph) == FLOATS else (integer.INT8_MIN, integer.INT8_MAX)
@@ -348,6 +381,8 @@ def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
             continue
         if len({graph.tensors[name].shape for name in operation.inputs}) > 1:
             continue
+        if operation.constants is not None:  # the first one is scaled before
+            continue
         for name, other in (operation.inputs, operation.inputs[::-1]):
             before = made[place[name]] if name in place else None
             if (
@@ -356,7 +391,7 @@ def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
                 and len(before.inputs) == 1
                 and before.bounds == linear
                 and name != other
-                and name not in graph.outputs
+                and name not in _needed(graph)
                 and sum(name in reader.inputs for reader in made) == 1
                 and place[other] < place[name]
             ):

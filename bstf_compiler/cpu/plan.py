@@ -151,7 +151,7 @@ def make_plan(
         if len(one.inputs) == 2:
             other = layouts[one.inputs[1]]
             step["other"], step["other_plane"], step["join"] = other.offset + other.lead, other.plane(lanes), one.join
-            if (other.height, other.width) != (y.height, y.width) and one.kind == ELEMENTWISE:
+            if one.kind == ELEMENTWISE and _meets_a_pixel(one, shapes):
                 step["other_image"] = other.grid.rows * other.grid.pitch
         step["top"], _, step["left"], _ = one.window.padding
         step["down"], step["across"] = one.window.strides
@@ -260,12 +260,16 @@ def _layouts(
         if one.kind in (CONV, CONCAT, FUNCTION):
             joined.add_edges_from((name, one.output) for name in one.inputs)
         elif one.kind == ELEMENTWISE:  # one pixel for a whole image is read as it lies
-            same = (name for name in one.inputs if shapes[name][:2] == shapes[one.output][:2])
-            joined.add_edges_from((name, one.output) for name in same)
+            near = one.inputs[:1] if _meets_a_pixel(one, shapes) else one.inputs
+            joined.add_edges_from((name, one.output) for name in near)
         elif one.kind == FROM_TILES:
             joined.add_edges_from((name, one.output) for name in one.inputs[1:])
     padded = _padded(operations)
-    tiles = {one.output for one in operations if one.kind == TO_TILES}
+    ragged = {
+        one.output
+        for one in operations
+        if one.kind == TO_TILES or (one.kind == ELEMENTWISE and _meets_a_pixel(one, shapes))
+    }
     layouts = {}
     for names in nx.connected_components(joined):
         pads = {name: np.max([(0, 0, 0, 0), *padded.get(name, [])], axis=0) for name in names}
@@ -273,7 +277,7 @@ def _layouts(
         rows = max(shapes[name][0] + max(pads[name][:2]) for name in names)
         before = max(top * pitch + left for top, _, left, _ in pads.values())
         after = max(bottom * pitch + right for _, bottom, _, right in pads.values())
-        if names & tiles:  # the last tiles of an image are written with a whole vector
+        if names & ragged:  # an image's last pixels or tiles are written with a whole vector, wherever it starts
             after = max(after, ALIGNMENT)
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:
@@ -281,6 +285,11 @@ def _layouts(
             step = _step(name, channels, operations, format)
             layouts[name] = Layout(format, grid, images, height, width, channels, step)
     return layouts
+
+
+def _meets_a_pixel(one: Operation, shapes: dict[str, tuple[int, int, int]]) -> bool:
+    """Whether an elementwise operation joins images with one pixel for all of each."""
+    return len(one.inputs) == 2 and shapes[one.inputs[1]][:2] != shapes[one.output][:2]
 
 
 def _wholes(operations: Sequence[Operation], layouts: dict[str, Layout]) -> dict[str, tuple[str, int]]:

@@ -149,7 +149,11 @@ def _subtract(reader: _Reader, op: tf.Operation) -> None:
         x, _ = _with_constant(reader, op)
         reader.add(op, BiasAdd(), [x, reader.derived(op, 1, -reader.constant(op, 1))])
         return
-    _require(reader, op, not reader.is_constant(op, 0), "an image subtracted from a constant")
+    if reader.is_constant(op, 0):
+        x, constant = _with_constant(reader, op)
+        negative = reader.add(op, Multiply(), [x, reader.number(op, -1.0)])
+        reader.add(op, BiasAdd(), [negative, constant])
+        return
     inputs = _wider_first(reader, op)
     _require(reader, op, inputs[0] == reader.input(op, 0), "an image subtracted from one pixel")
     reader.add(op, Add(subtract=True), inputs)

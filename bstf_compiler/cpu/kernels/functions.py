@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from bstf_compiler.cpu import team
 from bstf_compiler.cpu.kernels.planes import clear
 from bstf_compiler.cpu.simd import element_address
+from bstf_compiler.graph import FUNCTIONS
 
 _LOG2E = np.float32(1.4426950408889634)
 _LOG2_HIGH, _LOG2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # their sum is log 2
@@ -150,22 +151,16 @@ def _leaky_relu(x, alpha):
     return max(x, _ZERO) + alpha * min(x, _ZERO)
 
 
-_FUNCTIONS = {
-    "elu": _elu,
-    "erf": _erf,
-    "exp": _exp,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "hard_sigmoid": _hard_sigmoid,
-    "hard_swish": _hard_swish,
-    "leaky_relu": _leaky_relu,
-    "selu": _selu,
-    "sigmoid": _sigmoid,
-    "softplus": _softplus,
-    "swish": _swish,
-    "tanh": _tanh,
-}
-
+_CODE = dict(
+    zip(
+        FUNCTIONS,
+        (
+            _elu, _erf, _exp, _gelu, _gelu_tanh, _hard_sigmoid, _hard_swish, _leaky_relu, _selu, _sigmoid, _softplus,
+            _swish, _tanh,
+        ),
+        strict=True,
+    )
+)  # fmt: skip
 _SIGNATURE = types.void(types.CPointer(types.float32), types.CPointer(types.float32), types.intp, types.float32)
 
 
@@ -175,7 +170,7 @@ _COMPILED: list[object] = []  # code lives as long as its object
 @team.once
 def loop(name: str) -> int:
     """Compiles a function of this name as a loop, and returns its address, for the table of steps."""
-    function = _FUNCTIONS[name]
+    function = _CODE[name]
 
     def apply_to_all(source, target, length, alpha):
         x, y = numba.carray(source, length, np.float32), numba.carray(target, length, np.float32)

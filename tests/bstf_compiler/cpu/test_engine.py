@@ -15,6 +15,10 @@ import bstf_compiler
 from bstf.applications import small_resnet
 from bstf_compiler import Engine, graph_file
 from bstf_compiler.cpu.kernels import winograd
+from bstf_compiler.cpu.layout import FLOATS, round_up
+from bstf_compiler.cpu.operations import operations
+from bstf_compiler.cpu.plan import Weights, make_plan
+from bstf_compiler.cpu.simd import host_isa
 from bstf_compiler.graph import (
     Add,
     Affine,
@@ -307,6 +311,18 @@ def test_operations_on_pixels_in_their_places_and_larger_images(data):
     network.check(x, *outs, threads=draw(1, 2))
 
 
+@pytest.mark.parametrize("width", range(1, 40))
+def test_images_that_start_anywhere_have_room_for_whole_vectors(width):
+    network = Network((3, width, 8))
+    pixel = network.add(MaxPool(Window((3, width))), ["x"], lambda x: x.max((1, 2), keepdims=True))
+    network.add(Product(), ["x", pixel], lambda a, b: a * b, name="y")
+    made, shapes = operations(network.graph, host_isa()), {"x": (3, width, 8), pixel: (1, 1, 8), "y": (3, width, 8)}
+    plan = make_plan(made, shapes, ["y"], Weights.of(made, FLOATS), 3, 1, FLOATS, host_isa())
+    (step,) = plan.steps[plan.steps["other_image"] > 0]
+    first, lanes = 2 * step["y_rows"] * step["y_pitch"], FLOATS.lanes(host_isa())
+    assert step["lead"] + first + round_up(step["length"] - first, lanes) <= step["y_plane"]
+
+
 def test_host_parts_of_float_networks():
     rng = np.random.default_rng(0)
     network = Network((5, 7, 3))
@@ -381,6 +397,22 @@ def test_residual_sums_are_part_of_the_convolution_and_softmax_comes_last():
     network.check(rng.normal(size=(11, 6, 5, 16)).astype(np.float32), last)
     engine = Engine(network.graph)
     assert [layer.name for layer in engine.profile(np.ones((1, 6, 5, 16))).layers] == ["x", "n0", "n1", "n3"]
+
+
+def test_a_batch_norm_on_its_own_and_its_rectifier_are_one_operation():
+    rng = np.random.default_rng(0)
+    network = Network((6, 5, 11))
+    factor, summand = rng.normal(size=(2, 11)).astype(np.float32)
+    name = network.add(Multiply(), ["x"], lambda a: a * factor, [factor])
+    name = network.add(BiasAdd(), [name], lambda a: a + summand, [summand])
+    name = network.add(Relu("relu6"), [name], lambda a: tf.nn.relu6(a).numpy())
+    twice = network.add(Multiply(), [name], lambda a: a * factor, [factor])
+    shifted = network.add(BiasAdd(), [twice], lambda a: a + summand, [summand])
+    total = network.add(Add("relu", subtract=True), [shifted, twice], lambda a, b: tf.nn.relu(a - b).numpy())
+    last = network.add(Softmax(), [shifted], lambda a: tf.nn.softmax(a).numpy())
+    network.check(rng.normal(size=(2, 6, 5, 11)).astype(np.float32), total, last)
+    layers = Engine(network.graph).profile(np.ones((1, 6, 5, 11)), repeats=1).layers
+    assert [layer.name for layer in layers] == ["x", name, twice, shifted, total]
 
 
 def test_kept_blocks_only_are_stored_and_counted():
