@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import activations, layers
 
 import bstf_compiler
+from bstf_compiler import graph_file
 from bstf_compiler.graph import Function, Graph, Multiply, Node, Product, Relu, Tensor
 from bstf_compiler.passes import apply
 from bstf_compiler.passes.functions import FormFunction
@@ -102,5 +103,20 @@ def test_a_network_with_squeeze_and_excitation_runs(tmp_path):
     model.export(tmp_path / "model", verbose=False)
     x = np.random.default_rng(0).normal(size=(11, 17, 13, 3)).astype(np.float32)
     expected = model.predict(x, verbose=0)
-    found = bstf_compiler.Engine(tmp_path / "model", threads=2)(x)
+    engine = bstf_compiler.Engine(tmp_path / "model", threads=2)
+    found = engine(x)
     assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
+    engine.save(tmp_path / "engine.npz")
+    again = bstf_compiler.Engine(tmp_path / "engine.npz")
+    assert [node.op for node in again.graph] == [node.op for node in engine.graph]
+    assert np.array_equal(again(x), found)
+
+
+def test_a_file_with_an_unknown_function_is_refused(tmp_path):
+    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, "x", (4, 4, 2), ["y"], [(4, 4, 2)])
+    graph.nodes, graph.tensors["y"] = [Node("y", Function("sine"), ["x"])], Tensor("y", (1, 4, 4, 2))
+    with pytest.raises(ValueError, match="layer 'y': the CPU engine has no function like this"):
+        bstf_compiler.Engine(graph)
+    graph_file.write(graph, tmp_path / "engine.npz")
+    with pytest.raises(ValueError, match="damaged or no saved engine"):
+        bstf_compiler.Engine(tmp_path / "engine.npz")
