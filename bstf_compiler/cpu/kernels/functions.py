@@ -14,9 +14,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bstf_compiler.cpu import team
+from bstf_compiler.cpu import simd, team, words
 from bstf_compiler.cpu.kernels.planes import clear
-from bstf_compiler.cpu.simd import element_address
+from bstf_compiler.cpu.simd import Isa, element_address, target_features
 from bstf_compiler.graph import FUNCTIONS
 
 _LOG2E = np.float32(1.4426950408889634)
@@ -204,15 +204,34 @@ def float_function(step, plane, memory, biases, masks):
     _finish(step, plane, memory, masks, y)
 
 
+def word_function(isa: Isa) -> Callable:
+    """Compiles a plane of a function of words, by a table: of each byte, a value plus 128, what it becomes, plus 128."""
+    of_vectors = isa.vector_bytes == 64 and "avx512vbmi" in target_features()
+    look_up = look_up_vectors if of_vectors else look_up_bytes
+
+    def kernel(step, plane, memory, biases, masks):
+        x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
+        look_up(memory, x, y, step.length, biases[step.scale : step.scale + 64])
+        _finish(step, plane, memory, masks, y)
+
+    return numba.njit(nogil=True)(kernel)
+
+
 @numba.njit(nogil=True)
-def word_function(step, plane, memory, biases, masks):
-    """One plane of a function of words: four look-ups each. Bytes are values plus 128, places in the table."""
-    x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
-    source, target = memory[x : x + step.length].view(np.uint8), memory[y : y + step.length].view(np.uint8)
-    table = biases[step.scale : step.scale + 64].view(np.uint8)
-    for place in range(4 * step.length):
-        target[place] = table[source[place]]
-    _finish(step, plane, memory, masks, y)
+def look_up_vectors(memory, x, y, length, table):
+    """Words from memory[x] on become words from memory[y] on, whole vectors of them."""
+    entries = simd.load(table, 0, 16, 4)
+    for place in range(0, length, 16):
+        simd.store(words.look_up(simd.load(memory, x + place, 16, 1), entries), memory, y + place, 0)
+
+
+@numba.njit(nogil=True)
+def look_up_bytes(memory, x, y, length, table):
+    """The same for every instruction set, byte by byte."""
+    source, target = memory[x : x + length].view(np.uint8), memory[y : y + length].view(np.uint8)
+    entries = table.view(np.uint8)
+    for place in range(4 * length):
+        target[place] = entries[source[place]]
 
 
 @numba.njit(nogil=True)

@@ -35,7 +35,7 @@ from bstf_compiler.cpu.simd import Isa
 def _planes(isa: Isa, format: Format) -> Callable:
     """Compiles a task of a step without weights: some planes."""
     join, resize, pixels = elementwise(isa, format), enlarge.resize(isa, format), enlarge.pixels(format)
-    function = functions.float_function if format == FLOATS else functions.word_function
+    function = functions.float_function if format == FLOATS else functions.word_function(isa)
     work = _float_windows(isa) if format == FLOATS else _word_windows(isa)
 
     def task_(step, task, memory, biases, masks, line):
