@@ -205,7 +205,7 @@ def float_function(step, plane, memory, biases, masks):
 
 
 def word_function(isa: Isa) -> Callable:
-    """Compiles a plane of a function of words, by a table: of each byte, a value plus 128, what it becomes, plus 128."""
+    """Compiles a plane of a function of words: its table has for each byte, a value plus 128, another plus 128."""
     of_vectors = isa.vector_bytes == 64 and "avx512vbmi" in target_features()
     look_up = look_up_vectors if of_vectors else look_up_bytes
 
