@@ -242,7 +242,8 @@ def _concat(graph: Graph, node: Node, made: list[Operation], isa: Isa) -> Iterat
     Parts that don't end with a whole step of channels are put together by convolutions with ones.
     """
     parts, bounds, whole = [], _bounds(graph, node.output, "linear"), graph.tensors[node.output]
-    taken = {name for one in made if one.kind == CONCAT for name in one.inputs} | {graph.input}
+    taken = {name for one in made if one.kind == CONCAT for name in one.inputs}
+    taken |= {one.output for one in made if one.kind == LOAD}
     for name in node.inputs:
         part = graph.tensors[name]
         if part.position != whole.position or name in taken or name in parts:
