@@ -6,8 +6,8 @@
 A trial makes the network sparse, trains it and tests it. All trials of a network begin with the same weights - those
 given, trained on the data set for --start_epochs - and train for as many epochs by the same rule (SGD with Nesterov
 momentum 0.9, the learning rate rising for a tenth of the steps and then falling to zero along a cosine). So does the
-dense network that they are compared with. Every finished trial is a line of trials.jsonl, and a second run goes on
-where the first one stopped.
+dense network that they are compared with. Every finished trial is a line of trials.jsonl and a file of weights, and a
+second run goes on where the first one stopped.
 """
 
 from __future__ import annotations
@@ -252,7 +252,10 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
         images), `zero_blocks` and `macs` (fractions of the dense network's), `seconds`.
     """
     began = time.perf_counter()
-    record, _ = _trained(setting, trial, folder, start, tensorboard)
+    record, model = _trained(setting, trial, folder, start, tensorboard)
+    (folder / "weights").mkdir(exist_ok=True)
+    with distribution.whole_file(folder / "weights" / f"{file_name(trial)}.weights.h5") as partial:
+        model.save_weights(partial)
     return record | {"seconds": round(time.perf_counter() - began)}
 
 
@@ -281,7 +284,7 @@ def _trained(
     record = {"trial": trial.name, **asdict(trial), "before": training.accuracy(model, data)}
     if not trial.epochs:
         return record | {"accuracy": record["before"]}, model
-    name = re.sub(r"\W+", "-", f"{trial.name} {trial.seed}")
+    name = file_name(trial)
     callbacks: list[keras.callbacks.Callback] = []
     epoch_steps = training.steps_per_epoch(data)
     steps = trial.epochs * epoch_steps
@@ -311,6 +314,11 @@ def _trained(
     shutil.rmtree(saver.folder, ignore_errors=True)
     _set_precision([model, dense], "float32")
     return record | {"accuracy": training.accuracy(model, data)} | _left(model, trial), model
+
+
+def file_name(trial: Trial) -> str:
+    """Of what a trial leaves."""
+    return re.sub(r"\W+", "-", f"{trial.name} {trial.seed}")
 
 
 def _sparse(setting: Setting, trial: Trial, dense: keras.Model, data: datasets.Dataset) -> keras.Model:

@@ -10,9 +10,10 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.program import Program
 from bstf_compiler.cpu.engine import Engine
 from bstf_compiler.cpu.matrix import BlockSparseMatrix
+from bstf_compiler.drawing import draw
 from bstf_compiler.graph import Graph
 
-__all__ = ["BlockSparseMatrix", "DeviceSpec", "Engine", "Graph", "Program", "compile", "integer", "load"]
+__all__ = ["BlockSparseMatrix", "DeviceSpec", "Engine", "Graph", "Program", "compile", "draw", "integer", "load"]
 
 
 def load(path: str | Path) -> Graph:

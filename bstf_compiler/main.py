@@ -15,9 +15,11 @@ from rich.status import Status
 from rich.table import Table
 
 import bstf_compiler
-from bstf_compiler import DeviceSpec, Graph, Program, integer
+from bstf_compiler import DeviceSpec, Graph, Program, bsr, integer
 from bstf_compiler.aie.estimate import Estimate
+from bstf_compiler.aie.layer import BLOCK
 from bstf_compiler.aie.program import check_folder
+from bstf_compiler.graph import Conv
 
 FLAGS = flags.FLAGS
 _SEED = 0  # of the simulated images
@@ -132,9 +134,25 @@ def _road() -> int:
     Console(markup=False, highlight=False, emoji=False).print(summary(program, estimate))
     print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
     print(f"weights: {program.weight_bytes:,} bytes")
+    print(_found_zeros(graph))
     print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")
     print(f"written to: {output}")
     return _simulate(program, graph, FLAGS.simulate) if FLAGS.simulate else 0
+
+
+def _found_zeros(graph: Graph) -> str:
+    """How many weight blocks are zero, whoever made them so."""
+    kernels = [
+        graph.tensors[node.inputs[1]].data for node in graph if isinstance(node.op, Conv) and node.op.groups == 1
+    ]
+    kept = [bsr.nonzero_blocks(kernel, (BLOCK, BLOCK)) for kernel in kernels]
+    blocks = sum(one.size for one in kept)
+    zero = blocks - sum(int(one.sum()) for one in kept)
+    sparse = sum(not one.all() for one in kept)
+    return (
+        f"blocks: {zero:,} of {blocks:,} weight blocks of {BLOCK}x{BLOCK} are zero, in {sparse} of {len(kept)} layers, "
+        "and are skipped"
+    )
 
 
 def _simulate(program: Program, graph: Graph, count: int) -> int:

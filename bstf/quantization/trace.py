@@ -145,6 +145,8 @@ class _Tracer:
             return self.trace(layer, inputs)
         if node.arguments.kwargs.get("training"):
             _refuse(layer, "it is called with training=True; call it without.")
+        if _function_name(layer) == "Pad" and any((*node.arguments.args[1:], *node.arguments.kwargs.values())):
+            _refuse(layer, "it pads with another value than zero.")
         if _function_name(layer) in _WITH_CONSTANT and len(inputs) == 1:
             return [_with_constant(self, layer, inputs, node.arguments.args)]
         return [self.layer(layer, inputs)]
@@ -465,6 +467,35 @@ def _zero_pad(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     return tracer.add(ZeroPad(name=layer.name, inputs=(inputs[0],), shape=shape, padding=padding))
 
 
+def _pad_function(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
+    """Zeros around the image and, by a convolution with ones, beside its channels."""
+    source, shape = inputs[0], tracer.shape(inputs[0])
+    amounts = [tuple(pair) for pair in layer.pad_width]
+    if layer.mode != "constant" or len(amounts) != 4 or amounts[0] != (0, 0) or len(shape) != 3:
+        _refuse(
+            layer, f"it pads {layer.pad_width}, mode {layer.mode!r}; supported are zeros around images and channels."
+        )
+    rows, columns, (before, after) = amounts[1:]
+    if rows + columns != (0, 0, 0, 0):
+        shape = (shape[0] + sum(rows), shape[1] + sum(columns), shape[2])
+        name = f"{layer.name}_image" if before + after else layer.name
+        source = tracer.add(ZeroPad(name=name, inputs=(source,), shape=shape, padding=(rows, columns)))
+    if not before + after:
+        return source
+    channels = before + shape[2] + after
+    operation = Convolution(
+        name=layer.name,
+        inputs=(source,),
+        shape=(*shape[:2], channels),
+        kernel=np.eye(shape[2], channels, before, dtype=np.float32)[None, None],
+        bias=np.zeros(channels, np.float32),
+        block=_DEFAULT_BLOCK,
+        strides=(1, 1),
+        padding="valid",
+    )
+    return tracer.add(operation)
+
+
 def _crop(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     shape = _output_shape(tracer, layer, inputs[0])
     cropping = tuple(tuple(pair) for pair in layer.cropping)
@@ -554,6 +585,7 @@ _FUNCTIONS = {  # of keras.ops
     "Subtract": _difference,
     "Multiply": _product,
     "Concatenate": _concat,
+    "Pad": _pad_function,
     "Relu": _relu_function(None),
     "Relu6": _relu_function(6.0),
     **dict.fromkeys(_UNARY, _unary_function),

@@ -186,6 +186,16 @@ def _wider_first(reader: _Reader, op: tf.Operation) -> list[str]:
     return [reader.input(op, place) for place in order]
 
 
+@handles("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+def _batch_norm(reader: _Reader, op: tf.Operation) -> None:
+    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    _require(reader, op, not op.get_attr("is_training"), "batch normalisation in training")
+    gamma, beta, mean, variance = (reader.constant(op, place) for place in range(1, 5))
+    scale = gamma / np.sqrt(variance + np.float32(op.get_attr("epsilon")))
+    reader.add(op, Multiply(), [reader.input(op), reader.derived(op, 1, scale)])
+    reader.add(op, BiasAdd(), [reader.output(op), reader.derived(op, 2, beta - mean * scale)])
+
+
 @handles("GatherV2")
 def _gather(reader: _Reader, op: tf.Operation) -> None:
     """A table, indexed by x * 2**position + 128 as an integer."""
@@ -305,9 +315,16 @@ def _pad(reader: _Reader, op: tf.Operation) -> None:
     amounts = reader.constant(op, 1)
     value = reader.constant(op, 2) if op.type == "PadV2" else 0
     _require(reader, op, np.all(value == 0), "padding with another value than zero")
-    _require(reader, op, len(amounts) == 4 and not amounts[[0, 3]].any(), "padding of batch or channels")
-    (top, bottom), (left, right) = amounts[1:3].tolist()
-    reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
+    _require(reader, op, len(amounts) == 4 and not amounts[0].any(), "padding of the batch")
+    (top, bottom), (left, right), (before, after) = amounts[1:].tolist()
+    if not before + after:
+        reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
+        return
+    # Channels of zeros: a convolution with ones.
+    channels = reader.shape(op.inputs[0])[-1]
+    ones = np.eye(channels, before + channels + after, before, dtype=np.float32)[None, None]
+    window = Window((1, 1), padding=(top, bottom, left, right))
+    reader.add(op, Conv(window), [reader.input(op), reader.derived(op, 1, ones)])
 
 
 @handles("Tile")

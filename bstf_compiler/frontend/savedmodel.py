@@ -55,6 +55,7 @@ def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[st
         loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
     except (OSError, DecodeError, tf.errors.OpError, ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         raise ValueError(f"SavedModel '{path}' is damaged or incomplete ({reason}); export it again") from error
     if "serving_default" not in loaded.signatures:
         found = ", ".join(loaded.signatures) or "none"
@@ -178,6 +179,10 @@ class _Reader:
         model, layer = scopes[:2]
         # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
         return layer.removesuffix("_1") if model.endswith("_1") else layer
+
+    def output(self, op: tf.Operation) -> str:
+        """Our name of what an operation has made so far."""
+        return self._names[op.outputs[0].name]
 
     def source(self, op: tf.Operation, index: int) -> tf.Operation:
         """The operation that computes an operation's input, identities aside."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import bstf_compiler
 from bstf_compiler import integer, passes
 from bstf_compiler.graph import (
     Add,
@@ -33,10 +34,11 @@ from bstf_compiler.passes.concat import FlattenConcat
 from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
+from bstf_compiler.passes.duplicates import MergeDuplicates
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
-from tests.bstf_compiler.networks import Builder
+from tests.bstf_compiler.networks import Builder, random_images
 
 RNG = np.random.default_rng(0)
 
@@ -496,3 +498,32 @@ def test_lowering_is_idempotent_and_prints():
     text = str(graph)
     assert str(passes.lower(graph)) == text
     assert "conv: 4x4x8 @4" in text
+
+
+def test_equal_nodes_become_one():
+    build = Builder(np.random.default_rng(1))
+    x = build.input(6, 6, 8)
+    twins = [build.max_pool(x, Window((2, 2), (2, 2))) for _ in range(3)]
+    tables = [build.lookup(name) for name in twins]
+    graph = build.finish(build.add(build.add(*tables[:2]), tables[2]), twins[2])
+    first, second, third = (graph.producer(name) for name in tables)
+    data = [graph.tensors[node.inputs[1]] for node in (first, second, third)]
+    data[1].data, data[1].position = data[0].data.copy(), data[0].position
+    graph.tensors[second.output].position = graph.tensors[first.output].position
+    images = random_images(0, graph, 2)
+    before = integer.run(graph, images)
+    assert passes.apply(MergeDuplicates(), graph) == 2  # a pool and a table; the third table is another one
+    assert [node.op.kind for node in graph] == ["maxpool", "maxpool", "lookup", "lookup", "add", "add"]
+    for one, other in zip(before, integer.run(graph, images)):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["graph.svg", "graph.png"])
+def test_graphs_are_drawn(name, tmp_path):
+    build = Builder(np.random.default_rng(1))
+    x = build.conv(build.affine(build.input(6, 6, 8)), 8, Window((1, 1)))
+    bstf_compiler.draw(build.finish(build.add(x, build.lookup(x))), tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(b"\x89PNG") or all(word in content for word in (b"<svg", b"</svg>"))
+    with pytest.raises(ValueError, match=r"'.*graph\.doc' can't be drawn.*\.svg"):
+        bstf_compiler.draw(build.graph, tmp_path / "graph.doc")

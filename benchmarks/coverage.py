@@ -1,0 +1,194 @@
+"""Which networks go the whole road: sparsify, quantise, export, load, integer run - and whether all numbers agree.
+
+    python -m benchmarks.coverage --output=DIR
+
+Networks have random weights (seed 0) and small images; the last layer of a classifier gives logits. For each one: the
+refusing sentence or "ok", layers that became sparse, layers whose outputs are equal in Keras' fixed-point model and in
+the integer graph that was read from its SavedModel, the lowest signal-to-noise ratio of a layer against the float
+model, seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import app, flags
+from rich.console import Console
+
+import bstf
+import bstf_compiler
+from benchmarks import harness
+from bstf import applications
+from bstf.quantization.fixed_point import FixedPoint
+from bstf_compiler import Graph, integer
+
+FLAGS = flags.FLAGS
+layers = keras.layers
+_IMAGES = 4
+
+
+def _of_keras(name: str, size: int = 64) -> Callable[[], keras.Model]:
+    def build() -> keras.Model:
+        network = getattr(keras.applications, name)
+        options = {} if name == "NASNetMobile" else {"classifier_activation": None}
+        return network(weights=None, input_shape=(size, size, 3), **options)
+
+    return build
+
+
+def _u_net(up: Callable[[int], keras.layers.Layer]) -> Callable[[], keras.Model]:
+    """Ronneberger et al. 2015 in small: three resolutions, joined by concatenation."""
+
+    def convolutions(x: Any, width: int, strides: int = 1) -> Any:
+        for step in (strides, 1):
+            x = layers.Conv2D(width, 3, step, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization()(x))
+        return x
+
+    def build() -> keras.Model:
+        image = keras.Input((64, 64, 3))
+        fine = convolutions(image, 16)
+        middle = convolutions(fine, 32, 2)
+        x = up(32)(convolutions(middle, 64, 2))
+        x = up(16)(convolutions(layers.Concatenate()([x, middle]), 32))
+        x = convolutions(layers.Concatenate()([x, fine]), 16)
+        return keras.Model(image, layers.Conv2D(1, 1, activation="sigmoid")(x))
+
+    return build
+
+
+def _nested() -> keras.Model:
+    """A model inside a Sequential, and two outputs."""
+    trunk = applications.small_resnet((32, 32, 3), classes=10, widths=(16, 32), depth=1)
+    trunk = keras.Model(trunk.input, trunk.get_layer("pool").output, name="trunk")
+    image = keras.Input((32, 32, 3))
+    features = keras.Sequential([keras.Input((32, 32, 3)), trunk], name="features")(image)
+    hidden = layers.Dense(16, activation="relu", name="hidden")(features)
+    outputs = {"what": layers.Dense(10, name="what")(hidden), "where": layers.Dense(4, "tanh", name="where")(features)}
+    return keras.Model(image, outputs, name="nested")
+
+
+NETWORKS = {
+    **{name: _of_keras(name) for name in ("ResNet50", "ResNet50V2", "VGG16")},
+    "InceptionV3": _of_keras("InceptionV3", 96),
+    "Xception": _of_keras("Xception", 96),
+    **{name: _of_keras(name) for name in ("MobileNet", "MobileNetV2", "MobileNetV3Small")},
+    **{name: _of_keras(name) for name in ("DenseNet121", "EfficientNetB0")},
+    "NASNetMobile": _of_keras("NASNetMobile", 224),
+    "ConvNeXtTiny": _of_keras("ConvNeXtTiny"),
+    "EfficientNetLite0": lambda: applications.efficientnet_lite0((64, 64, 3)),
+    "CIFAR ResNet-20": lambda: applications.cifar_resnet(20),
+    "CIFAR ResNet-56": lambda: applications.cifar_resnet(56),
+    "U-Net, transposed": _u_net(lambda width: layers.Conv2DTranspose(width, 2, 2)),
+    "U-Net, bilinear": _u_net(lambda _: layers.UpSampling2D(2, interpolation="bilinear")),
+    "nested, two outputs": _nested,
+}
+
+
+def cover(name: str) -> dict[str, Any]:
+    """Takes a network the whole road; returns its record."""
+    began = time.perf_counter()
+    keras.utils.set_random_seed(0)
+    model = NETWORKS[name]()
+    images = _images(model)
+    _settle(model, images)
+    record: dict[str, Any] = {"network": name}
+    try:
+        sparse = bstf.sparsify(model, block=8, ratio=0.5)
+        found = bstf.report(sparse)
+        record["sparse_layers"] = sum(row.gamma is not None for row in found.layers)
+        record["layers"] = len(found.layers)
+        quantised = bstf.quantize(sparse, images)
+        with tempfile.TemporaryDirectory() as folder:
+            bstf.export(quantised, Path(folder) / "model")
+            graph = bstf_compiler.load(Path(folder) / "model")
+    except ValueError as error:
+        return record | {"result": str(error), "seconds": round(time.perf_counter() - began)}
+    equal, compared = _equal_layers(quantised, graph, images)
+    record |= {"result": "ok" if equal == compared else "NOT EQUAL", "equal": equal, "compared": compared}
+    record["output_sqnr_db"] = round(_output_sqnr(sparse, graph, images), 1)
+    return record | {"seconds": round(time.perf_counter() - began)}
+
+
+def _images(model: keras.Model) -> np.ndarray:
+    """Smooth random images, for noise says little about positions; in the range that the network's front expects."""
+    rng = np.random.default_rng(0)
+    height, width, channels = model.input_shape[1:]
+    coarse = rng.normal(size=(_IMAGES, 8, 8, channels)).astype(np.float32)
+    images = keras.ops.convert_to_numpy(keras.ops.image.resize(coarse, (height, width), "bicubic"))
+    scaled = any(isinstance(layer, layers.Rescaling) for layer in model.layers)
+    return np.clip(127 + 64 * images, 0, 255) if scaled else images
+
+
+def _settle(model: keras.Model, images: np.ndarray) -> None:
+    """Gives batch normalisations the statistics of the images, as after a training, and scales of their own."""
+    rng = np.random.default_rng(0)
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
+    for norm in norms:
+        for weight in norm.trainable_weights:
+            weight.assign(weight + rng.uniform(-0.3, 0.3, weight.shape))
+    if norms:
+        bstf.recovery.reestimate_batch_norm(model, images)
+
+
+def _equal_layers(quantised: keras.Model, graph: Graph, images: np.ndarray) -> tuple[int, int]:
+    """How many tensors on grids the Keras model and the graph both have, and how many of them are equal."""
+    traced = integer.trace(graph, images)
+    grids = {layer.name.removesuffix("_grid"): layer for layer in quantised.layers if isinstance(layer, FixedPoint)}
+    names = [name for name in grids if name in traced and graph.tensors[name].position is not None]
+    values = keras.Model(quantised.input, [grids[name].output for name in names]).predict(images, verbose=0)
+    equal = 0
+    for name, value in zip(names, values):
+        own = integer.dequantize(traced[name], graph.tensors[name].position)
+        equal += np.array_equal(own.reshape(value.shape), value)
+    return equal, len(names)
+
+
+def _output_sqnr(model: keras.Model, graph: Graph, images: np.ndarray) -> float:
+    """Signal-to-noise ratio of the outputs in dB, the lowest of several."""
+    both = model.predict(images, verbose=0), integer.run(graph, images)
+    wanted, found = (keras.tree.flatten(values) for values in both)
+    ratios = [np.square(a).mean() / max(np.square(a - b).mean(), 1e-30) for a, b in zip(wanted, found)]
+    return float(10 * np.log10(min(ratios)))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Covers the networks asked for, and prints what is known of all."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
+    unknown = [name for name in FLAGS.network if name not in NETWORKS]
+    if unknown:
+        sys.exit(f"error: no network '{unknown[0]}'; there are {', '.join(NETWORKS)}")
+    log = harness.Log(Path(FLAGS.output), "coverage")
+    log.header({"machine": harness.machine()})
+    for name in FLAGS.network or NETWORKS:
+        keras.backend.clear_session()
+        log.add(cover(name))
+        log.write_csv()
+    columns = {
+        "network": lambda one: one["network"],
+        "result": lambda one: one["result"].split(":")[0],
+        "layers": lambda one: f"{one.get('sparse_layers', '')} of {one.get('layers', '')}",
+        "equal": lambda one: f"{one['equal']} of {one['compared']}" if "equal" in one else "",
+        "output, dB": lambda one: str(one.get("output_sqnr_db", "")),
+        "s": lambda one: str(one["seconds"]),
+    }
+    Console(width=140).print(harness.table("networks", log.records, columns))
+
+
+def define_flags() -> None:
+    """Defines the flags of the program."""
+    flags.DEFINE_multi_string("network", [], "A network; may be given again; none for all.")
+    flags.DEFINE_string("output", None, "Folder for the results.", required=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
