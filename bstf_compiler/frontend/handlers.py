@@ -151,8 +151,8 @@ def _subtract(reader: _Reader, op: tf.Operation) -> None:
         return
     if reader.is_constant(op, 0):
         x, constant = _with_constant(reader, op)
-        negative = reader.add(op, Multiply(), [x, reader.number(op, -1.0)])
-        reader.add(op, BiasAdd(), [negative, constant])
+        reader.add(op, Multiply(), [x, reader.number(op, -1.0)])
+        reader.add(op, BiasAdd(), [reader.output(op), constant])
         return
     inputs = _wider_first(reader, op)
     _require(reader, op, inputs[0] == reader.input(op, 0), "an image subtracted from one pixel")
@@ -413,9 +413,9 @@ def _power(reader: _Reader, op: tf.Operation) -> None:
     power = 2 if op.type == "Square" else reader.constant(op, 1)
     _require(reader, op, np.all(power == 2) or np.all(power == 3), "a power other than 2 and 3")
     x = reader.input(op)
-    square = reader.add(op, Product(), [x, x])
+    reader.add(op, Product(), [x, x])
     if np.all(power == 3):
-        reader.add(op, Product(), [square, x])
+        reader.add(op, Product(), [reader.output(op), x])
 
 
 @handles("Neg")
@@ -426,6 +426,6 @@ def _negative(reader: _Reader, op: tf.Operation) -> None:
 @handles("Erfc")
 def _erfc(reader: _Reader, op: tf.Operation) -> None:
     """1 - erf(x)."""
-    erf = reader.add(op, Function("erf"), [reader.input(op)])
-    negative = reader.add(op, Multiply(), [erf, reader.number(op, -1.0)])
-    reader.add(op, BiasAdd(), [negative, reader.number(op, 1.0)])
+    reader.add(op, Function("erf"), [reader.input(op)])
+    reader.add(op, Multiply(), [reader.output(op), reader.number(op, -1.0)])
+    reader.add(op, BiasAdd(), [reader.output(op), reader.number(op, 1.0)])

@@ -195,8 +195,8 @@ class _Reader:
         """Takes an operation's output as another name of its input."""
         self._names[op.outputs[0].name] = self.input(op)
 
-    def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> str:
-        """Adds the node for a TensorFlow operation, or the next one for it; returns its name."""
+    def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
+        """Adds the node for a TensorFlow operation, or the next one for it."""
         name = base = self.layer(op)
         if isinstance(node_op, FakeQuant):  # the layer's name is for what computes it
             name = base = f"{base}:grid"
@@ -207,7 +207,6 @@ class _Reader:
         self._graph.nodes.append(Node(name, node_op, inputs))
         self._graph.tensors[name] = Tensor(name, self.shape(op.outputs[0]))
         self._names[op.outputs[0].name] = name
-        return name
 
     # --- the walk ---
 
