@@ -12,6 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+FUNCTIONS = (
+    "elu", "erf", "exp", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish", "leaky_relu", "selu", "sigmoid", "softplus",
+    "swish", "tanh",
+)  # fmt: skip
+"""Names of functions of one value."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -197,6 +203,16 @@ class Relu(Op):
     """max(0, x), or min(max(0, x), 6)."""
 
     activation: str  # relu, relu6, min6 (half of a relu6)
+
+
+@dataclass(frozen=True)
+class Function(Op):
+    """A function of one value, in float: one of `FUNCTIONS`, as TensorFlow has them. `alpha` is the slope of
+    "leaky_relu" below zero; "gelu_tanh" is the approximation of "gelu", "hard_sigmoid" is relu6(x + 3) / 6.
+    """
+
+    name: str
+    alpha: float = 0.0
 
 
 @dataclass(frozen=True)

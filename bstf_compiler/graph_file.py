@@ -17,6 +17,7 @@ import numpy as np
 from bstf_compiler import integer
 from bstf_compiler.files import replacing
 from bstf_compiler.graph import (
+    FUNCTIONS,
     Add,
     Affine,
     Average,
@@ -25,6 +26,7 @@ from bstf_compiler.graph import (
     Concat,
     Conv,
     DepthToSpace,
+    Function,
     Graph,
     Lookup,
     MaxPool,
@@ -53,6 +55,7 @@ _OPS = {
         Concat,
         Conv,
         DepthToSpace,
+        Function,
         Lookup,
         MaxPool,
         Multiply,
@@ -179,6 +182,8 @@ def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
             one.is_constant and one.data.size in (1, shape[-1]) and one.data.dtype == np.float32 for one in others
         )
         return shape if ok and len(others) == 2 else ()
+    if isinstance(op, Function):
+        return shape if op.name in FUNCTIONS and first.position is None else ()
     if isinstance(op, Resize):
         return _resized(op, node.name, shape)
     if isinstance(op, DepthToSpace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -14,30 +15,43 @@ from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights, join, pack
 from bstf_compiler.cpu.kernels.step import (
     CONCAT,
     CONV,
+    DIFFERENCE,
     ELEMENTWISE,
     FROM_TILES,
+    FUNCTION,
     LOAD,
     MAX_POOL,
     MEAN_POOL,
+    PIXELS,
+    PRODUCT,
+    RESIZE,
     SPLIT,
+    SUM,
     TO_TILES,
     ZERO_MAX_POOL,
 )
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.graph import (
+    FUNCTIONS,
     Add,
+    Affine,
     Average,
     AveragePool,
     BiasAdd,
     Concat,
     Conv,
+    DepthToSpace,
+    Function,
     Graph,
+    Lookup,
     MaxPool,
     Multiply,
     Node,
+    Product,
     Relu,
     Requantize,
+    Resize,
     Softmax,
     Window,
 )
@@ -45,7 +59,7 @@ from bstf_compiler.graph import (
 _NAMES = {
     LOAD: "load", CONV: "conv", SPLIT: "split", ELEMENTWISE: "elementwise", MAX_POOL: "max pool",
     ZERO_MAX_POOL: "max pool", MEAN_POOL: "mean pool", CONCAT: "concat", TO_TILES: "to tiles",
-    FROM_TILES: "from tiles",
+    FROM_TILES: "from tiles", FUNCTION: "function", RESIZE: "resize", PIXELS: "pixels",
 }  # fmt: skip
 _PIXEL = Window((1, 1))
 _BOUNDS = {"linear": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -79,15 +93,19 @@ class Operation:
     Attributes:
         kind: of `bstf_compiler.cpu.kernels.step`.
         name: of the layer.
-        inputs: names of the tensors it reads; the second one is added.
+        inputs: names of the tensors it reads; the second one is added, if `join` says nothing else.
         output: name of the tensor that it writes.
-        window: of convolutions, splits and pools.
+        window: of convolutions, splits and pools; of RESIZE and PIXELS, with what is made of a pixel as the kernel and
+            what is cropped as the padding.
         bounds: that it clamps its result to.
         weights: of a convolution.
-        constants: of an elementwise operation in float32, a factor and a summand a channel; of a mean of int8, a factor
-            a pixel; of FROM_TILES, a summand a channel.
+        constants: of an elementwise operation in float32 and of a load, a factor and a summand a channel; of a mean of
+            int8, a factor a pixel; of FROM_TILES, a summand a channel; of a function of int8, its table; of RESIZE, the
+            weights of three rows for each row of a pixel's result, then those of columns.
         shifts: of a fixed-point operation.
-        factor: from images to integers, of the load of a fixed-point network.
+        factor: from images to integers, of the load of a fixed-point network; the parameter of a function.
+        join: of an elementwise operation.
+        function: name of a function of float32.
         macs: multiply-adds of the layer an image if all its weights were kept.
         kept_macs: those of the kept blocks, also where Winograd's method needs fewer multiplications.
     """
@@ -102,6 +120,8 @@ class Operation:
     constants: np.ndarray | None = None
     shifts: Shifts = Shifts()
     factor: float = 1.0
+    join: int = SUM
+    function: str = ""
     macs: int = 0
     kept_macs: int = 0
 
@@ -122,23 +142,44 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     Raises:
         ValueError: the graph holds an operation that the engine doesn't know.
     """
-    made = [_load(graph)]
+    host_part = graph.is_fixed_point and graph.tensors[graph.input].position is None
+    made = [] if host_part else [_load(graph, graph.input)]
     for node in graph:
         if isinstance(node.op, Conv):
             made += _convolution(graph, node, isa)
         elif isinstance(node.op, Concat):
             made += _concat(graph, node, made, isa)
+        elif isinstance(node.op, Affine) and host_part:
+            made.append(replace(_load(graph, node.output), constants=_affine(graph, node).view(np.int32)))
         elif not isinstance(node.op, Softmax):
-            made.append(_other(graph, node))
-    return _fuse_sums(graph, made)
+            made.append(_elementwise(graph, node) or _pool(graph, node) or _enlarging(graph, node))
+            if made[-1] is None:
+                raise ValueError(
+                    f"layer '{node.name}': the CPU engine has no {node.op.kind} like this; end the network before it"
+                )
+    return _fuse_sums(graph, _fuse_scales(graph, made))
 
 
-def _load(graph: Graph) -> Operation:
-    position = graph.tensors[graph.input].position
+def _load(graph: Graph, tensor: str) -> Operation:
+    """The network's input on the grid of a tensor."""
+    position = graph.tensors[tensor].position
     if position is None:
-        return Operation(LOAD, graph.input, (), graph.input)
+        return Operation(LOAD, tensor, (), tensor)
     bounds = tuple(math.ldexp(bound, -position) for bound in (integer.INT8_MIN, integer.INT8_MAX))
-    return Operation(LOAD, graph.input, (), graph.input, bounds=bounds, factor=math.ldexp(1.0, position))
+    return Operation(LOAD, tensor, (), tensor, bounds=bounds, factor=math.ldexp(1.0, position))
+
+
+def _affine(graph: Graph, node: Node) -> np.ndarray | None:
+    """A factor and a summand for each channel and those that fill up the last step; None if pixels have their own."""
+    channels = graph.tensors[node.output].shape[-1]
+    pairs = np.zeros((round_up(channels, DEPTH), 2), np.float32)
+    pairs[:channels] = (1, 0)
+    places = {Multiply: (0,), BiasAdd: (1,), Affine: (0, 1)}[type(node.op)]
+    for place, constant in zip(places, graph.constants(node)):
+        if constant.data.size != 1 and constant.data.shape[-1:] != (constant.data.size,):
+            return None
+        pairs[:channels, place] = constant.data.ravel()
+    return pairs.ravel()
 
 
 def _bounds(graph: Graph, tensor: str, activation: str) -> tuple[float, float]:
@@ -201,7 +242,8 @@ def _concat(graph: Graph, node: Node, made: list[Operation], isa: Isa) -> Iterat
     Parts that don't end with a whole step of channels are put together by convolutions with ones.
     """
     parts, bounds, whole = [], _bounds(graph, node.output, "linear"), graph.tensors[node.output]
-    taken = {name for one in made if one.kind == CONCAT for name in one.inputs} | {graph.input}
+    taken = {name for one in made if one.kind == CONCAT for name in one.inputs}
+    taken |= {one.output for one in made if one.kind == LOAD}
     for name in node.inputs:
         part = graph.tensors[name]
         if part.position != whole.position or name in taken or name in parts:
@@ -225,15 +267,33 @@ def _concat(graph: Graph, node: Node, made: list[Operation], isa: Isa) -> Iterat
         first, sum_before = first + count, (output,)
 
 
-def _other(graph: Graph, node: Node) -> Operation:
-    """An operation without weights."""
+def _elementwise(graph: Graph, node: Node) -> Operation | None:
+    """An operation on pixels in the same place, or None if the node's isn't."""
+    op, tensors, out = node.op, graph.activations(node), graph.tensors[node.output]
+    layer = Operation(ELEMENTWISE, node.name, tuple(tensor.name for tensor in tensors), node.output)
+    positions = [tensor.position for tensor in tensors]
+    if isinstance(op, Product):
+        cut = sum(positions) - out.position if out.position is not None else 0
+        shifts = Shifts(up=max(0, -cut), cut=max(0, cut))
+        return replace(layer, bounds=_bounds(graph, node.output, op.activation), shifts=shifts, join=PRODUCT)
+    if isinstance(op, (Add, Requantize)) or (isinstance(op, Relu) and op.activation in _BOUNDS):
+        shifts = Shifts.between(positions, out.position) if out.position is not None else Shifts()
+        join = DIFFERENCE if isinstance(op, Add) and op.subtract else SUM
+        return replace(layer, bounds=_bounds(graph, node.output, op.activation), shifts=shifts, join=join)
+    if isinstance(op, (Multiply, BiasAdd, Affine)) and (constants := _affine(graph, node)) is not None:
+        return replace(layer, constants=constants)
+    if isinstance(op, Function) and op.name in FUNCTIONS and out.position is None:
+        return replace(layer, kind=FUNCTION, function=op.name, factor=op.alpha)
+    if isinstance(op, Lookup) and out.position is not None:  # bytes are stored plus 128, and so are the table's
+        table = (graph.constants(node)[0].data.view(np.uint8) ^ 128).view(np.int32)
+        return replace(layer, kind=FUNCTION, constants=table)
+    return None
+
+
+def _pool(graph: Graph, node: Node) -> Operation | None:
+    """An operation on windows without weights, or None if the node's isn't."""
     op, tensors, out = node.op, graph.activations(node), graph.tensors[node.output]
     inputs = tuple(tensor.name for tensor in tensors)
-    fixed = out.position is not None
-    shifts = Shifts.between([tensor.position for tensor in tensors], out.position) if fixed else Shifts()
-    if isinstance(op, (Add, Requantize)) or (isinstance(op, Relu) and op.activation in _BOUNDS):
-        bounds = _bounds(graph, node.output, op.activation)
-        return Operation(ELEMENTWISE, node.name, inputs, node.output, bounds=bounds, shifts=shifts)
     if isinstance(op, MaxPool) and op.window.kernel == (1, 1) and not any(op.window.padding):
         return Operation(SPLIT, node.name, inputs, node.output, op.window)
     if isinstance(op, MaxPool):
@@ -253,23 +313,76 @@ def _other(graph: Graph, node: Node) -> Operation:
             constants=graph.constants(node)[0].data.astype(np.int32).ravel() << max(0, -cut),
             shifts=Shifts(cut=max(0, cut)),
         )
-    if isinstance(op, (BiasAdd, Multiply)):
-        channels = out.shape[-1]
-        constant = graph.constants(node)[0].data
-        if constant.size in (1, channels):
-            pairs = np.zeros((round_up(channels, DEPTH), 2), np.float32)
-            pairs[:channels] = (1, 0)
-            pairs[:channels, 0 if isinstance(op, Multiply) else 1] = constant.ravel()
-            return Operation(ELEMENTWISE, node.name, inputs, node.output, constants=pairs.ravel())
-    raise ValueError(f"layer '{node.name}': the CPU engine has no {op.kind} like this; end the network before it")
+    return None
+
+
+def _enlarging(graph: Graph, node: Node) -> Operation | None:
+    """An operation that makes several pixels of one, or None if the node's doesn't."""
+    op, source, out = node.op, graph.activations(node)[0], graph.tensors[node.output]
+    layer = Operation(PIXELS, node.name, (source.name,), node.output)
+    if isinstance(op, DepthToSpace):
+        return replace(layer, window=Window(op.block, padding=op.crop))
+    if not isinstance(op, Resize):
+        return None
+    layer = replace(layer, kind=RESIZE, window=Window(op.factors))
+    units = [1 if op.method == "nearest" else 2 * factor for factor in op.factors]
+    weights = np.concatenate([_weights(factor, unit) for factor, unit in zip(op.factors, units)]).ravel()
+    if out.position is None:
+        scales = np.repeat(units, 3 * np.array(op.factors))
+        return replace(layer, constants=(weights / scales).astype(np.float32))
+    cut = math.prod(units).bit_length() - 1 + source.position - out.position
+    return replace(layer, constants=weights.astype(np.int32), shifts=Shifts(up=max(0, -cut), cut=max(0, cut)))
+
+
+def _weights(factor: int, unit: int) -> np.ndarray:
+    """For each of the pixels that an axis makes of one, the weights of the one before, it and the next, in 1 / unit."""
+    if unit == 1:
+        return np.tile([0, 1, 0], (factor, 1))
+    after = 2 * np.arange(factor) + 1 - factor  # from the centre of the pixel, see `integer.interpolation`
+    return np.stack([np.maximum(-after, 0), unit - abs(after), np.maximum(after, 0)], axis=1)
+
+
+def _needed(graph: Graph) -> list[str]:
+    """Tensors that are read when all operations are done."""
+    return [*graph.outputs, *(node.inputs[0] for node in graph if isinstance(node.op, Softmax))]
+
+
+def _fuse_scales(graph: Graph, made: list[Operation]) -> list[Operation]:
+    """A scale and shift right before another operation on pixels in their places, its only reader, becomes part of it.
+
+    So a batch norm that no convolution can take in, and the rectifier after it, are one operation.
+    """
+    readers = Counter(name for one in made for name in one.inputs) + Counter(_needed(graph))
+    fused: dict[str, Operation] = {}
+    for one in made:
+        before = fused.get(one.inputs[0]) if one.inputs else None
+        if (
+            one.kind == ELEMENTWISE
+            and before is not None
+            and before.kind == ELEMENTWISE
+            and before.constants is not None
+            and (len(before.inputs), before.bounds, readers[before.output]) == (1, _BOUNDS["linear"], 1)
+        ):
+            (scale, shift), constants = before.constants.reshape(-1, 2).T, before.constants
+            if one.constants is not None:
+                factor, summand = one.constants.reshape(-1, 2).T
+                constants = np.stack([scale * factor, shift * factor + summand], axis=1).ravel()
+            del fused[before.output]
+            one = replace(one, inputs=(before.inputs[0], *one.inputs[1:]), constants=constants)
+        fused[one.output] = one
+    return list(fused.values())
 
 
 def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
     """A sum right after a convolution that nobody else reads becomes a part of it."""
-    linear = _bounds(graph, graph.input, "linear")
+    linear = _BOUNDS["linear"] if format_of(graph) == FLOATS else (integer.INT8_MIN, integer.INT8_MAX)
     place = {operation.output: index for index, operation in enumerate(made)}
     for index, operation in enumerate(made):
-        if operation.kind != ELEMENTWISE or len(operation.inputs) != 2:
+        if operation.kind != ELEMENTWISE or operation.join != SUM or len(operation.inputs) != 2:
+            continue
+        if len({graph.tensors[name].shape for name in operation.inputs}) > 1:
+            continue
+        if operation.constants is not None:  # the first one is scaled before
             continue
         for name, other in (operation.inputs, operation.inputs[::-1]):
             before = made[place[name]] if name in place else None
@@ -279,7 +392,7 @@ def _fuse_sums(graph: Graph, made: list[Operation]) -> list[Operation]:
                 and len(before.inputs) == 1
                 and before.bounds == linear
                 and name != other
-                and name not in graph.outputs
+                and name not in _needed(graph)
                 and sum(name in reader.inputs for reader in made) == 1
                 and place[other] < place[name]
             ):

@@ -9,8 +9,20 @@ from dataclasses import astuple, dataclass, replace
 import networkx as nx
 import numpy as np
 
-from bstf_compiler.cpu.kernels import conv, winograd
-from bstf_compiler.cpu.kernels.step import CONCAT, CONV, ELEMENTWISE, FROM_TILES, LOAD, SPLIT, STEP, TO_TILES
+from bstf_compiler.cpu.kernels import conv, enlarge, functions, winograd
+from bstf_compiler.cpu.kernels.step import (
+    CONCAT,
+    CONV,
+    ELEMENTWISE,
+    FROM_TILES,
+    FUNCTION,
+    LOAD,
+    PIXELS,
+    RESIZE,
+    SPLIT,
+    STEP,
+    TO_TILES,
+)
 from bstf_compiler.cpu.layout import ALIGNMENT, Format, Grid, Layout, round_up
 from bstf_compiler.cpu.operations import Operation
 from bstf_compiler.cpu.simd import Isa
@@ -130,18 +142,24 @@ def make_plan(
         step["channels"] = layouts[one.inputs[0]].planes if one.inputs else y.channels
         if one.kind == LOAD:
             step["x_height"], step["x_width"] = y.height, y.width
+        if one.kind in (FUNCTION, PIXELS):
+            step["channels"] = y.channels if one.kind == PIXELS else -(-y.channels // format.channels)
+        if one.function:
+            step["function"] = functions.loop(one.function)
         if one.kind == CONCAT:
             continue
         if len(one.inputs) == 2:
             other = layouts[one.inputs[1]]
-            step["other"], step["other_plane"] = other.offset + other.lead, other.plane(lanes)
+            step["other"], step["other_plane"], step["join"] = other.offset + other.lead, other.plane(lanes), one.join
+            if one.kind == ELEMENTWISE and _meets_a_pixel(one, shapes):
+                step["other_image"] = other.grid.rows * other.grid.pitch
         step["top"], _, step["left"], _ = one.window.padding
         step["down"], step["across"] = one.window.strides
         step["window_height"], step["window_width"] = one.window.kernel
         if one.kind == TO_TILES:  # a task transforms some planes of the input
             step["planes"] = layouts[one.inputs[0]].planes
         step["part"] = conv.part_channels(step["planes"])
-        step["scratch"] = _scratch(step, one, lanes)
+        step["scratch"] = _scratch(step, one, lanes, format)
         step["tasks"] = min(images * y.height if one.kind == LOAD else step["planes"], _wanted(threads))
         if one.kind == SPLIT:
             step["window_height"], step["window_width"] = _phases(one)
@@ -169,8 +187,10 @@ def _describe(step: np.void, side: str, layout: Layout, lanes: int) -> None:
     step[f"{side}_height"], step[f"{side}_width"] = layout.height, layout.width
 
 
-def _scratch(step: np.void, one: Operation, lanes: int) -> int:
+def _scratch(step: np.void, one: Operation, lanes: int, format: Format) -> int:
     """Elements of scratch that a thread needs for a step."""
+    if one.kind == RESIZE:
+        return enlarge.scratch(step["x_width"], lanes, format)
     if one.kind in (TO_TILES, FROM_TILES):
         return winograd.scratch(step["y_width" if one.kind == TO_TILES else "x_width"], lanes)
     padded = max(step["left"] + step["x_width"], (step["y_width"] - 1) * step["across"] + step["window_width"])
@@ -237,12 +257,19 @@ def _layouts(
     joined = nx.Graph()
     for one in operations:
         joined.add_node(one.output)
-        if one.kind in (CONV, CONCAT, ELEMENTWISE):
+        if one.kind in (CONV, CONCAT, FUNCTION):
             joined.add_edges_from((name, one.output) for name in one.inputs)
+        elif one.kind == ELEMENTWISE:  # one pixel for a whole image is read as it lies
+            near = one.inputs[:1] if _meets_a_pixel(one, shapes) else one.inputs
+            joined.add_edges_from((name, one.output) for name in near)
         elif one.kind == FROM_TILES:
             joined.add_edges_from((name, one.output) for name in one.inputs[1:])
     padded = _padded(operations)
-    tiles = {one.output for one in operations if one.kind == TO_TILES}
+    ragged = {
+        one.output
+        for one in operations
+        if one.kind == TO_TILES or (one.kind == ELEMENTWISE and _meets_a_pixel(one, shapes))
+    }
     layouts = {}
     for names in nx.connected_components(joined):
         pads = {name: np.max([(0, 0, 0, 0), *padded.get(name, [])], axis=0) for name in names}
@@ -250,7 +277,7 @@ def _layouts(
         rows = max(shapes[name][0] + max(pads[name][:2]) for name in names)
         before = max(top * pitch + left for top, _, left, _ in pads.values())
         after = max(bottom * pitch + right for _, bottom, _, right in pads.values())
-        if names & tiles:  # the last tiles of an image are written with a whole vector
+        if names & ragged:  # an image's last pixels or tiles are written with a whole vector, wherever it starts
             after = max(after, ALIGNMENT)
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:
@@ -258,6 +285,11 @@ def _layouts(
             step = _step(name, channels, operations, format)
             layouts[name] = Layout(format, grid, images, height, width, channels, step)
     return layouts
+
+
+def _meets_a_pixel(one: Operation, shapes: dict[str, tuple[int, int, int]]) -> bool:
+    """Whether an elementwise operation joins images with one pixel for all of each."""
+    return len(one.inputs) == 2 and shapes[one.inputs[1]][:2] != shapes[one.output][:2]
 
 
 def _wholes(operations: Sequence[Operation], layouts: dict[str, Layout]) -> dict[str, tuple[str, int]]:

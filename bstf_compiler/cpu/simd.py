@@ -16,6 +16,7 @@ beyond that of one byte: on the machines of today an unaligned load of aligned d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
@@ -153,10 +154,6 @@ def fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Valu
     """The product of two vectors of floats plus a third."""
     # `fmuladd`, not `fma`: without the instruction the latter is a call into the C library for every lane.
     return call_intrinsic(builder, f"llvm.fmuladd.v{c.type.count}f{_bits(c.type.element)}", c.type, [a, b, c])
-
-
-def _add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    return builder.add(a, b) if isinstance(a.type.element, ir.IntType) else builder.fadd(a, b)
 
 
 @intrinsic(prefer_literal=True)
@@ -301,17 +298,61 @@ def xor(typing, vectors, mask):
     return vectors(vectors, types.int64), generate
 
 
-@intrinsic
-def add(typing, one, other):
-    """The sum of two tuples of vectors."""
-    if not (isinstance(one, types.UniTuple) and one == other):
+def _pairwise(tile: types.Type, others: types.Type, combine: Callable) -> tuple | None:
+    """Combines two tiles vector by vector; one of fewer vectors begins again."""
+    if not (isinstance(tile, types.UniTuple) and isinstance(others, types.UniTuple) and tile.dtype == others.dtype):
         return None
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(*(cgutils.unpack_tuple(builder, vectors) for vectors in arguments))
-        return context.make_tuple(builder, one, [_add(builder, *pair) for pair in pairs])
+        vectors, met = (cgutils.unpack_tuple(builder, value) for value in arguments)
+        results = [combine(builder, one, met[place % len(met)]) for place, one in enumerate(vectors)]
+        return context.make_tuple(builder, tile, results)
 
-    return one(one, other), generate
+    return tile(tile, others), generate
+
+
+def _is_integer(vector: ir.Value) -> bool:
+    return isinstance(vector.type.element, ir.IntType)
+
+
+def _add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.add(a, b) if _is_integer(a) else builder.fadd(a, b)
+
+
+def _subtract(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.sub(a, b) if _is_integer(a) else builder.fsub(a, b)
+
+
+def _multiply(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.mul(a, b) if _is_integer(a) else builder.fmul(a, b)
+
+
+def _largest(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def add(typing, tile, others):
+    """The sum of two tiles; `others` may be one row for all."""
+    return _pairwise(tile, others, _add)
+
+
+@intrinsic
+def subtract(typing, tile, others):
+    """The difference of two tiles; `others` may be one row for all."""
+    return _pairwise(tile, others, _subtract)
+
+
+@intrinsic
+def multiply(typing, tile, others):
+    """The product of two tiles, element by element; `others` may be one row for all."""
+    return _pairwise(tile, others, _multiply)
+
+
+@intrinsic
+def largest(typing, tile, others):
+    """The larger of each two elements of two tiles of floats."""
+    return _pairwise(tile, others, _largest)
 
 
 @intrinsic
@@ -517,20 +558,6 @@ def clamp(typing, tile, low, high):
         return context.make_tuple(builder, tile, results)
 
     return tile(tile, tile.dtype.element, tile.dtype.element), generate
-
-
-@intrinsic
-def largest(typing, tile, others):
-    """The larger of each two elements of two tiles of floats."""
-    if not (isinstance(tile, types.UniTuple) and tile == others):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        pairs = zip(*(cgutils.unpack_tuple(builder, vectors) for vectors in arguments))
-        results = [builder.select(builder.fcmp_ordered(">", a, b), a, b) for a, b in pairs]
-        return context.make_tuple(builder, tile, results)
-
-    return tile(tile, others), generate
 
 
 @intrinsic

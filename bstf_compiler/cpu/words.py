@@ -152,20 +152,6 @@ def clamp(typing, words, low, high):
 
 
 @intrinsic
-def scale(typing, tile, factors):
-    """Every row of an int32 tile with one vector a row, times a vector, in int32."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(factors, types.UniTuple) and factors.count == 1):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        (factor,) = cgutils.unpack_tuple(builder, arguments[1])
-        results = [builder.mul(row, factor) for row in cgutils.unpack_tuple(builder, arguments[0])]
-        return context.make_tuple(builder, tile, results)
-
-    return tile(tile, factors), generate
-
-
-@intrinsic
 def largest(typing, words, others):
     """The larger of two unsigned bytes, for all bytes of words."""
     if not (isinstance(words, types.UniTuple) and words == others):
@@ -180,6 +166,29 @@ def largest(typing, words, others):
         return context.make_tuple(builder, words, results)
 
     return words(words, others), generate
+
+
+@intrinsic
+def look_up(typing, words, table):
+    """table[byte] for the unsigned bytes of words of 512 bits, table of 4 such vectors; needs AVX-512 VBMI."""
+    if not (isinstance(words, types.UniTuple) and isinstance(table, types.UniTuple) and table.count == 4):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        name, kind = "llvm.x86.avx512.vpermi2var.qi.512", context.get_value_type(words.dtype)
+        bytes_ = _bytes_of(kind)
+        entries = [builder.bitcast(one, bytes_) for one in cgutils.unpack_tuple(builder, arguments[1])]
+        results = []
+        for word in cgutils.unpack_tuple(builder, arguments[0]):
+            place = builder.bitcast(word, bytes_)  # each instruction takes its lower seven bits
+            low, high = (
+                call_intrinsic(builder, name, bytes_, [entries[first], place, entries[first + 1]]) for first in (0, 2)
+            )
+            is_high = builder.icmp_signed("<", place, constant(bytes_, 0))
+            results.append(builder.bitcast(builder.select(is_high, high, low), kind))
+        return context.make_tuple(builder, words, results)
+
+    return words(words, table), generate
 
 
 @intrinsic(prefer_literal=True)

@@ -18,6 +18,7 @@ from bstf_compiler.graph import (
     ConvTranspose,
     DepthToSpace,
     FakeQuant,
+    Function,
     Gather,
     MatMul,
     MaxPool,
@@ -148,7 +149,11 @@ def _subtract(reader: _Reader, op: tf.Operation) -> None:
         x, _ = _with_constant(reader, op)
         reader.add(op, BiasAdd(), [x, reader.derived(op, 1, -reader.constant(op, 1))])
         return
-    _require(reader, op, not reader.is_constant(op, 0), "an image subtracted from a constant")
+    if reader.is_constant(op, 0):
+        x, constant = _with_constant(reader, op)
+        reader.add(op, Multiply(), [x, reader.number(op, -1.0)])
+        reader.add(op, BiasAdd(), [reader.output(op), constant])
+        return
     inputs = _wider_first(reader, op)
     _require(reader, op, inputs[0] == reader.input(op, 0), "an image subtracted from one pixel")
     reader.add(op, Add(subtract=True), inputs)
@@ -390,3 +395,37 @@ def _require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:
             f"layer '{reader.layer(op)}': {what} is not supported by the compiler; replace the layer or end the "
             "network before it"
         )
+
+
+@handles("Sigmoid", "Tanh", "Elu", "Selu", "Softplus", "Erf", "Exp")
+def _function(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Function(op.type.lower()), [reader.input(op)])
+
+
+@handles("LeakyRelu")
+def _leaky_relu(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Function("leaky_relu", op.get_attr("alpha")), [reader.input(op)])
+
+
+@handles("Square", "Pow")
+def _power(reader: _Reader, op: tf.Operation) -> None:
+    """Small whole powers, as gelu has one, are products."""
+    power = 2 if op.type == "Square" else reader.constant(op, 1)
+    _require(reader, op, np.all(power == 2) or np.all(power == 3), "a power other than 2 and 3")
+    x = reader.input(op)
+    reader.add(op, Product(), [x, x])
+    if np.all(power == 3):
+        reader.add(op, Product(), [reader.output(op), x])
+
+
+@handles("Neg")
+def _negative(reader: _Reader, op: tf.Operation) -> None:
+    reader.add(op, Multiply(), [reader.input(op), reader.number(op, -1.0)])
+
+
+@handles("Erfc")
+def _erfc(reader: _Reader, op: tf.Operation) -> None:
+    """1 - erf(x)."""
+    reader.add(op, Function("erf"), [reader.input(op)])
+    reader.add(op, Multiply(), [reader.output(op), reader.number(op, -1.0)])
+    reader.add(op, BiasAdd(), [reader.output(op), reader.number(op, 1.0)])

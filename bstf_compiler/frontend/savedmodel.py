@@ -157,6 +157,10 @@ class _Reader:
         """Our name of a new constant, made of the values of an operation's known input."""
         return self._graph.add_constant(f"{self.input(op, index)} of {self.layer(op)}", data, self.grid(op, index))
 
+    def number(self, op: tf.Operation, value: float) -> str:
+        """Our name of a new constant that an operation implies."""
+        return self._graph.add_constant(f"{value:g} of {self.layer(op)}", np.array([value], np.float32))
+
     def shape(self, tensor: tf.Tensor) -> tuple[int, ...]:
         """Static shape with a batch of one."""
         dims = tensor.shape.as_list() if tensor.shape.rank is not None else [None, None]
@@ -192,7 +196,7 @@ class _Reader:
         self._names[op.outputs[0].name] = self.input(op)
 
     def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
-        """Adds the node for a TensorFlow operation."""
+        """Adds the node for a TensorFlow operation, or the next one for it."""
         name = base = self.layer(op)
         if isinstance(node_op, FakeQuant):  # the layer's name is for what computes it
             name = base = f"{base}:grid"

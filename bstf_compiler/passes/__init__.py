@@ -29,6 +29,7 @@ from bstf_compiler.passes.dead import remove_dead
 from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.duplicates import MergeDuplicates
+from bstf_compiler.passes.functions import FormFunction
 from bstf_compiler.passes.grids import AbsorbGrid, FormLookup, IntegerConstants, KeepGrid
 from bstf_compiler.passes.host import FormAffine
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
@@ -67,6 +68,7 @@ LOWERED = (
 LOWERING: tuple[Pass, ...] = (
     FormAffine(),
     RemoveReshape(),
+    FormFunction(),
     SubpixelConv(),
     SinkDepthToSpace(),
     FlattenConcat(),  # those that no grid rounds before

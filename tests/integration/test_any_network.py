@@ -115,9 +115,13 @@ def test_one_set_of_numbers(name, tmp_path):
     assert np.array_equal(integer.run(graph, x), expected)
     program = bstf_compiler.compile(graph, "aie2_2x2")
     assert np.array_equal(program.simulate(x[:1]), expected[:1])
+    assert np.array_equal(bstf_compiler.Engine(graph)(x), expected)
     found = Counter(node.op.kind for node in graph)
     assert all(found[kind] for kind in kinds.split()), found
     floats = model.predict(x, verbose=0)
+    model.export(tmp_path / "float", verbose=False)
+    found = bstf_compiler.Engine(tmp_path / "float")(x)
+    assert np.abs(found - floats).max() <= 1e-5 * np.abs(floats).max()
     noise = np.square(floats - expected).mean() / np.square(floats).mean()
     assert noise < 10 ** (-18 / 10), f"{-10 * np.log10(noise):.1f} dB"
 

@@ -13,16 +13,29 @@ import numpy as np
 from numba import prange
 
 from bstf_compiler.cpu import access, team
-from bstf_compiler.cpu.kernels import conv, planes, pools, winograd, word_planes
+from bstf_compiler.cpu.kernels import conv, enlarge, functions, planes, pools, winograd, word_planes
 from bstf_compiler.cpu.kernels.conv import DEEP, SHALLOW, THIN
-from bstf_compiler.cpu.kernels.step import CONV, ELEMENTWISE, FROM_TILES, LOAD, MEAN_POOL, SPLIT, TO_TILES
+from bstf_compiler.cpu.kernels.elementwise import elementwise
+from bstf_compiler.cpu.kernels.step import (
+    CONV,
+    ELEMENTWISE,
+    FROM_TILES,
+    FUNCTION,
+    LOAD,
+    MEAN_POOL,
+    PIXELS,
+    RESIZE,
+    SPLIT,
+    TO_TILES,
+)
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
 from bstf_compiler.cpu.simd import Isa
 
 
 def _planes(isa: Isa, format: Format) -> Callable:
     """Compiles a task of a step without weights: some planes."""
-    elementwise = planes.elementwise if format == FLOATS else word_planes.elementwise(isa)
+    join, resize, pixels = elementwise(isa, format), enlarge.resize(isa, format), enlarge.pixels(format)
+    function = functions.float_function if format == FLOATS else functions.word_function(isa)
     work = _float_windows(isa) if format == FLOATS else _word_windows(isa)
 
     def task_(step, task, memory, biases, masks, line):
@@ -30,7 +43,13 @@ def _planes(isa: Isa, format: Format) -> Callable:
             if step.kind == SPLIT:
                 planes.split(step, plane, memory)
             elif step.kind == ELEMENTWISE:
-                elementwise(step, plane, memory, biases, masks)
+                join(step, plane, memory, biases, masks)
+            elif step.kind == FUNCTION:
+                function(step, plane, memory, biases, masks)
+            elif step.kind == RESIZE:
+                resize(step, plane, memory, biases, line)
+            elif step.kind == PIXELS:
+                pixels(step, plane, memory)
             else:
                 work(step, plane, memory, biases, line)
 
@@ -149,7 +168,8 @@ def executor(isa: Isa, format: Format) -> Callable:
                         convolve(step, task, memory, values, offsets, starts, biases, masks)
                     elif step.kind == LOAD:
                         rows = step.images * step.x_height
-                        load(step, task * rows // step.tasks, (task + 1) * rows // step.tasks, images, memory, line)
+                        first_row, last_row = task * rows // step.tasks, (task + 1) * rows // step.tasks
+                        load(step, first_row, last_row, images, memory, biases, line)
                     else:
                         work_on_planes(step, task, memory, biases, masks, line)
                     access.fetch_add(counts, len(steps) + place, 1)

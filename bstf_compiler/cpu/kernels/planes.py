@@ -1,11 +1,10 @@
-"""Steps that work plane by plane: zeros around images and splits in any format, then the others in float32."""
+"""Steps that only move values: zeros around images, splits, and float images pixel by pixel to channels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numba
-import numpy as np
 
 from bstf_compiler.cpu import simd, words
 
@@ -76,7 +75,7 @@ def split(step, plane, memory):
 
 
 @numba.njit(nogil=True)
-def load(step, first, last, images, memory, line):
+def load(step, first, last, images, memory, biases, line):
     """Rows [first, last) of the images."""
     width, channels, height = step.x_width, step.channels, step.x_height
     for row in range(first, last):
@@ -87,23 +86,3 @@ def load(step, first, last, images, memory, line):
                 memory[at + channel * step.y_plane + column] = images[source + column * channels + channel]
     if first == 0:
         clear_around(step, channels, memory)
-
-
-@numba.njit(nogil=True)
-def elementwise(step, plane, memory, biases, masks):
-    """One plane of clamp(x * scale + shift + other)."""
-    x, y, other = step.x + plane * step.x_plane, step.y + plane * step.y_plane, step.other + plane * step.other_plane
-    low, high = np.float32(step.low), np.float32(step.high)
-    scale, shift = np.float32(1), np.float32(0)
-    if step.scale >= 0:
-        scale, shift = biases[step.scale + 2 * plane], biases[step.scale + 2 * plane + 1]
-    for place in range(step.length):
-        value = memory[x + place] * scale + shift
-        if step.other >= 0:
-            value += memory[other + place]
-        memory[y + place] = min(max(value, low), high)
-    if step.mask >= 0:
-        clear(step, memory, y, step.length)
-        for place in range(step.length):
-            if masks[step.mask + place] == 0:
-                memory[y + place] = 0

@@ -7,8 +7,14 @@ import numpy as np
 # What a step does. LOAD: images pixel by pixel to channels. SPLIT: an image to those of every n-th row and column, for
 # strided convolutions. ZERO_MAX_POOL: pixels of the padding take part, as zeros; for the other pools there are none.
 # CONCAT: nothing, since its parts are written side by side. TO_TILES and FROM_TILES: before and after the products of a
-# convolution by Winograd's method.
-LOAD, CONV, SPLIT, ELEMENTWISE, MAX_POOL, ZERO_MAX_POOL, MEAN_POOL, CONCAT, TO_TILES, FROM_TILES = range(10)
+# convolution by Winograd's method. FUNCTION: of one value. RESIZE: several pixels of one. PIXELS: several of the
+# channels of one, and crops.
+(
+    LOAD, CONV, SPLIT, ELEMENTWISE, MAX_POOL, ZERO_MAX_POOL, MEAN_POOL, CONCAT, TO_TILES, FROM_TILES, FUNCTION, RESIZE,
+    PIXELS,
+) = range(13)  # fmt: skip
+# How an elementwise step joins its second input.
+SUM, DIFFERENCE, PRODUCT = range(3)
 
 STEP = np.dtype(
     [
@@ -23,8 +29,13 @@ STEP = np.dtype(
             *("lead", "length", "planes", "mask"),
             # Elements of scratch that a thread needs.
             "scratch",
-            # What stands for zero; a tensor to add, or -1; channels of the image to load, else planes of the input.
+            # What stands for zero; a tensor to add, or -1; channels of the image to load or that PIXELS makes, planes
+            # of channels that FUNCTION makes, else planes of the input.
             *("zero", "other", "other_plane", "images", "channels"),
+            # How to join the other tensor; from an image of it to the next if it has one pixel for all, or 0.
+            *("join", "other_image"),
+            # Address of the loop of a FUNCTION in float32.
+            "function",
             # Convolutions: where their weights are.
             *("values", "offsets", "starts", "bias"),
             # Tiles of output channels; tiles of pixels of three vectors, then two, then one.
@@ -36,15 +47,19 @@ STEP = np.dtype(
             # tiles (`bstf_compiler.cpu.kernels.conv`) and their planes of output.
             *("parts", "channels_first", "shape", "tile_planes"),
             # Where among the biases an elementwise operation has a factor and a summand for each channel, or -1, a mean
-            # of words a factor for each pixel, and FROM_TILES a summand for each channel.
+            # of words a factor for each pixel, and FROM_TILES a summand for each channel; a load of words a factor and
+            # a summand in float32; FUNCTION the table of words; RESIZE weights for each row, then each column, that it
+            # makes of one: of the pixel before, of this and of the next one.
             "scale",
             # Words: a convolution's sums lose `shift` bits; then its result, or the input, gains `up` bits, the tensor
             # to add gains `other_up`, and the total loses `cut`.
             *("shift", "up", "other_up", "cut"),
-            # Windows: padding, strides, size. A split has the rows and columns of its grid of images as the size.
+            # Windows: padding, strides, size. A split has the rows and columns of its grid of images as the size;
+            # RESIZE and PIXELS those that they make of one pixel, and PIXELS what is cropped as the padding.
             *("top", "left", "down", "across", "window_height", "window_width"),
         )
     ]
-    # Bounds of the result; of a load of words those of the image, and a factor from images to integers.
+    # Bounds of the result; of a load of words those of the image, and a factor from images to integers; of a FUNCTION
+    # its parameter.
     + [(name, np.float64) for name in ("low", "high", "factor")]
 )

@@ -16,16 +16,23 @@ _CHANNELS, _ZERO = WORDS.channels, WORDS.zero
 
 
 @numba.njit(nogil=True)
-def load(step, first, last, images, memory, line):
-    """Rows [first, last) of the images, on the input's grid: the formula of TensorFlow's FakeQuant, in float32."""
-    width, channels, height = step.x_width, step.channels, step.x_height
+def load(step, first, last, images, memory, biases, line):
+    """Rows [first, last) of the images, scaled and shifted, on the input's grid.
+
+    The grid's formula is that of TensorFlow's FakeQuant, in float32.
+    """
+    width, channels, height, factors = step.x_width, step.channels, step.x_height, biases.view(np.float32)
     low, high, factor = np.float32(step.low), np.float32(step.high), np.float32(step.factor)
     planes = (channels + _CHANNELS - 1) // _CHANNELS
     for row in range(first, last):
         source, image = row * width * channels, row // height
         at = step.y + (image * step.y_rows + row % height) * step.y_pitch
         for place in range(width * channels):
-            above = min(max(images[source + place], low), high) - low
+            value = images[source + place]
+            if step.scale >= 0:
+                pair = step.scale + 2 * (place % channels)
+                value = value * factors[pair] + factors[pair + 1]
+            above = min(max(value, low), high) - low
             line[place] = np.int32(np.floor(above * factor + np.float32(0.5))) ^ 128
         for plane in range(planes):
             start, used = plane * _CHANNELS, min(_CHANNELS, channels - plane * _CHANNELS)
@@ -36,32 +43,6 @@ def load(step, first, last, images, memory, line):
                 memory[at + plane * step.y_plane + column] = word
     if first == 0:
         clear_around(step, planes, memory)
-
-
-def elementwise(isa: Isa) -> Callable:
-    """Compiles a plane of clamp(round((x * 2**up + other * 2**other_up) * 2**-cut))."""
-    lanes = WORDS.lanes(isa)
-
-    def kernel(step, plane, memory, biases, masks):
-        x, y, other = (
-            step.x + plane * step.x_plane,
-            step.y + plane * step.y_plane,
-            step.other + plane * step.other_plane,
-        )
-        for place in range(0, step.length, lanes):
-            total = words.widen(simd.xor(simd.load(memory, x + place, lanes, 1), _ZERO), 1, step.up)
-            if step.other >= 0:
-                added = simd.xor(simd.load(memory, other + place, lanes, 1), _ZERO)
-                total = simd.add(total, words.widen(added, 1, step.other_up))
-            result = words.narrow(words.round_right(total, step.cut), 1)
-            result = words.clamp(result, np.int64(step.low), np.int64(step.high))
-            if step.mask >= 0:
-                result = simd.keep(result, simd.load(masks, step.mask + place, lanes, 1))
-            simd.store(simd.xor(result, _ZERO), memory, y + place, 0)
-        if step.mask >= 0:
-            clear(step, memory, y, step.length)
-
-    return numba.njit(nogil=True)(kernel)
 
 
 def mean_pool(isa: Isa) -> Callable:
@@ -105,7 +86,7 @@ def mean_pool(isa: Isa) -> Callable:
                             high = load_two(line, at + 2 * stride, step.across, stride)
                             totals = simd.add(totals, low + high)
                     factors = simd.load(biases, step.scale + row * step.y_width + column, lanes, 1)
-                    totals = words.round_right(words.scale(totals, factors), step.cut)
+                    totals = words.round_right(simd.multiply(totals, factors), step.cut)
                     means = words.clamp(words.narrow(totals, 1), np.int64(step.low), np.int64(step.high))
                     simd.store(simd.xor(means, _ZERO), result, column, 0)
                 at = y + (image * step.y_rows + row) * step.y_pitch

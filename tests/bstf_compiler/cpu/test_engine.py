@@ -15,17 +15,26 @@ import bstf_compiler
 from bstf.applications import small_resnet
 from bstf_compiler import Engine, graph_file
 from bstf_compiler.cpu.kernels import winograd
+from bstf_compiler.cpu.layout import FLOATS, round_up
+from bstf_compiler.cpu.operations import operations
+from bstf_compiler.cpu.plan import Weights, make_plan
+from bstf_compiler.cpu.simd import host_isa
 from bstf_compiler.graph import (
     Add,
+    Affine,
     Average,
     BiasAdd,
     Concat,
     Conv,
+    DepthToSpace,
+    Function,
     Graph,
     MaxPool,
     Multiply,
     Node,
+    Product,
     Relu,
+    Resize,
     Softmax,
     SumPool,
     Tensor,
@@ -206,6 +215,130 @@ def test_pools_and_elementwise_operations(data):
     network.check(x, *outs, total, bounded, last, threads=draw(1, 2))
 
 
+FUNCTIONS = {
+    "elu": tf.nn.elu,
+    "erf": tf.math.erf,
+    "exp": tf.exp,
+    "gelu": tf.nn.gelu,
+    "gelu_tanh": lambda x: tf.nn.gelu(x, approximate=True),
+    "hard_sigmoid": lambda x: tf.nn.relu6(x + 3) / 6,
+    "hard_swish": lambda x: x * tf.nn.relu6(x + 3) / 6,
+    "leaky_relu": lambda x: tf.nn.leaky_relu(x, 0.3),
+    "selu": tf.nn.selu,
+    "sigmoid": tf.sigmoid,
+    "softplus": tf.nn.softplus,
+    "swish": tf.nn.silu,
+    "tanh": tf.tanh,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_as_exact_as_float32_is(name):
+    x = np.linspace(-100, 88, 40000)
+    x = np.concatenate([x, x / 100, [0, -1e-30, 1e-20]]).astype(np.float32)
+    network = Network((len(x),))
+    network.graph.tensors["x"].shape = (1, 1, 1, len(x))
+    out = network.add(Function(name, 0.3), ["x"], lambda x: x)
+    network.graph.tensors[out].shape = (1, 1, 1, len(x))
+    network.graph.outputs, network.graph.output_shapes = [out], [(len(x),)]
+    expected = FUNCTIONS[name](x.astype(np.float64)).numpy()
+    found = Engine(network.graph, threads=1)(x[None])[0]
+    # A unit in the last place is 1.2e-7 of a value; the tail of gelu is a difference of numbers close to 1.
+    smallest = np.where(x < -1, np.abs(x), 1e-9) if "gelu" in name else 1e-9
+    assert (np.abs(found - expected) <= 6e-7 * np.maximum(np.abs(expected), smallest)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_operations_on_pixels_in_their_places_and_larger_images(data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    def conv(name, cout, size=(3, 3)):
+        cin = network.graph.tensors[name].shape[3]
+        padding = tuple(side // 2 for side in size for _ in range(2))
+        kernel = rng.normal(size=(*size, cin, cout)).astype(np.float32) / np.float32(np.sqrt(cin * np.prod(size)))
+        return network.conv(name, kernel, rng.normal(size=cout).astype(np.float32), padding=padding)
+
+    def join(name, other):
+        kind, activation = draw(0, 2), data.draw(st.sampled_from(["linear", "relu", "relu6"]))
+        after = {"linear": tf.identity, "relu": tf.nn.relu, "relu6": tf.nn.relu6}[activation]
+        if kind == 0:
+            return network.add(Product(activation), [name, other], lambda a, b: after(a * b).numpy())
+        if kind == 1:
+            return network.add(Add(activation, subtract=True), [name, other], lambda a, b: after(a - b).numpy())
+        return network.add(Add(activation), [name, other], lambda a, b: after(a + b).numpy())
+
+    rng = np.random.default_rng(draw(0, 999))
+    images = draw(1, 3)
+    network = Network((draw(1, 6), draw(1, 20), draw(1, 12)))
+    name, outs = "x", []
+    for _ in range(draw(1, 4)):
+        _, height, width, channels = network.graph.tensors[name].shape
+        kind = draw(0, 6)
+        if kind == 0:
+            name = conv(name, draw(1, 20))
+        elif kind == 1:
+            function = data.draw(
+                st.sampled_from(["elu", "gelu", "hard_swish", "leaky_relu", "sigmoid", "swish", "tanh"])
+            )
+            name = network.add(Function(function, 0.3), [name], lambda x, f=FUNCTIONS[function]: f(x).numpy())
+        elif kind == 2:
+            name = join(name, conv(name, channels))
+        elif kind == 3:  # a squeeze
+            window = Window((height, width))
+            mean = network.add(Average(window), [name], lambda x: tf.reduce_mean(x, (1, 2), keepdims=True).numpy())
+            name = join(name, conv(mean, channels, (1, 1)))
+        elif kind == 4 and height * width < 200:
+            factors, method = (draw(1, 3), draw(1, 3)), data.draw(st.sampled_from(["nearest", "bilinear"]))
+            size = height * factors[0], width * factors[1]
+            op = Resize(factors, method)
+            name = network.add(op, [name], lambda x, s=size, m=method: tf.image.resize(x, s, m).numpy())
+        elif kind == 5 and height * width < 200:
+            block, channels = draw(2, 3), draw(1, 10)
+            name = conv(name, block**2 * channels, (1, 1))
+            name = network.add(
+                DepthToSpace((block, block)), [name], lambda x, b=block: tf.nn.depth_to_space(x, b).numpy()
+            )
+        elif kind == 6 and min(height, width) > 2:
+            top, left = draw(0, 1), draw(0, 1)
+            op = DepthToSpace((1, 1), (top, 1, left, 0))
+            name = network.add(op, [name], lambda x, t=top, e=left: x[:, t:-1, e:])
+        outs.append(name)
+    outs.append(conv(name, 8))  # needs zeros around
+    outs = list(dict.fromkeys(one for one in outs if one != "x"))
+    x = rng.normal(size=(images, *network.graph.input_shape)).astype(np.float32)
+    network.check(x, *outs, threads=draw(1, 2))
+
+
+@pytest.mark.parametrize("width", range(1, 40))
+def test_images_that_start_anywhere_have_room_for_whole_vectors(width):
+    network = Network((3, width, 8))
+    pixel = network.add(MaxPool(Window((3, width))), ["x"], lambda x: x.max((1, 2), keepdims=True))
+    network.add(Product(), ["x", pixel], lambda a, b: a * b, name="y")
+    made, shapes = operations(network.graph, host_isa()), {"x": (3, width, 8), pixel: (1, 1, 8), "y": (3, width, 8)}
+    plan = make_plan(made, shapes, ["y"], Weights.of(made, FLOATS), 3, 1, FLOATS, host_isa())
+    (step,) = plan.steps[plan.steps["other_image"] > 0]
+    first, lanes = 2 * step["y_rows"] * step["y_pitch"], FLOATS.lanes(host_isa())
+    assert step["lead"] + first + round_up(step["length"] - first, lanes) <= step["y_plane"]
+
+
+def test_host_parts_of_float_networks():
+    rng = np.random.default_rng(0)
+    network = Network((5, 7, 3))
+    scale, offset = (rng.normal(size=3).astype(np.float32) for _ in range(2))
+    out = network.add(Affine(), ["x"], lambda x: x * scale + offset, [scale, offset])
+    network.check(rng.normal(size=(2, 5, 7, 3)).astype(np.float32), out)
+
+
+def test_a_constant_of_its_own_for_every_row_is_no_value_a_channel():
+    network = Network((3, 4, 3))
+    network.add(Multiply(), ["x"], lambda x: x, [np.ones((3, 1, 1), np.float32)], name="rows")
+    network.graph.outputs, network.graph.output_shapes = ["rows"], [(3, 4, 3)]
+    with pytest.raises(ValueError, match="layer 'rows': the CPU engine has no multiply like this"):
+        Engine(network.graph)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_concatenation(data):
@@ -264,6 +397,22 @@ def test_residual_sums_are_part_of_the_convolution_and_softmax_comes_last():
     network.check(rng.normal(size=(11, 6, 5, 16)).astype(np.float32), last)
     engine = Engine(network.graph)
     assert [layer.name for layer in engine.profile(np.ones((1, 6, 5, 16))).layers] == ["x", "n0", "n1", "n3"]
+
+
+def test_a_batch_norm_on_its_own_and_its_rectifier_are_one_operation():
+    rng = np.random.default_rng(0)
+    network = Network((6, 5, 11))
+    factor, summand = rng.normal(size=(2, 11)).astype(np.float32)
+    name = network.add(Multiply(), ["x"], lambda a: a * factor, [factor])
+    name = network.add(BiasAdd(), [name], lambda a: a + summand, [summand])
+    name = network.add(Relu("relu6"), [name], lambda a: tf.nn.relu6(a).numpy())
+    twice = network.add(Multiply(), [name], lambda a: a * factor, [factor])
+    shifted = network.add(BiasAdd(), [twice], lambda a: a + summand, [summand])
+    total = network.add(Add("relu", subtract=True), [shifted, twice], lambda a, b: tf.nn.relu(a - b).numpy())
+    last = network.add(Softmax(), [shifted], lambda a: tf.nn.softmax(a).numpy())
+    network.check(rng.normal(size=(2, 6, 5, 11)).astype(np.float32), total, last)
+    layers = Engine(network.graph).profile(np.ones((1, 6, 5, 11)), repeats=1).layers
+    assert [layer.name for layer in layers] == ["x", name, twice, shifted, total]
 
 
 def test_kept_blocks_only_are_stored_and_counted():

@@ -11,13 +11,18 @@ from bstf.applications import small_resnet
 from bstf_compiler import Engine, integer
 from bstf_compiler.graph import (
     Add,
+    Affine,
     AveragePool,
     Concat,
     Conv,
+    DepthToSpace,
     Graph,
+    Lookup,
     MaxPool,
     Node,
+    Product,
     Requantize,
+    Resize,
     Softmax,
     Tensor,
     Window,
@@ -80,16 +85,43 @@ class Network:
         op = Conv(window, self.pick("linear", "relu", "relu6"), groups)
         return self.add(op, [name, kernel, bias], shape, x + 7 - own)
 
+    def pixel(self, name):
+        """A pixel with the channels of another tensor: a squeeze."""
+        height, width, channels = self.shape(name)
+        return self.conv(self.add(MaxPool(Window((height, width))), [name], (1, 1, channels), self.position(name)),
+                         Window((1, 1)), channels)  # fmt: skip
+
+    def pixels(self, name, block, channels):
+        """Channels for some pixels, then these, without some at the edges."""
+        name = self.conv(name, Window((1, 1)), block[0] * block[1] * channels)
+        height, width, _ = self.shape(name)
+        size = height * block[0], width * block[1]
+        before = [self.draw(0, min(2, side - 1)) for side in size]
+        after = [self.draw(0, min(2, side - 1 - cut)) for side, cut in zip(size, before)]
+        op = DepthToSpace(block, (before[0], after[0], before[1], after[1]))
+        size = [side - first - last for side, first, last in zip(size, before, after)]
+        return self.add(op, [name], (*size, channels), self.position(name))
+
+    def affine(self, channels):
+        """The input's part on the host."""
+        constants = [
+            self.graph.add_constant(name, self.rng.normal(size=self.pick(1, channels)).astype(np.float32))
+            for name in ("scale", "offset")
+        ]
+        position, self.graph.tensors["x"].position = self.position("x"), None
+        return self.add(Affine(), ["x", *constants], self.shape("x"), position)
+
     def step(self, name, others):
         """One more operation on `name`."""
-        kind, shape, position = self.draw(0, 6), self.shape(name), self.position(name)
+        kind, shape, position = self.draw(0, 10), self.shape(name), self.position(name)
         if kind <= 1:
             return self.conv(name)
         if kind == 2:  # a sum right after a convolution, or of anything of the same shape
             same = [one for one in others if self.shape(one) == shape]
             other = self.conv(name, Window((1, 1)), shape[2]) if self.draw(0, 1) else self.pick(*same)
             pair = [name, other] if self.draw(0, 1) else [other, name]
-            return self.add(Add(self.pick("linear", "relu", "relu6")), pair, shape, position + self.draw(-3, 2))
+            op = Add(self.pick("linear", "relu", "relu6"), self.draw(0, 2) == 0)
+            return self.add(op, pair, shape, position + self.draw(-3, 2))
         if kind == 3:
             window = self.window(name, 3)
             op = MaxPool(window, self.draw(0, 1) == 1)
@@ -103,6 +135,26 @@ class Network:
             return self.add(op, [name, f"f{place}"], (*size, shape[2]), position + self.draw(-2, 1))
         if kind == 5:
             return self.add(Requantize(self.pick("linear", "relu")), [name], shape, position + self.draw(-4, 3))
+        if kind == 7:  # two of one shape, or a value a channel
+            same = [one for one in others if self.shape(one) == shape]
+            other = self.pick(*same) if self.draw(0, 1) else self.pixel(name)
+            activation, both = self.pick("linear", "relu", "relu6"), position + self.position(other)
+            if self.draw(0, 1):
+                return self.add(
+                    Add(activation, self.draw(0, 1) == 1), [name, other], shape, position - self.draw(-1, 3)
+                )
+            return self.add(Product(activation), [name, other], shape, both - self.draw(-2, 9))
+        if kind == 8:
+            table = self.rng.integers(-128, 128, 256).astype(np.int8)
+            place = self.graph.add_constant(f"t{len(self.graph.nodes)}", table, self.draw(0, 7))
+            return self.add(Lookup(), [name, place], shape, self.position(place))
+        if kind == 9:
+            method = self.pick("nearest", "bilinear")
+            factors = tuple(self.pick(1, 2, 4) if method == "bilinear" else self.draw(1, 3) for _ in range(2))
+            size = shape[0] * factors[0], shape[1] * factors[1]
+            return self.add(Resize(factors, method), [name], (*size, shape[2]), position + self.draw(-2, 2))
+        if kind == 10:
+            return self.pixels(name, (self.draw(1, 3), self.draw(1, 3)), self.draw(1, 10))
         near = [one for one in others if self.shape(one)[:2] == shape[:2]]
         parts = [name, *(self.pick(*near) for _ in range(self.draw(1, 2)))]
         if self.draw(0, 1):
@@ -115,7 +167,8 @@ class Network:
 @given(st.data())
 def test_every_element_equals_the_integer_reference(data):
     network = Network(data)
-    tensors = ["x"]
+    position = network.position("x")
+    tensors = ["x"] if network.draw(0, 3) else [network.affine(network.shape("x")[2])]
     for _ in range(network.draw(1, 4)):
         tensors.append(network.step(tensors[-1], tensors))
     tensors.append(network.conv(tensors[-1], Window((3, 3), (1, 1), (1, 1, 1, 1)), 8))  # reads zeros around
@@ -127,7 +180,7 @@ def test_every_element_equals_the_integer_reference(data):
     except ValueError:  # positions too far from each other, refused when a graph is loaded
         reject()
     images = network.rng.normal(size=(network.draw(1, 3), *graph.input_shape)).astype(np.float32)
-    images *= 2.0 ** (5 - network.position("x"))
+    images *= 2.0 ** (5 - position)
     for name, found, expected in zip(
         graph.outputs, Engine(graph, threads=network.draw(1, 2))(images), integer.run(graph, images)
     ):

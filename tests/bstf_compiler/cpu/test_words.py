@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from bstf_compiler.cpu import simd, words
+from bstf_compiler.cpu.kernels import functions
 
 WIDTHS = [64, 32, 16]  # bytes of a vector; wider ones than the machine's are split by LLVM
 EDGES = np.array([0, 1, -1, 127, 128, -128, -129, 255, 32767, 32768, -32769, 2**31 - 1, -(2**31)], np.int64)
@@ -75,3 +76,15 @@ def test_loads_with_a_stride(dtype):
     take(a, 5, two, some)
     assert np.array_equal(two, a[1:33:2])
     assert np.array_equal(some, a[1:81:5])
+
+
+@pytest.mark.parametrize("look_up", [functions.look_up_bytes, functions.look_up_vectors])
+def test_bytes_are_looked_up_in_a_table(look_up):
+    if look_up is functions.look_up_vectors and "avx512vbmi" not in simd.target_features():
+        pytest.skip("an instruction that this machine lacks")
+    rng = np.random.default_rng(0)
+    table, memory = rng.permutation(256).astype(np.uint8), rng.integers(-(2**31), 2**31, 200).astype(np.int32)
+    memory[:64] = np.arange(256, dtype=np.uint8).view(np.int32)
+    source = memory[3:80].copy()
+    look_up(memory, 3, 100, len(source), table.view(np.int32))
+    assert np.array_equal(memory[100 : 100 + len(source)].view(np.uint8), table[source.view(np.uint8)])
