@@ -113,7 +113,7 @@ def cover(name: str) -> dict[str, Any]:
     except ValueError as error:
         return record | {"result": str(error), "seconds": round(time.perf_counter() - began)}
     equal, compared = _equal_layers(quantised, graph, images)
-    record |= {"result": "ok" if equal == compared else "NOT EQUAL", "equal": equal, "compared": compared}
+    record |= {"result": "ok" if equal == compared > 0 else "NOT EQUAL", "equal": equal, "compared": compared}
     record["array"] = _on_array(graph, images[:1])
     record["output_sqnr_db"] = round(_output_sqnr(sparse, graph, images), 1)
     return record | {"seconds": round(time.perf_counter() - began)}

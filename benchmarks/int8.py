@@ -61,8 +61,9 @@ def main(argv: Sequence[str]) -> None:
     log.header({"machine": harness.machine()})
     try:
         for folder in map(Path, FLAGS.study):
-            first = (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()[0]
-            saved = json.loads(first)["setting"]
+            saved = json.loads((folder / "trials.jsonl").open(encoding="utf-8").readline() or "{}").get("setting")
+            if saved is None:
+                raise ValueError(f"'{folder}' holds no study of benchmarks.accuracy")
             setting = Setting(**saved | {"classes": tuple(saved["classes"])})
             own = {"data_dir": FLAGS.data_dir or setting.data_dir, "weights": None}
             for name, model in networks(folder, replace(setting, **own)):
@@ -70,6 +71,8 @@ def main(argv: Sequence[str]) -> None:
                 log.write_csv()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    if not log.records:
+        sys.exit("error: these studies have left no weights")
     columns = {name: lambda one, name=name: str(one[name]) for name in log.records[0]}
     Console(width=140).print(harness.table("INT8 against float32", log.records, columns))
 

@@ -54,6 +54,7 @@ def export(model: keras.Model, path: str | os.PathLike) -> None:
     """
     path = Path(os.path.abspath(path))
     _check_model(model)
+    _check_outputs(model)
     _check_names(model)
     _check_target(path)
     plain = densify(model) if any(is_masked(layer) for layer in model._flatten_layers()) else model
@@ -105,6 +106,17 @@ def _check_model(model: Any) -> None:
         raise ValueError(
             f"model {model.name!r} is a subclassed {type(model).__name__}; write it as a functional "
             "or Sequential model to export it."
+        )
+
+
+def _check_outputs(model: keras.Model) -> None:
+    """TensorFlow names outputs that are one tensor, or in one list or dictionary."""
+    structure = model.output if isinstance(model, keras.Sequential) else model._outputs_struct
+    entries = structure.values() if isinstance(structure, dict) else structure
+    if isinstance(structure, (dict, list, tuple)) and any(isinstance(one, (dict, list, tuple)) for one in entries):
+        raise ValueError(
+            f"model {model.name!r} gives lists or dictionaries inside others, which a SavedModel's signature can't "
+            "name; give one list or dictionary of tensors."
         )
 
 

@@ -5,7 +5,7 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from keras import ops
 
 from bstf import layouts
 from bstf.batches import Progress, image_batches
+from bstf.patches import patches
 from bstf.places import effective_kernel, everywhere, is_graph, masked_places, replaced_calls
 
 _PATCH_ELEMENTS = 2**24  # of float64 patches held at a time: 128 MiB
@@ -229,43 +230,6 @@ def _transposed_patches(layer: keras.layers.Conv2DTranspose, x: np.ndarray) -> n
     found = np.moveaxis(found, 1, -1) if layer.data_format == "channels_first" else found
     found = found.reshape(len(x), -1, *found.shape[1:])  # n, cin, height, width, taps
     return found.transpose(0, 2, 3, 4, 1).reshape(-1, taps * x.shape[-1])
-
-
-def patches(
-    x: np.ndarray,
-    size: Sequence[int],
-    strides: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    padding: str = "valid",
-) -> np.ndarray:
-    """What a convolution multiplies its kernel with (im2col).
-
-    Args:
-        x: (n, *sizes, channels): images, or signals and volumes of one and three sizes.
-        size: of the kernel, (height, width) for images.
-        strides: of the convolution.
-        dilation: of the convolution.
-        padding: "valid", "same" with zeros as Keras pads, or "causal" with zeros in front.
-
-    Returns:
-        (n * output positions, kernel positions * channels): its product with the kernel as a matrix is the
-            convolution.
-
-    Example:
-        >>> patches(x, (3, 3), padding="same") @ kernel.reshape(-1, kernel.shape[-1])
-    """
-    rank = len(size)
-    axes = tuple(range(1, rank + 1))
-    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation)]
-    if padding == "same":
-        missing = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(x.shape[1:], strides, reach)]
-        x = np.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
-    elif padding == "causal":
-        x = np.pad(x, ((0, 0), *((r - 1, 0) for r in reach), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=axes)  # n, *outputs, channels, *reach
-    steps = [slice(None, None, step) for step in strides]
-    windows = windows[:, *steps, :, *(slice(None, None, d) for d in dilation)]
-    return np.moveaxis(windows, rank + 1, -1).reshape(-1, int(np.prod(size)) * x.shape[-1])
 
 
 def _pairs(sparse: keras.Model, dense: keras.Model) -> list[tuple[str, Any, Any]]:

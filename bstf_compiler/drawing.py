@@ -6,10 +6,12 @@ from pathlib import Path
 
 import networkx as nx
 
+from bstf_compiler.files import replacing
 from bstf_compiler.graph import Graph
 
 _COLOURS = {"conv": "#cfe2f3", "concat": "#d9ead3", "add": "#fff2cc", "product": "#fff2cc", "lookup": "#f4cccc"}
 _HOST = "#eeeeee"
+_KINDS = "svg", "png", "pdf"
 _INCHES = 0.55, 2.6  # a row, a column
 
 
@@ -49,10 +51,11 @@ def draw(graph: Graph, path: str | Path) -> None:
         colour = _COLOURS.get(kinds.get(name, ""), "white" if graph.tensors[name].position is not None else _HOST)
         box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": "0.4"}
         axes.text(*place, _label(graph, name, kinds.get(name, "input")), ha="center", va="center", fontsize=7, bbox=box)
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise ValueError(f"'{path}' can't be drawn ({error}); give a name that ends in .svg, .png or .pdf") from error
+    kind = Path(path).suffix[1:]
+    if kind not in _KINDS:
+        raise ValueError(f"'{path}' can't be drawn: give a name that ends in .{', .'.join(_KINDS)}")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=kind)
 
 
 def _label(graph: Graph, name: str, kind: str) -> str:

@@ -44,6 +44,7 @@ from bstf_compiler.graph import (
 from bstf_compiler.passes.sums import check_sums
 
 _VERSION = 1
+_MOST_POSITION = 200  # no float32 has more bits behind or before its point
 _OPS = {
     op.__name__: op
     for op in (
@@ -108,7 +109,7 @@ def read(path: str | Path) -> Graph:
             raise ValueError(f"version {text['version']}, where this reads {_VERSION}")
         graph = _graph(text, constants)
         _check(graph)
-    except (zipfile.BadZipFile, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"'{path}' is damaged or no saved engine ({reason}); save it again") from error
     check_sums(graph)
@@ -118,6 +119,8 @@ def read(path: str | Path) -> Graph:
 def _graph(text: dict[str, Any], constants: dict[str, np.ndarray]) -> Graph:
     tensors = {}
     for name, shape, dtype, position in text["tensors"]:
+        if position is not None and (type(position) is not int or abs(position) > _MOST_POSITION):
+            raise ValueError(f"tensor '{name}' has position {position!r}")
         tensors[name] = Tensor(name, tuple(map(int, shape)), str(dtype), position, constants.get(name))
     nodes = [Node(str(name), _op(kind, fields), list(inputs)) for name, kind, fields, inputs in text["nodes"]]
     name, shape = text["input"]
@@ -130,6 +133,8 @@ def _op(kind: str, fields: dict[str, Any]) -> Op:
         sizes = {name: tuple(map(int, value)) for name, value in fields["window"].items()}
         fields = fields | {"window": Window(**sizes)}
     fields = {name: tuple(map(int, value)) if isinstance(value, list) else value for name, value in fields.items()}
+    if not 0 <= int(fields.get("shift", 0)) <= _MOST_POSITION:
+        raise ValueError(f"a {kind} has shift {fields['shift']!r}")
     return _OPS[kind](**fields)
 
 
@@ -157,7 +162,9 @@ def _check(graph: Graph) -> None:
             raise ValueError(f"layer '{node.name}' isn't the last one")
         if _shape(graph, node) != graph.tensors[node.output].shape:
             raise ValueError(f"layer '{node.name}' doesn't make {graph.tensors[node.output].shape}")
-    if not known.issuperset(graph.outputs):
+        if not fixed and graph.tensors[node.output].position is not None:
+            raise ValueError(f"tensor '{node.output}' of a float network has a grid")
+    if any(name not in known or graph.tensors[name].is_constant for name in graph.outputs):
         raise ValueError("an output is missing")
 
 

@@ -79,7 +79,10 @@ def _prepare(network: Network) -> None:
     first = network.only_consumer(network.input.name, network.consumers())
     if not isinstance(first, BatchNorm):
         return
-    constants = (_one_value(values).astype(np.float32) for values in (first.scale, first.offset))
+    with np.errstate(over="ignore"):
+        constants = [_one_value(values).astype(np.float32) for values in (first.scale, first.offset)]
+    if not all(np.isfinite(values).all() for values in constants):
+        raise ValueError(f"layer {first.name!r}: what it and the layers before it do to the input overflows float32.")
     common = {"name": first.name, "inputs": first.inputs, "shape": first.shape}
     network.operations[first.name] = Affine(**common, **dict(zip(("scale", "offset"), constants)))
 
@@ -208,10 +211,10 @@ def _to_depthwise(network: Network, norm: BatchNorm) -> None:
     vector = len(norm.shape) == 1
     made: list[Operation] = []
     if vector:
-        made.append(Reshape(name=f"{norm.name}_pixel", inputs=(source,), shape=(1, 1, channels)))
+        made.append(Reshape(name=network.free_name(f"{norm.name}_pixel"), inputs=(source,), shape=(1, 1, channels)))
         source = made[-1].name
     convolution = Convolution(
-        name=f"{norm.name}_scale" if vector else norm.name,
+        name=network.free_name(f"{norm.name}_scale") if vector else norm.name,
         inputs=(source,),
         shape=(1, 1, channels) if vector else norm.shape,
         kernel=norm.scale.astype(np.float32).reshape(1, 1, 1, channels),
@@ -251,7 +254,7 @@ def _split_averages(network: Network) -> None:
         # Powers of two divide exactly; then, the smaller the first step, the less is rounded twice.
         size = min(windows, key=lambda one: (math.prod(one) & (math.prod(one) - 1) != 0, one[0] != one[1], one))
         first = AveragePool(
-            name=f"{op.name}_windows",
+            name=network.free_name(f"{op.name}_windows"),
             inputs=op.inputs,
             shape=(height // size[0], width // size[1], channels),
             size=size,

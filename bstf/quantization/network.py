@@ -42,11 +42,12 @@ class Affine(Operation):
 
 @dataclass(kw_only=True)
 class Weights(Operation):
-    """A linear operation with a kernel (..., cin, cout) and a bias (cout,), both float32."""
+    """A linear operation with a kernel (..., cin, cout) and a bias (cout,), both float32; Γ if the layer has one."""
 
     kernel: np.ndarray
     bias: np.ndarray
     block: BlockShape
+    gamma: np.ndarray | None = None
 
     def keras_order(self, kernel: np.ndarray) -> np.ndarray:
         """A kernel with its axes in the order of the Keras layer's, and the other way round."""
@@ -216,6 +217,14 @@ class Network:
     def prepared(self) -> bool:
         """Whether the host computes something on the input before it is put on a grid."""
         return any(isinstance(operation, Affine) for operation in self.operations.values())
+
+    def free_name(self, name: str) -> str:
+        """The name, with a number if an operation has it."""
+        number, free = 0, name
+        while free in self.operations:
+            number += 1
+            free = f"{name}_{number}"
+        return free
 
     def consumers(self) -> dict[str, list[Operation]]:
         """Operations that read each tensor."""

@@ -15,7 +15,7 @@ LOWEST, HIGHEST = -128, 127
 CANDIDATES = 5
 FINEST_POSITION = 32  # of tensors with hardly any magnitude, whose grid nothing else limits
 ZERO_POSITION = 7  # of tensors without any: their magnitude says nothing, so the grid of [-1, 1)
-_CHUNK = 1 << 16  # elements, so that the temporary arrays of a large tensor stay in cache
+_CHUNK = 1 << 13  # elements, so that the temporary arrays of a large tensor stay in cache
 
 Rounding = Callable[[np.ndarray], np.ndarray]
 
@@ -35,12 +35,12 @@ def to_integers(x: np.ndarray, position: int, rounding: Rounding) -> np.ndarray:
 
     A zero stays zero (and never becomes -0), whatever the position.
     """
-    return np.clip(rounding(np.ldexp(x, position)), LOWEST, HIGHEST) + 0.0
+    return np.clip(rounding(x * 2.0**position), LOWEST, HIGHEST) + 0.0
 
 
 def to_grid(x: np.ndarray, position: int, rounding: Rounding) -> np.ndarray:
     """Values of a tensor on a grid: integers * 2**-position, in the dtype of `x`."""
-    return np.ldexp(to_integers(x, position, rounding), -position)
+    return to_integers(x, position, rounding) * 2.0**-position
 
 
 def non_overflow(low: float, high: float, margin: float = 0.0) -> int:
@@ -113,8 +113,9 @@ def min_mse(x: np.ndarray, rounding: Rounding) -> int:
     for start in range(0, flat.size, _CHUNK):
         chunk = flat[start : start + _CHUNK].astype(np.float64)
         for i, position in enumerate(candidates):
-            difference = chunk - to_grid(chunk, position, rounding)
-            errors[i] += difference @ difference
+            scaled = chunk * 2.0**position
+            scaled -= np.clip(rounding(scaled), LOWEST, HIGHEST)
+            errors[i] += np.square(scaled, out=scaled).sum() * 4.0**-position
     return candidates[int(np.argmin(errors))]
 
 

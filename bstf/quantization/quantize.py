@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -59,6 +60,7 @@ from bstf.quantization.positions import (
     to_grid,
     to_integers,
 )
+from bstf.quantization.rounding import compensated_kernels
 
 
 def quantize(
@@ -67,6 +69,7 @@ def quantize(
     *,
     activations: str = "min_mse",
     equalize: bool = False,
+    compensate: bool = True,
     correct_bias: bool = True,
 ) -> keras.Model:
     """Quantises a trained model to power-of-two INT8, after training.
@@ -93,6 +96,9 @@ def quantize(
             0.01 % of the largest magnitudes. The input always takes "non_overflow".
         equalize: whether to scale channels between layers first, so that one grid suits all channels
             (`bstf.quantization.equalize`). It helps where weights of channels differ much and no relu6 is between.
+        compensate: whether every weight's rounding makes good for that of the weights before it, on the calibration
+            images (`bstf.quantization.rounding`); or each is rounded to the nearest. On the first images, if they are
+            so many that a tensor would take more than 512 MiB.
         correct_bias: whether to add to every bias what rounding changed in the mean of the layer's outputs on the
             calibration images (`bstf.quantization.bias_correction`): on all, or on the first if they are so many
             that a tensor would take more than 512 MiB. It takes up to twice the time.
@@ -110,12 +116,12 @@ def quantize(
         >>> quantised = bstf.quantize(model, images[:64])
         >>> bstf.export(quantised, "build/model")
     """
-    network, positions = prepared(model, calibration, activations, equalize, correct_bias)
+    network, positions = prepared(model, calibration, activations, equalize, compensate, correct_bias)
     return Builder(network, positions).model(model.name)
 
 
 def prepared(
-    model: keras.Model, calibration: Any, activations: str, equalize: bool, correct_bias: bool
+    model: keras.Model, calibration: Any, activations: str, equalize: bool, compensate: bool, correct_bias: bool
 ) -> tuple[Network, Positions]:
     """The folded network with the weights to put on grids, and its adjusted positions; arguments as of `quantize`."""
     if activations not in ACTIVATION_RULES:
@@ -124,20 +130,26 @@ def prepared(
     if equalize:
         equalize_channels(network)
     images = FirstImages(network)
+    sampled = correct_bias or compensate
     weights = [op for op in network.operations.values() if isinstance(op, Weights)]
     positions = Positions(
-        activation=calibrate(network, calibration, activations, images.add if correct_bias else None),
+        activation=calibrate(network, calibration, activations, images.add if sampled else None),
         kernel={op.name: min_mse(op.kernel, half_even) for op in weights},
         bias={op.name: min_mse(op.bias, half_even) for op in weights},
     )
     positions = adjust(network, positions)
+    rounded = network
+    if compensate:
+        kernels = compensated_kernels(network, positions, images.all())
+        made = {name: replace(op, kernel=kernels[name]) for name, op in network.operations.items() if name in kernels}
+        rounded = replace(network, operations=network.operations | made)
     if correct_bias:
-        biases = corrected_biases(network, Builder(network, positions).model(model.name), images.all())
-        for op in weights:
+        biases = corrected_biases(network, Builder(rounded, positions).model(model.name), images.all())
+        for op in (op for op in rounded.operations.values() if isinstance(op, Weights)):
             op.bias = biases[op.name]
             positions.bias[op.name] = min_mse(op.bias, half_even)
-        positions = adjust(network, positions)
-    return network, positions
+        positions = adjust(rounded, positions)
+    return rounded, positions
 
 
 class Builder:
@@ -320,7 +332,7 @@ def _(op: GlobalAveragePool, shape: tuple[int, ...]) -> list[keras.layers.Layer]
 def _(op: GlobalMaxPool, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
     # As the pooling window that it is, which every reader of the graph knows.
     pool = keras.layers.MaxPooling2D(shape[:2], **_spatial_options(op))
-    return [pool] if op.keepdims else [pool, keras.layers.Reshape(op.shape, dtype="float32")]
+    return [pool] if op.keepdims else [pool, keras.layers.Reshape(op.shape, name=f"{op.name}_vector", dtype="float32")]
 
 
 @_layers.register

@@ -236,7 +236,8 @@ def _kernel_noise(network: Network, quantised: keras.Model) -> float:
 
 
 def _kernel(op: Weights, quantised: keras.Model) -> np.ndarray:
-    kernel = ops.convert_to_numpy(quantised.get_layer(op.name).kernel)
+    layer = quantised.get_layer(op.name)
+    kernel = ops.convert_to_numpy(layer.kernel) if hasattr(layer, "kernel") else np.zeros(0)
     if kernel.size != op.kernel.size:
         raise ValueError(
             f"layer {op.name!r} has a kernel of shape {op.kernel.shape} in the float model and {kernel.shape} in "

@@ -15,7 +15,7 @@ import numpy as np
 
 from bstf.blocks import BlockShape
 from bstf.layers import MaskedConv2D, MaskedConv2DTranspose, MaskedDense, MaskedSeparableConv2D
-from bstf.places import effective_kernel
+from bstf.places import effective_kernel, is_masked
 from bstf.quantization.fixed_point import FixedPoint
 from bstf.quantization.network import (
     Add,
@@ -159,6 +159,8 @@ class _Tracer:
             _unsupported(layer)
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             _refuse(layer, "its data format is channels first; only channels last is supported.")
+        if len(inputs) > 1 and handler not in _OF_SEVERAL:
+            _refuse(layer, f"it is called with {len(inputs)} tensors, of which it may have one.")
         return handler(self, layer, inputs)
 
     def activation(self, layer: Any, source: str, name: str | None = None) -> str:
@@ -212,6 +214,7 @@ def _weights(layer: Any) -> dict[str, Any]:
         "kernel": kernel + 0.0,
         "bias": _bias(layer, kernel.shape[-1]),
         "block": getattr(layer, "block", _DEFAULT_BLOCK),
+        "gamma": keras.ops.convert_to_numpy(layer.gamma) if is_masked(layer) else None,
     }
 
 
@@ -390,13 +393,7 @@ def _with_constant(tracer: _Tracer, layer: Any, inputs: list[str], arguments: Se
     """A tensor and a number, or a number a channel: a batch normalisation of sorts."""
     source, shape = inputs[0], tracer.shape(inputs[0])
     first = not isinstance(arguments[0], keras.KerasTensor)
-    constant = np.asarray(keras.ops.convert_to_numpy(arguments[0 if first else 1]), np.float64)
-    by_channel = constant.size == shape[-1] and constant.shape[-1:] == shape[-1:] and constant.ndim <= len(shape) + 1
-    if constant.size != 1 and not by_channel:
-        _refuse(layer, f"its constant has the shape {constant.shape}; supported are a number and one a channel.")
-    if not np.isfinite(constant).all():
-        _refuse(layer, "its constant is NaN or infinite.")
-    constant = np.broadcast_to(constant.ravel(), shape[-1:])
+    constant = _by_channel(layer, arguments[0 if first else 1], shape, "constant")
     kind, one, zero = _function_name(layer), np.ones(shape[-1]), np.zeros(shape[-1])
     if kind in ("Divide", "TrueDivide") and (first or not constant.all()):
         _refuse(layer, "it divides by a tensor or by zero.")
@@ -412,18 +409,28 @@ def _with_constant(tracer: _Tracer, layer: Any, inputs: list[str], arguments: Se
 
 def _rescaling(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     shape = tracer.shape(inputs[0])
-    scale, offset = (np.broadcast_to(np.float64(value), shape[-1:]) for value in (layer.scale, layer.offset))
+    scale, offset = (_by_channel(layer, getattr(layer, what), shape, what) for what in ("scale", "offset"))
     return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=offset))
 
 
 def _normalization(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
     shape = tracer.shape(inputs[0])
-    mean, variance = (keras.ops.convert_to_numpy(value).astype(np.float64) for value in (layer.mean, layer.variance))
-    if layer.invert or mean.size not in (1, shape[-1]):
-        _refuse(layer, "it normalises something else than channels, or inverts; only channels can be normalised.")
-    scale = np.broadcast_to(1 / np.maximum(np.sqrt(variance.ravel()), keras.backend.epsilon()), shape[-1:])
-    offset = -mean.ravel() * scale
-    return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=offset))
+    if layer.invert:
+        _refuse(layer, "it inverts a normalisation; use Rescaling.")
+    mean, variance = (_by_channel(layer, getattr(layer, what), shape, what) for what in ("mean", "variance"))
+    scale = 1 / np.maximum(np.sqrt(variance), keras.backend.epsilon())
+    return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=-mean * scale))
+
+
+def _by_channel(layer: Any, value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A number, or a number a channel, as float64 (channels,)."""
+    values = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+    one_a_channel = values.shape[-1:] == shape[-1:] and values.size == shape[-1] and values.ndim <= len(shape) + 1
+    if values.size != 1 and not one_a_channel:
+        _refuse(layer, f"its {what} has the shape {values.shape}; supported are a number and one a channel.")
+    if not np.isfinite(values.astype(np.float32)).all():
+        _refuse(layer, f"its {what} holds NaN or infinite values.")
+    return np.broadcast_to(values.ravel(), shape[-1:])
 
 
 def _concat(tracer: _Tracer, layer: Any, inputs: list[str]) -> str:
@@ -590,6 +597,7 @@ _FUNCTIONS = {  # of keras.ops
     "Relu6": _relu_function(6.0),
     **dict.fromkeys(_UNARY, _unary_function),
 }
+_OF_SEVERAL = (_sum, _difference, _product, _concat)
 _WITH_CONSTANT = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 _ELEMENTWISE = tuple(
     getattr(keras.activations, name)

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from bstf.blocks import nonzero_blocks
 from bstf.quantization.adjust import Positions, adjust
 from bstf.quantization.network import Network, Unary, Weights
 from bstf.quantization.quantize import Builder, prepared
@@ -62,7 +61,7 @@ def prepare(
         >>> trained.fit(images, labels)
         >>> quantised = bstf.quantization.convert(trained)
     """
-    network, positions = prepared(model, calibration, activations, equalize, correct_bias)
+    network, positions = prepared(model, calibration, activations, equalize, False, correct_bias)
     trainable = _TrainableBuilder(network, positions, learn_thresholds).model(model.name)
     trainable.network = network
     return trainable
@@ -138,6 +137,6 @@ class _TrainableBuilder(Builder):
     def assign(self, layer: Any, op: Weights, kernel: np.ndarray, bias: np.ndarray) -> None:
         """Gives a layer the float weights."""
         super().assign(layer, op, op.kernel, op.bias)
-        if layer.gamma is not None:
-            layer.gamma.assign(nonzero_blocks(op.kernel, op.block))
+        if layer.gamma is not None and op.gamma is not None:
+            layer.gamma.assign(op.gamma)
         layer.learn_thresholds(self.learned)

@@ -207,7 +207,8 @@ def _gather(reader: _Reader, op: tf.Operation) -> None:
     scale = reader.source(shift, 1 - places[0]) if known else shift
     places = [place for place in range(len(scale.inputs)) if reader.is_constant(scale, place)]
     known = known and scale.type == "Mul" and len(places) == 1 and reader.constant(scale, places[0]).size == 1
-    position = math.log2(abs(float(reader.constant(scale, places[0]).ravel()[0])) or math.inf) if known else math.inf
+    factor = float(reader.constant(scale, places[0]).ravel()[0]) if known else 0.0
+    position = math.log2(factor) if factor > 0 else math.inf
     _require(reader, op, known and position.is_integer(), "a table other than of all integers of 8 bits")
     reader.add(op, Gather(int(position)), [reader.input(scale, 1 - places[0]), reader.input(op, 0)])
 
@@ -241,14 +242,18 @@ def _crop(reader: _Reader, op: tf.Operation) -> None:
     open_begin, open_end = op.get_attr("begin_mask"), op.get_attr("end_mask")
     plain = len(before) == len(after) == 4 and before[3] == after[3] and all(step == 1 for step in strides)
     plain = plain and not any(op.get_attr(f"{what}_mask") for what in ("ellipsis", "new_axis", "shrink_axis"))
-    plain = plain and len(begin) >= 3 and (open_begin & 1 or begin[0] == 0) and bool(open_end & 1)
-    _require(reader, op, plain, "a slice that isn't a crop of the image's rows and columns")
     crop = []
-    for axis in (1, 2):
-        size = before[axis]
-        first = 0 if open_begin >> axis & 1 else begin[axis] % size
-        last = size if open_end >> axis & 1 else min(end[axis] if end[axis] >= 0 else end[axis] + size, size)
-        crop += [first, size - last]
+    for axis, size in enumerate(before):
+        places = range(size)
+        if axis < len(begin):
+            first = None if open_begin >> axis & 1 else begin[axis]
+            last = None if open_end >> axis & 1 else end[axis]
+            # The batch is of any size: only all of it.
+            whole = first in (None, 0) and last is None
+            plain = plain and (whole if axis == 0 else len(places[first:last]) > 0)
+            places = places[first:last]
+        crop += [places.start, size - places.stop] if axis in (1, 2) else []
+    _require(reader, op, plain, "a slice that isn't a crop of the image's rows and columns")
     reader.add(op, DepthToSpace((1, 1), tuple(crop)), [reader.input(op)])
 
 
@@ -330,24 +335,31 @@ def _pad(reader: _Reader, op: tf.Operation) -> None:
 @handles("Tile")
 def _tile(reader: _Reader, op: tf.Operation) -> None:
     """Only as `_repeat` knows it."""
-    axes = [axis for axis, count in enumerate(reader.constant(op, 1).tolist()) if count != 1]
-    opened = op.inputs[0].shape.as_list()
-    _require(reader, op, len(axes) == 1 and len(opened) == 5 and opened[axes[0]] == 1, "a tensor tiled like this")
+    counts, opened = reader.constant(op, 1).tolist(), op.inputs[0].shape.as_list()
+    axes = [axis for axis, count in enumerate(counts) if count != 1]
+    _require(
+        reader,
+        op,
+        reader.source(op, 0).type == "ExpandDims" and len(axes) <= 1 and all(opened[axis] == 1 for axis in axes),
+        "a tensor tiled like this",
+    )
     reader.alias(op)
 
 
 def _repeat(reader: _Reader, op: tf.Operation) -> bool:
-    """Rows or columns repeated: a reshape of what was tiled along a new axis behind theirs."""
+    """Rows or columns repeated: a reshape of what was tiled along a new axis right behind theirs."""
     tiled = reader.source(op, 0)
-    before, after = (tensor.shape.as_list() for tensor in (op.inputs[0], op.outputs[0]))
-    if tiled.type != "Tile" or len(after) != 4:
+    if tiled.type != "Tile":
         return False
-    for axis in (1, 2):
-        if before[1:] == [*after[1:axis], after[axis] // before[axis + 1], before[axis + 1], *after[axis + 1 :]]:
-            factors = (before[2], 1) if axis == 1 else (1, before[3])
-            reader.add(op, Resize(factors), [reader.input(op)])
-            return True
-    return False
+    before, after, counts = reader.shape(op.inputs[0]), reader.shape(op.outputs[0]), reader.constant(tiled, 1)
+    opened = int(reader.constant(reader.source(tiled, 0), 1)) % len(before)
+    axis, rest = opened - 1, [count for place, count in enumerate(counts) if place != opened]
+    whole = (*before[:axis], before[axis] * before[opened], *before[opened + 1 :])
+    known = axis in (1, 2) and set(rest) == {1} and len(after) == 4 and after == whole
+    _require(reader, op, known, "a tensor tiled and reshaped like this")
+    factor = int(counts[opened])
+    reader.add(op, Resize((factor, 1) if axis == 1 else (1, factor)), [reader.input(op)])
+    return True
 
 
 @handles("Reshape", "Squeeze", "ExpandDims")
@@ -410,8 +422,8 @@ def _leaky_relu(reader: _Reader, op: tf.Operation) -> None:
 @handles("Square", "Pow")
 def _power(reader: _Reader, op: tf.Operation) -> None:
     """Small whole powers, as gelu has one, are products."""
-    power = 2 if op.type == "Square" else reader.constant(op, 1)
-    _require(reader, op, np.all(power == 2) or np.all(power == 3), "a power other than 2 and 3")
+    power = np.float32(2) if op.type == "Square" else reader.constant(op, 1)
+    _require(reader, op, power.size == 1 and power in (2, 3), "a power other than 2 and 3")
     x = reader.input(op)
     reader.add(op, Product(), [x, x])
     if np.all(power == 3):

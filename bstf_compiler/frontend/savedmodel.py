@@ -281,9 +281,10 @@ class _Reader:
 
 def _keeps_values(cast: tf.Operation) -> bool:
     """Whether a cast leaves values as they are: from float to float, or of the network's input."""
-    return cast.outputs[0].dtype.is_floating and (
-        cast.inputs[0].dtype.is_floating or cast.inputs[0].op.type == "Placeholder"
-    )
+    source = cast.inputs[0].op
+    while source.type == "Identity":
+        source = source.inputs[0].op
+    return cast.outputs[0].dtype.is_floating and (cast.inputs[0].dtype.is_floating or source.type == "Placeholder")
 
 
 class _Mismatch(ValueError):

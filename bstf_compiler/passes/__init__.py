@@ -107,15 +107,18 @@ def lower(graph: Graph) -> Graph:
 
     Raises:
         ValueError: if a fixed-point graph holds an operation that no back end runs, a constant that isn't on its grid,
-            or sums that could leave 32 bits.
+            or sums that could leave 32 bits; if only some tensors have grids, or something reads a softmax.
     """
     for rule in LOWERING:
         remove_dead(graph)
         apply(rule, graph)
     remove_dead(graph)
+    _check_softmax(graph)
     if graph.is_fixed_point:
         _check_operations(graph)
         check_sums(graph)
+    else:
+        _check_no_grids(graph)
     return graph
 
 
@@ -129,6 +132,24 @@ def without_unread_pixels(graph: Graph) -> Graph:
     while apply(MoveStrides(), copy):
         pass
     return copy
+
+
+def _check_softmax(graph: Graph) -> None:
+    for node in graph:
+        if isinstance(node.op, Softmax) and (readers := graph.consumers(node.output)):
+            raise ValueError(
+                f"layer '{node.name}': '{readers[0].name}' reads its softmax; a softmax is supported at the end of a "
+                "network only: end it there"
+            )
+
+
+def _check_no_grids(graph: Graph) -> None:
+    for node in graph:
+        if graph.tensors[node.output].position is not None:
+            raise ValueError(
+                f"layer '{node.name}' has a fixed-point grid, but the network's input has none, or several: quantise "
+                "the whole network with bstf.quantize"
+            )
 
 
 def _check_operations(graph: Graph) -> None:

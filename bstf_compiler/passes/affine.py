@@ -10,7 +10,8 @@ _LINEAR = (Conv, MatMul)
 _AFFINE = (Multiply, BiasAdd)
 
 
-def _is_per_channel(graph: Graph, node: Node) -> bool:
+def is_per_channel(graph: Graph, node: Node) -> bool:
+    """Whether a node's constant is one number, or one a channel."""
     constant, channels = graph.constants(node)[0].data, graph.tensors[node.output].shape[-1]
     return constant.size == 1 or (constant.size == channels and constant.shape[-1] == channels)
 
@@ -24,7 +25,7 @@ class MergeAffine:
         return (
             before is not None
             and graph.only_consumer(before.output) is not None
-            and all(isinstance(n.op, _AFFINE) and _is_per_channel(graph, n) for n in (before, node))
+            and all(isinstance(n.op, _AFFINE) and is_per_channel(graph, n) for n in (before, node))
             and all(c.position is None for n in (before, node) for c in graph.constants(n))
             and not (isinstance(before.op, Multiply) and isinstance(node.op, BiasAdd))
         )
@@ -49,7 +50,7 @@ class FoldScale:
 
     def match(self, graph: Graph, node: Node) -> bool:
         """A product by one constant a channel, right after a linear layer that nobody else reads."""
-        if not isinstance(node.op, Multiply) or not _is_per_channel(graph, node):
+        if not isinstance(node.op, Multiply) or not is_per_channel(graph, node):
             return False
         chain = self._chain(graph, node)
         return chain is not None and all(c.position is None for link in chain for c in graph.constants(link))
@@ -73,7 +74,7 @@ class FoldScale:
             chain.append(link)
             if isinstance(link.op, _LINEAR):
                 return chain
-            if not (isinstance(link.op, BiasAdd) and _is_per_channel(graph, link)):
+            if not (isinstance(link.op, BiasAdd) and is_per_channel(graph, link)):
                 return None
             tensor = link.inputs[0]
         return None
@@ -84,7 +85,7 @@ class FoldBias:
 
     def match(self, graph: Graph, node: Node) -> bool:
         """A sum with one constant a channel, right after a linear layer that nobody else reads."""
-        if not isinstance(node.op, BiasAdd) or not _is_per_channel(graph, node):
+        if not isinstance(node.op, BiasAdd) or not is_per_channel(graph, node):
             return False
         layer = graph.producer(node.inputs[0])
         if layer is None or not isinstance(layer.op, _LINEAR) or graph.only_consumer(layer.output) is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bstf_compiler.graph import Affine, BiasAdd, FakeQuant, Graph, Multiply, Node
+from bstf_compiler.passes.affine import is_per_channel
 
 
 class FormAffine:
@@ -30,12 +31,12 @@ class FormAffine:
     def _chain(self, graph: Graph, node: Node) -> tuple[Node | None, Node | None] | None:
         """The product and the sum between the input and the grid, if there is one of them at least."""
         found: dict[type, Node] = {}
-        tensor, channels = node.inputs[0], graph.tensors[graph.input].shape[-1]
+        tensor = node.inputs[0]
         for kind in (BiasAdd, Multiply):
             link = graph.producer(tensor)
             if link is None or not isinstance(link.op, kind):
                 continue
-            if graph.only_consumer(tensor) is None or graph.constants(link)[0].data.size not in (1, channels):
+            if graph.only_consumer(tensor) is None or not is_per_channel(graph, link):
                 return None
             found[kind], tensor = link, link.inputs[0]
         if not found or tensor != graph.input or graph.only_consumer(tensor) is None:

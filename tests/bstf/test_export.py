@@ -283,3 +283,11 @@ def test_models_that_cannot_be_exported(make, error, message, tmp_path):
     with pytest.raises(error, match=message):
         export(make(), tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_inside_others_are_refused(tmp_path):
+    entry = keras.Input((4,))
+    a, b = (keras.layers.Dense(2)(entry) for _ in range(2))
+    with pytest.raises(ValueError, match="inside others"):
+        bstf.export(keras.Model(entry, {"a": a, "more": [a, b]}), tmp_path / "model")
+    assert not any(tmp_path.iterdir())

