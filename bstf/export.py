@@ -111,7 +111,7 @@ def _check_model(model: Any) -> None:
 
 def _check_outputs(model: keras.Model) -> None:
     """TensorFlow names outputs that are one tensor, or in one list or dictionary."""
-    structure = model.output if isinstance(model, keras.Sequential) else model._outputs_struct
+    structure = getattr(model, "_outputs_struct", None)  # a Sequential gives one tensor
     entries = structure.values() if isinstance(structure, dict) else structure
     if isinstance(structure, (dict, list, tuple)) and any(isinstance(one, (dict, list, tuple)) for one in entries):
         raise ValueError(
