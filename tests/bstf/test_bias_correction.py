@@ -56,7 +56,7 @@ def mean_errors(model, quantised, images):
 
 def test_means_of_all_channels_come_back(images):
     model = build()
-    plain, corrected = (quantize(model, images, correct_bias=correct) for correct in (False, True))
+    plain, corrected = (quantize(model, images, compensate=False, correct_bias=correct) for correct in (False, True))
     before, after = mean_errors(model, plain, images), mean_errors(model, corrected, images)
     for name in "abc":
         # The rest is the rounding of the bias, at most half a unit of its grid, and what the layers before leave.
@@ -68,7 +68,7 @@ def test_means_of_all_channels_come_back(images):
 def test_the_correction_has_the_right_sign(images):
     """Weights that lose by rounding lower the mean of a layer with positive inputs: its bias must rise by that."""
     model = build()
-    network, quantised = flatten(model), quantize(model, images, correct_bias=False)
+    network, quantised = flatten(model), quantize(model, images, compensate=False, correct_bias=False)
     biases = corrected_biases(network, quantised, images)
     op = network.operations["a"]
     lost = op.kernel - to_grid(op.kernel, quantised.get_layer("a").kernel_position, half_even)
@@ -87,7 +87,7 @@ def test_the_correction_has_the_right_sign(images):
 def test_later_layers_take_back_what_rounding_left_before_them(images):
     """With its own corrected bias, not on a grid, behind those on their grids, each layer has the float's means."""
     model = build()
-    network, quantised = flatten(model), quantize(model, images, correct_bias=False)
+    network, quantised = flatten(model), quantize(model, images, compensate=False, correct_bias=False)
     biases = corrected_biases(network, quantised, images)
     for name in "abc":
         layer = quantised.get_layer(name)
@@ -105,25 +105,27 @@ def test_the_first_images_are_kept_that_fit(images, monkeypatch):
     for start in range(0, 48, 6):
         first.add(images[start : start + 6])
     assert np.array_equal(first.all(), images[:8])
-    few = quantize(model, images, correct_bias=True)
+    few = quantize(model, images, compensate=False, correct_bias=True)
     monkeypatch.undo()
-    biases = corrected_biases(network, quantize(model, images, correct_bias=False), images[:8])
+    biases = corrected_biases(network, quantize(model, images, compensate=False, correct_bias=False), images[:8])
     layer = few.get_layer("a")
     assert np.array_equal(layer.bias, to_grid(biases["a"], layer.bias_position, half_even))
-    assert not np.array_equal(layer.bias, quantize(model, images, correct_bias=True).get_layer("a").bias)
+    assert not np.array_equal(
+        layer.bias, quantize(model, images, compensate=False, correct_bias=True).get_layer("a").bias
+    )
 
 
 def test_an_iterator_of_images_is_enough(images):
     model = build()
-    whole = quantize(model, [images[:24], images[24:]], correct_bias=True)
-    once = quantize(model, iter([images[:24], images[24:]]), correct_bias=True)
+    whole = quantize(model, [images[:24], images[24:]], compensate=False, correct_bias=True)
+    once = quantize(model, iter([images[:24], images[24:]]), compensate=False, correct_bias=True)
     assert np.array_equal(whole(images), once(images))
 
 
 def test_zero_blocks_and_kernels_stay(images):
     model = keras.Sequential([keras.Input((6, 6, 4), name="image"), MaskedConv2D(8, 3, block=(2, 4), name="conv")])
     model.get_layer("conv").set_gamma(np.array([[1, 0], [0, 0]]))
-    plain, corrected = (quantize(model, images, correct_bias=correct) for correct in (False, True))
+    plain, corrected = (quantize(model, images, compensate=False, correct_bias=correct) for correct in (False, True))
     layer = corrected.get_layer("conv")
     assert np.array_equal(layer.kernel, plain.get_layer("conv").kernel)
     assert not np.asarray(layer.kernel)[:, :, 2:].any()

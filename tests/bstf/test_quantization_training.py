@@ -135,7 +135,7 @@ def test_it_starts_as_the_quantised_model(data):
     model = build()
     before = [np.array(weight) for weight in model.get_weights()]
     for options in ({}, {"activations": "non_overflow", "equalize": True, "correct_bias": True}):
-        start, quantised = prepare(model, data[0], **options), quantize(model, data[0], **options)
+        start, quantised = prepare(model, data[0], **options), quantize(model, data[0], compensate=False, **options)
         assert np.array_equal(start(data[0]), quantised(data[0]))
         assert start.name == quantised.name
     for old, new in zip(before, model.get_weights()):
@@ -147,7 +147,7 @@ def test_the_trained_model_and_its_fixed_point_model_are_equal_bit_by_bit(traine
     x = np.concatenate([data[0], 5 * data[0]])
     assert np.array_equal(trained(x), fixed(x))
     assert np.array_equal(trained.predict(x, verbose=0), fixed.predict(x, verbose=0))
-    start = quantize(build(), data[0])
+    start = quantize(build(), data[0], compensate=False)
     assert [layer.name for layer in fixed.layers] == [layer.name for layer in start.layers]
     assert not np.array_equal(trained(x), start(x))
     assert not fixed.trainable_weights
@@ -187,7 +187,7 @@ def test_fixed_thresholds_stay(data):
     before = np.asarray(model.get_layer("stem").kernel)
     model.train_on_batch(data[0][:16], data[1][:16])
     assert not np.array_equal(before, model.get_layer("stem").kernel)
-    fixed, start = convert(model), quantize(build(), data[0])
+    fixed, start = convert(model), quantize(build(), data[0], compensate=False)
     for layer in start.layers:
         for position in ("position", "kernel_position", "bias_position"):
             assert getattr(fixed.get_layer(layer.name), position, None) == getattr(layer, position, None)
@@ -258,7 +258,7 @@ def test_training_on_grids_loses_nothing_against_quantisation_after_training():
     )
     train(model, digits, epochs=6, learning_rate=5e-3, verbose=0)
     images = digits.images(64)
-    after = quantize(model, images)
+    after = quantize(model, images, compensate=False)
     learner = prepare(model, images)
     learner.compile(
         keras.optimizers.Adam(5e-4), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
