@@ -20,7 +20,7 @@ def cifar_resnet(
     convolutions in each. Where the shape changes the shortcut takes every other pixel and pads channels with
     zeros ("option A"), so it has no weights. Batch normalisation (epsilon 1e-5) follows every convolution;
     global average pooling and a dense layer end it. Convolutions of stride 2 pad one pixel at each side, as
-    PyTorch does, for the published weights. A float network: the quantiser has no padding of channels.
+    PyTorch does, for the published weights.
 
     Args:
         depth: layers with weights, 6 n + 2.
