@@ -21,7 +21,8 @@ from bstf.quantization.positions import half_even, half_up, to_grid
 
 _DAMPING = 0.01  # of the mean diagonal of H
 _BATCH = 128  # inputs whose errors go to all later ones at once
-_FEWEST_ROWS, _MOST_ROWS = 2048, 8192  # of X; four an input in between
+_FEWEST_ROWS, _MOST_ROWS = 2048, 8192  # of X, if there are so many; four an input in between
+_FEWEST_ROWS_AN_INPUT = 0.25  # with fewer, they say too little about the inputs' sums
 
 
 def compensated_kernels(network: Network, positions: Positions, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -29,7 +30,7 @@ def compensated_kernels(network: Network, positions: Positions, images: np.ndarr
 
     Layers are taken in order. Each one is fitted to the float outputs on the inputs that it will have, from layers
     rounded before and on their grids, then rounded. Zero blocks stay exactly zero. Transposed convolutions are
-    rounded to the nearest.
+    rounded to the nearest, and so are layers of which the images show too little.
 
     Args:
         network: the folded float network.
@@ -71,6 +72,8 @@ def _rounded(op: Weights, position: int, x: np.ndarray, own: np.ndarray) -> np.n
         return rows.transpose(2, 0, 1, 3).reshape(groups, -1, inputs).astype(np.float64)
 
     wanted, rows = by_group(x), by_group(own)
+    if _FEWEST_ROWS_AN_INPUT * inputs > rows.shape[1]:
+        return to_grid(op.kernel, position, half_even)
     weights = op.kernel.reshape(-1, groups, cout // groups).swapaxes(0, 1).astype(np.float64)
     kept = np.ones(op.kernel.shape, bool)
     if groups == 1:
