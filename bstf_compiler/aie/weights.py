@@ -47,8 +47,8 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-def chunk_bytes(layer: Layer, outputs: int, kept: int) -> int:
-    """Size of a chunk with `outputs` output blocks and `kept` weight blocks."""
+def chunk_bytes(layer: Layer, outputs: np.ndarray | int, kept: np.ndarray | int) -> np.ndarray | int:
+    """Sizes of chunks with `outputs` output blocks and `kept` weight blocks."""
     head = 4 * (_HEADER_WORDS + BLOCK * outputs)
     if not layer.sums_channels:
         return head + _padded(layer.taps * BLOCK * outputs)

@@ -72,9 +72,8 @@ def test_sparse_is_never_slower(device):
     dense, sparse = (bstf_compiler.compile(residual_network(ratio), device) for ratio in (0.0, 0.5))
     assert sparse.weight_bytes < dense.weight_bytes
     for one, two in zip(dense.estimate().layers, sparse.estimate().layers):
-        assert two.seconds <= one.seconds, one.name
-        if two.macs < one.macs and one.bound in ("LOADW", "LOADWM", "COMP"):
-            assert two.seconds < one.seconds, one.name
+        assert two.seconds <= one.seconds, one.name  # equal where one core of the cohort keeps all of its blocks
+    assert sparse.estimate().total_seconds < dense.estimate().total_seconds
 
 
 def test_the_slowest_core_counts():
