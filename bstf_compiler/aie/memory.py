@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
@@ -97,7 +97,7 @@ def place(
         chunk_bytes: bytes that a layer's weight chunks take in each memory tile when it computes so many rows at once.
 
     Raises:
-        ValueError: if a layer doesn't fit even row by row.
+        DoesNotFit: if a layer is too large even row by row.
     """
     in_ddr = {*network_inputs, *outputs}
     while True:
@@ -106,9 +106,10 @@ def place(
         except _NoRoom as full:
             candidates = {name: size for name, size in full.live.items() if name not in in_ddr}
             if not candidates:
-                raise ValueError(
-                    f"layer '{full.layer.name}': one output row needs {full.wanted} bytes of a memory tile, of which "
-                    f"{device.name} has {device.memtile.memory_bytes}; use smaller images or a larger device"
+                raise DoesNotFit(
+                    full.layer,
+                    f"one output row needs {full.wanted} bytes of a memory tile, of which "
+                    f"{device.name} has {device.memtile.memory_bytes}; use smaller images or a larger device",
                 ) from None
             idle = {name: size for name, size in candidates.items() if name not in full.read}
             pool = idle or candidates
@@ -202,16 +203,16 @@ class _Attempt:
         self._placement.stages.append(Stage(layer, bands, addresses.pop(_CHUNKS), addresses))
 
     def _dying_input(self, index: int, layer: Layer) -> str | None:
-        """An input that an element-wise layer may overwrite: read for the last time, tile by tile, at the places that
-        are written.
-        """
-        if layer.op not in ("add", "product", "requantize", "lookup") or layer.output in self._in_ddr:
+        """An input that a layer may overwrite: read for the last time, tile by tile, at the places that are written."""
+        tile_by_tile = layer.op in ("add", "product", "requantize", "lookup") or layer.residual is not None
+        if not tile_by_tile or layer.output in self._in_ddr:
             return None
         if any(
             name in self._in_ddr or len(self._parts[self._whole[name]]) > 1 for name in (*layer.inputs, layer.output)
         ):
             return None
-        images = [source.tensor for source in layer.sources if not source.broadcast]
+        sources = layer.sources if layer.residual is None else [layer.residual]
+        images = [source.tensor for source in sources if not source.broadcast]
         return next((name for name in images if self._last_use[name] == index), None)
 
     def _piece(self, name: str) -> int:

@@ -96,7 +96,8 @@ class Machine:
         shape, out_shape = do.inputs[0].sizes, do.output.sizes
         window = (do.kernel, do.strides, do.dilation, do.padding)
         if do.op == "conv":
-            kernels.conv(memory, x, y, chunk, do.scratch, do.begin, do.finish, shape, out_shape, *window)
+            residual = others[0] if others else -1
+            kernels.conv(memory, x, residual, y, chunk, do.scratch, do.begin, do.finish, shape, out_shape, *window)
         elif do.op == "depthwise":
             kernels.depthwise(memory, x, y, chunk, shape, out_shape, do.block, *window)
         elif do.op in ("maxpool", "averagepool"):

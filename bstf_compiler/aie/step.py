@@ -7,6 +7,7 @@ that the column's results are there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bstf_compiler.aie import tiling
@@ -284,19 +285,30 @@ class StepWriter:
     ) -> None:
         """LOADFM: input tiles, from the memory tiles that hold them to the cores that need them."""
         moves = []
-        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
+        for source, ring, needs, use in self._inputs(k, j, load):
             if source.broadcast:
                 continue
             wanted: dict[Piece, list[str]] = {}  # cores that need the same channels get them at once
             for row in active:
                 wanted.setdefault(needs[row], []).append(_core(column, row))
             for blocks, cores in wanted.items():
-                moves += self._gather(source, ring, tuple(cores), run, blocks, load)
+                moves += self._gather(source, ring, tuple(cores), run, blocks, use)
         acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
         release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
         self._emit(
             Transfer("LOADFM", f"loadfm.{column}", tuple(moves), run.count, (*acquire, *ready), tuple(release))
         )  # fmt: skip
+
+    def _inputs(self, k: int, j: int, load: int) -> Iterator[tuple[Source, Ring, list[Piece], int]]:
+        """What cores read in a load: source, buffer, blocks by row of cores, how many tiles used the buffer before. A
+        residual comes once a tile, with the last chunk of input channels.
+        """
+        chunks = self._tiles.input_chunks
+        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
+            if source is not self._layer.residual:
+                yield source, ring, needs, load
+            elif j == chunks - 1:
+                yield source, ring, needs, load // chunks
 
     def _origin(self, source: Source) -> tuple[int, int, int]:
         """Where a source lies in the memory tiles: address, the image row there, bytes from pixel to pixel."""
@@ -350,8 +362,8 @@ class StepWriter:
     ) -> None:
         """COMP: one core computes the run's tiles."""
         layer, tiles, core, (k, run) = self._layer, self._tiles, _core(column, row), plan[position]
-        piece, needs = self._pieces[k][row], [spans[row] for spans in self._needs[k, j]]
-        span = needs[0].start, needs[0].stop
+        piece, needs = self._pieces[k][row], self._needs[k, j][0][row]
+        span = needs.start, needs.stop
         begin, finish = j == 0, j == tiles.input_chunks - 1
         chunk, use = self._chunks[k if layer.has_weights else 0, row, j], 0
         if layer.has_weights:
@@ -366,8 +378,8 @@ class StepWriter:
             acquire.append(LockAction(f"{core}:out_free"))
             release.append(LockAction(f"{core}:out_full"))
         inputs = [
-            self._input_box(source, ring, core, k, run, blocks, load)
-            for source, ring, blocks in zip(layer.sources, tiles.inputs, needs)
+            self._input_box(source, ring, core, k, run, blocks[row], use)
+            for source, ring, blocks, use in self._inputs(k, j, load)
         ]
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         first = layer.sources[0]
@@ -385,6 +397,7 @@ class StepWriter:
                 dilation=layer.window.dilation,
                 padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
                 work=layer.work(rows * columns, blocks),
+                added=layer.added(rows * columns, piece.blocks) if finish else 0,
                 macs=layer.macs(rows * columns, span, (piece.start, piece.stop)),
                 scratch=tiles.sums.address,
                 begin=begin,

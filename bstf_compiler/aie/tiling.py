@@ -16,7 +16,7 @@ import numpy as np
 
 from bstf_compiler.aie import weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK, Source
 
 _ALIGN = 32
@@ -105,7 +105,7 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
         rows: output rows that are computed at once (fewer than the image's if it comes from DDR in bands).
 
     Raises:
-        ValueError: if even the smallest sub-volume doesn't fit a core.
+        DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
     budget = device.core.memory_bytes - device.core.reserved_bytes
     best, shortest, smallest = None, math.inf, None
@@ -119,9 +119,10 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
         if seconds + calls < shortest:
             best, shortest = replace(tiling, seconds=seconds), seconds + calls
     if best is None:
-        raise ValueError(
-            f"layer '{layer.name}': its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
-            f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores"
+        raise DoesNotFit(
+            layer,
+            f"its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
+            f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
         )
     return best
 
@@ -187,6 +188,7 @@ class _Dealt:
         rate = device.core.macs_per_cycle if layer.sums_channels else device.core.elementwise_per_cycle
         # Cycles of a pixel on the slowest core, bytes through the links: by (round, input chunk).
         self.cycles = layer.work(1, 1) * self.kept.max(axis=1) / rate
+        self.cycles[:, -1] += layer.added(1, 1) * blocks.max(axis=1) / device.core.elementwise_per_cycle
         self.weight_bytes = self.chunks.max(axis=1)
 
     def _channel_by_channel(self, parameter_bytes: int) -> None:
@@ -227,6 +229,11 @@ class _Dealt:
             apart += np.where(earlier.any(axis=1), 0, sizes[:, r])
         self.loads = np.minimum(apart, together)[None]
         self.most = [int(np.where(apart <= together, sizes.max(axis=1), together).max())]
+        if self._layer.residual is not None:  # comes with the last chunk
+            added = np.zeros_like(self.loads[0])
+            added[:, -1] = self.written
+            self.loads = np.stack([self.loads[0], added])
+            self.most.append(self.outputs)
 
     def bound(self, tiling: Tiling, rows: int) -> float:
         """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
@@ -254,7 +261,7 @@ def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tu
     Of a convolution, all rows get what any of them needs, at once, or, where that is no more, each row its own: groups
     read different channels.
     """
-    if not layer.sums_channels:
+    if not layer.sums_channels or source is layer.residual:
         return [source.blocks(piece.start, piece.stop) if piece.blocks else (0, 0) for piece in row_pieces]
     own = [layer.needed(chunk, (piece.start, piece.stop)) for piece in row_pieces]
     used = {(start, stop) for start, stop in own if stop > start}
@@ -281,7 +288,8 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
     def input_ring(source: Source, blocks: int) -> Ring:
         if source.broadcast:  # one slot a round: loaded once, before the round's tiles
             return ring(dealt.rounds, blocks * BLOCK)
-        return ring(min(2, loads), source.rows.most(height) * source.columns.most(columns) * blocks * BLOCK)
+        slots = min(2, tiles if source is layer.residual else loads)
+        return ring(slots, source.rows.most(height) * source.columns.most(columns) * blocks * BLOCK)
 
     return Tiling(
         rounds=dealt.rounds,
