@@ -242,21 +242,21 @@ def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, ro
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
     widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
     pixels = np.outer(widths, heights).ravel()
-    core, links = device.core, device.links
+    core = device.core
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
     for source, blocks in zip(layer.sources, dealt.loads):
         if not source.broadcast:
             in_heights, in_widths = map(source.rows.most, heights), map(source.columns.most, widths)
             in_pixels = np.outer(list(in_widths), list(in_heights)).ravel()
-            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / links.loadfm)
+            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
     rate = core.macs_per_cycle if layer.sums_channels else core.elementwise_per_cycle
     work = layer.work(1, 1) * dealt.kept.max(axis=1)  # a pixel, by (round, input chunk)
     outputs = np.array([sum(piece.blocks for piece in row) for row in dealt.pieces])
     compute = np.ceil(pixels[None, :, None] * work[:, None, :] / rate) / device.clock_hz
-    write = pixels[None, :] * outputs[:, None] * (BLOCK / links.writefm)
+    write = pixels[None, :] * outputs[:, None] * (BLOCK / device.rate("WRITEFM"))
     chunks = dealt.chunks.max(axis=1)  # by (round, input chunk)
     return _pipeline(
-        load, compute, write, chunks / links.loadw, chunks / links.loadwm, tiling.weights.slots,
+        load, compute, write, chunks / device.rate("LOADW"), chunks / device.rate("LOADWM"), tiling.weights.slots,
         tiling.input_slots, tiling.output.slots,
     )  # fmt: skip
 
