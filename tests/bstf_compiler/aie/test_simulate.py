@@ -124,3 +124,24 @@ def test_refuses_images_of_another_shape_or_with_nan():
     images.flat[0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         program.simulate(images)
+
+
+DEVICES = [
+    "aie2_4x2",
+    "aie2_1x8",
+    "aie2_8x2",
+    "aie2_4x4_waaw",
+    "aie2_2x3_aw",
+    "npu1",
+    "npu2_3x4",
+    "ve2802_4x4",
+    "ve2302",
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("network", [random_network, network_of_everything])
+def test_rectangular_meshes_dedicated_tiles_and_real_parts(device, network):
+    for seed in range(3):
+        graph = network(seed)
+        assert_equal_to_reference(graph, device, random_images(seed, graph))
