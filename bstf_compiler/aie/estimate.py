@@ -126,7 +126,7 @@ def _layer(step: Step, start: float, seconds: float, spans: list[Span]) -> Layer
 def seconds(device: DeviceSpec, instruction: Instruction) -> float:
     """Seconds of one iteration: bytes over the link's rate; whole cycles of work over the core's rate."""
     if isinstance(instruction, Transfer):
-        return instruction.bytes / getattr(device.links, instruction.kind.lower())
+        return instruction.bytes / device.rate(instruction.kind)
     core = device.core
     rate = core.macs_per_cycle if instruction.op == "conv" else core.elementwise_per_cycle
     return math.ceil(instruction.work / rate + instruction.added / core.elementwise_per_cycle) / device.clock_hz
@@ -169,13 +169,13 @@ def _published(code: Code, step: Step) -> list[Span]:
         )
     rate, clock = device.links.loadfm, device.clock_hz
     kinds = {
-        "LOAD": _slowest(step, "LOAD", device.links.load),
+        "LOAD": _slowest(step, "LOAD", device.rate("LOAD")),
         "LOADW": published.loadw_seconds(layers[0], device.memtiles, 1, rate),
         "LOADFM": sum(sum(published.loadfm_seconds(layer, rate)) for layer in layers),
         "LOADWM": sum(sum(published.loadwm_seconds(layer, rate)) for layer in layers),
         "COMP": sum(sum(published.comp_seconds(layer, clock)) for layer in layers),
         "WRITEFM": sum(sum(published.writefm_seconds(layer, rate)) for layer in layers),
-        "WRITE": _slowest(step, "WRITE", device.links.write),
+        "WRITE": _slowest(step, "WRITE", device.rate("WRITE")),
     }
     total = published.layer_seconds(layers[0], kinds["LOAD"], kinds["LOADW"], kinds["WRITE"], rate, clock)
     total += sum(published.layer_seconds(layer, 0.0, 0.0, 0.0, rate, clock) for layer in layers[1:])

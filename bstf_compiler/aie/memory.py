@@ -74,9 +74,19 @@ class _NoRoom(Exception):
         self.live, self.read, self.layer, self.wanted = live, read, layer, wanted
 
 
-def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
-    """Bytes of the widest piece of `rows` rows of a tensor cut over `columns` memory tiles."""
-    widest = max(stop - start for start, stop in share(shape[1], columns))
+def tile_spans(width: int, device: DeviceSpec) -> list[tuple[int, int]]:
+    """Pixel columns [start, stop) in each of a device's activation tiles: those of its columns of cores."""
+    parts = share(width, device.columns)
+    spans: dict[int, tuple[int, int]] = {}
+    for column, (start, stop) in enumerate(parts):
+        place = device.activation_tile(column)
+        spans[place] = (spans.get(place, (start, stop))[0], stop)
+    return list(spans.values())
+
+
+def piece_bytes(shape: tuple[int, int, int], rows: int, device: DeviceSpec) -> int:
+    """Bytes of the widest piece of `rows` rows of a tensor cut over a device's memory tiles."""
+    widest = max(stop - start for start, stop in tile_spans(shape[1], device))
     return -(-rows * widest * shape[2] * BLOCK // _ALIGN) * _ALIGN
 
 
@@ -216,7 +226,7 @@ class _Attempt:
         return next((name for name in images if self._last_use[name] == index), None)
 
     def _piece(self, name: str) -> int:
-        return piece_bytes(self._shapes[name], self._shapes[name][0], self._device.columns)
+        return piece_bytes(self._shapes[name], self._shapes[name][0], self._device)
 
     def _staging_bytes(self, layer: Layer, name: str, bands: list[tuple[int, int]]) -> int:
         shape = self._shapes[name]
@@ -227,7 +237,7 @@ class _Attempt:
             source = next(source for source in layer.sources if source.tensor == name)
             reaches = [source.rows.reach(*band) for band in bands]
             rows = max(stop - start for start, stop, _ in reaches)
-        return piece_bytes(shape, rows, self._device.columns)
+        return piece_bytes(shape, rows, self._device)
 
     def _first_fit(self, sizes: dict[str, int]) -> dict[str, int] | None:
         """Lowest free addresses for all of `sizes`, or None."""

@@ -59,7 +59,11 @@ def _plan(graph: Graph, device: DeviceSpec, layers: list[Layer]) -> Schedule:
 
     outputs = outputs_of(graph)
     placement = memory.place(
-        layers, inputs_of(graph), outputs, device, lambda layer, rows: tile(layer, rows).weights.total
+        layers,
+        inputs_of(graph),
+        outputs,
+        device,
+        lambda layer, rows: tile(layer, rows).weights.total * device.rows_of_weight_tile,
     )
     tilings = [
         tile(stage.layer, max(b - a for a, b in stage.bands)) if stage.layer.sources else None

@@ -15,7 +15,7 @@ from bstf_compiler.aie.code import Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
-from bstf_compiler.aie.memory import Place, Stage
+from bstf_compiler.aie.memory import Place, Stage, tile_spans
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
 from bstf_compiler.aie.tiling import Piece, Ring, Tiling
 
@@ -111,8 +111,9 @@ class StepWriter:
                 locks |= {f"{core}:out_free": tiles.output.slots, f"{core}:out_full": 0}
                 locks |= {f"{core}:w_free": tiles.weights.slots, f"{core}:w_full": 0}
         for row in self._rows:
-            locks |= {f"m{row}:w_free": tiles.weights.slots, f"m{row}:w_full": 0}
-        for tile in range(self._device.columns):
+            free, full = _weight_locks(self._device, row)
+            locks |= {free: tiles.weights.slots, full: 0}
+        for tile in self._device.activation_tiles:
             locks |= {f"m{tile}:ready": 0, f"m{tile}:done": 0}
 
     # --- DDR <-> memory tiles ---
@@ -133,7 +134,7 @@ class StepWriter:
             moves = []
             for source in self._staged:
                 start, stop, _ = source.rows.reach(*self._band)
-                span = self._input_spans(source)[tile]
+                span = self._input_spans(source)[self._device.activation_tiles.index(tile)]
                 if span[1] > span[0]:
                     box = _ddr_box(self._places[source.tensor], (start, stop), span)
                     target = self._staging_box(source.tensor, f"m{tile}", stop - start, span, box.sizes[2])
@@ -150,14 +151,14 @@ class StepWriter:
         key = source.columns, columns  # asked again for every tile of a column
         if key not in self._holders:
             left, right, _ = _columns_under(source, columns)
-            spans = enumerate(self._input_spans(source))
+            spans = zip(self._device.activation_tiles, self._input_spans(source))
             held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
             self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
         return self._holders[key]
 
     def _input_spans(self, source: Source) -> list[tuple[int, int]]:
         """Columns of an input in each memory tile."""
-        return share(source.shape[1], self._device.columns)
+        return tile_spans(source.shape[1], self._device)
 
     def _write(self) -> None:
         """WRITE: the band's rows of an output that lives in DDR, from its staging buffer."""
@@ -165,14 +166,22 @@ class StepWriter:
         if place.memory != "ddr":
             return
         rows, length = self._band[1] - self._band[0], self._layer.blocks * BLOCK
-        for column in self._columns:
-            staged = self._staging_box(self._layer.output, f"m{column}", rows, self._spans[column], length)
-            whole = _ddr_box(place, self._band, self._spans[column])
+        for tile, span in zip(self._device.activation_tiles, tile_spans(self._layer.output_shape[1], self._device)):
+            writers = [column for column in self._columns if self._tile_of(column)[0] == tile]
+            if not writers:
+                continue
+            staged = self._staging_box(self._layer.output, f"m{tile}", rows, span, length)
+            whole = _ddr_box(place, self._band, span)
             moves = []
             for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
                 moves.append(Move(_part(staged, before, blocks), _part(whole, first, blocks)))
-            take = LockAction(f"m{column}:done")
-            self._emit(Transfer("WRITE", f"write.{column}", tuple(moves), acquire=(take,)))
+            take = LockAction(f"m{tile}:done", len(writers))
+            self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=(take,)))
+
+    def _tile_of(self, column: int) -> tuple[int, tuple[int, int]]:
+        """The memory tile that a column of cores writes, and the output columns that it holds."""
+        place = self._device.activation_tile(column)
+        return self._device.activation_tiles[place], tile_spans(self._layer.output_shape[1], self._device)[place]
 
     def _staging_box(self, name: str, tile: str, rows: int, columns: tuple[int, int], length: int) -> Access:
         width = columns[1] - columns[0]
@@ -183,15 +192,17 @@ class StepWriter:
     def _weights(self) -> None:
         """LOADW and LOADWM: the chunks of each row of cores, in the order in which they are used."""
         ring = self._tiles.weights
-        memtile_ring = replace(ring, address=self._stage.chunks)
         for row in self._rows:
+            tile, slot_of_row = self._device.weight_tile(row)
+            memtile_ring = replace(ring, address=self._stage.chunks + slot_of_row * ring.total)
+            free, full = _weight_locks(self._device, row)
             for use, chunk in enumerate(self._chunk_order(row)):
-                slot = _slot((f"m{row}",), memtile_ring, chunk.bytes, use)
+                slot = _slot((f"m{tile}",), memtile_ring, chunk.bytes, use)
                 ddr = Access(("ddr",), chunk.address, (1, 1, chunk.bytes))
                 self._emit(
                     Transfer(
                         "LOADW", f"loadw.{row}", (Move(ddr, slot),),
-                        acquire=(LockAction(f"m{row}:w_free"),), release=(LockAction(f"m{row}:w_full"),),
+                        acquire=(LockAction(free),), release=(LockAction(full),),
                     )
                 )  # fmt: skip
                 cores = tuple(_core(column, row) for column in self._columns)
@@ -199,8 +210,8 @@ class StepWriter:
                 self._emit(
                     Transfer(
                         "LOADWM", f"loadwm.{row}", (Move(slot, target),),
-                        acquire=(LockAction(f"m{row}:w_full"), *(LockAction(f"{core}:w_free") for core in cores)),
-                        release=(LockAction(f"m{row}:w_free"), *(LockAction(f"{core}:w_full") for core in cores)),
+                        acquire=(LockAction(full), *(LockAction(f"{core}:w_free") for core in cores)),
+                        release=(LockAction(free), *(LockAction(f"{core}:w_full") for core in cores)),
                     )
                 )  # fmt: skip
 
@@ -276,7 +287,12 @@ class StepWriter:
                 for row, blocks in enumerate(needs[place]):
                     sizes = (1, 1, blocks.blocks * BLOCK)
                     if blocks.blocks:
-                        box = Access(("m0",), base + blocks.start * BLOCK, sizes, (pixel, pixel))
+                        box = Access(
+                            (f"m{self._device.activation_tiles[0]}",),
+                            base + blocks.start * BLOCK,
+                            sizes,
+                            (pixel, pixel),
+                        )
                         moves.append(Move(box, replace(_slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
         return moves
 
@@ -330,7 +346,7 @@ class StepWriter:
         spans = self._input_spans(source)
         moves = []
         for tile, first, last in self._held(source, run.columns):
-            start, stop = spans[tile]
+            start, stop = spans[self._device.activation_tiles.index(tile)]
             pitch = (stop - start) * pixel
             box = Access(
                 (f"m{tile}",),
@@ -420,7 +436,7 @@ class StepWriter:
     def _writefm(self, column: int, k: int, run: _Run, tile: int, active: list[int], final: bool) -> None:
         """WRITEFM: output tiles of a column's cores to the memory tile of that column."""
         layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
-        start, stop = self._spans[column]
+        memtile, (start, stop) = self._tile_of(column)
         base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
         if place.memory == "ddr":  # the staging buffer has no gaps between runs
             base, origin, pixel = self._stage.staging[layer.output], self._band[0], layer.blocks * BLOCK
@@ -434,7 +450,7 @@ class StepWriter:
             for before, first, blocks in cut_runs(runs, piece.start, piece.stop):
                 source = _part(made, before, blocks)
                 target = Access(
-                    (f"m{column}",),
+                    (f"m{memtile}",),
                     base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + first * BLOCK,
                     source.sizes,
                     (pitch, pixel),
@@ -445,11 +461,17 @@ class StepWriter:
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
         if final and place.memory == "ddr":
-            release.append(LockAction(f"m{column}:done", 1, LAST))
+            release.append(LockAction(f"m{memtile}:done", 1, LAST))
         self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
 
     def _emit(self, instruction: Transfer | Compute) -> None:
         self._step.instructions.append(instruction)
+
+
+def _weight_locks(device: DeviceSpec, row: int) -> tuple[str, str]:
+    """The locks of a row's chunk slots in its memory tile, free and full; a number where a tile feeds several rows."""
+    tile, slot = device.weight_tile(row)
+    return f"m{tile}:w_free{slot or ''}", f"m{tile}:w_full{slot or ''}"
 
 
 def _core(column: int, row: int) -> str:

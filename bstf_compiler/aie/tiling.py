@@ -237,7 +237,7 @@ class _Dealt:
 
     def bound(self, tiling: Tiling, rows: int) -> float:
         """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
-        layer, links = self._layer, self._device.links
+        layer, rate = self._layer, self._device.rate
         heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
         widths = [stop - start for start, stop in cuts(_widest(layer, self._device), tiling.tile_columns)]
         pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
@@ -248,10 +248,10 @@ class _Dealt:
                 loaded += area * int(loads.sum()) * BLOCK
         weight_bytes = int(self.weight_bytes.sum()) * (tiles if self.input_chunks > 1 else 1)
         return max(
-            loaded / links.loadfm,
+            loaded / rate("LOADFM"),
             pixels * float(self.cycles.sum()) / self._device.clock_hz,
-            pixels * int(self.written.sum()) * BLOCK / links.writefm,
-            weight_bytes / min(links.loadw, links.loadwm),
+            pixels * int(self.written.sum()) * BLOCK / rate("WRITEFM"),
+            weight_bytes / min(rate("LOADW"), rate("LOADWM")),
         )
 
 
@@ -309,17 +309,16 @@ def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, ro
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
     widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
     pixels = np.outer(widths, heights).ravel()
-    links = device.links
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
     for source, blocks in zip(layer.sources, dealt.loads):
         if not source.broadcast:
             in_heights, in_widths = map(source.rows.most, heights), map(source.columns.most, widths)
             in_pixels = np.outer(list(in_widths), list(in_heights)).ravel()
-            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / links.loadfm)
+            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
     compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
-    write = pixels[None, :] * dealt.written[:, None] * (BLOCK / links.writefm)
+    write = pixels[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
     return _pipeline(
-        load, compute, write, dealt.weight_bytes / links.loadw, dealt.weight_bytes / links.loadwm,
+        load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
         tiling.weights.slots, tiling.input_slots, tiling.output.slots,
     )  # fmt: skip
 
