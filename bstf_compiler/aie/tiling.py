@@ -108,16 +108,17 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
     budget = device.core.memory_bytes - device.core.reserved_bytes
-    best, shortest, smallest = None, math.inf, None
+    best, shortest, smallest = None, (True, math.inf), None
     for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
         smallest = min(smallest or tiling.stop, tiling.stop)
         tiles = -(-rows // tiling.tile_rows) * -(-_widest(layer, device) // tiling.tile_columns)
         calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
-        if tiling.stop > budget or dealt.bound(tiling, rows) + calls >= shortest:
+        crowds = tiling.weights.total > device.memtile.memory_bytes // 2  # its chunks leave tensors no room there
+        if tiling.stop > budget or (crowds, dealt.bound(tiling, rows) + calls) >= shortest:
             continue
         seconds = _seconds(layer, device, dealt, tiling, rows)
-        if seconds + calls < shortest:
-            best, shortest = replace(tiling, seconds=seconds), seconds + calls
+        if (crowds, seconds + calls) < shortest:
+            best, shortest = replace(tiling, seconds=seconds), (crowds, seconds + calls)
     if best is None:
         raise DoesNotFit(
             layer,
