@@ -2,8 +2,8 @@
 
 A tensor is cut evenly by width, a piece a memory tile, at one address in all of them; a piece is (rows, its columns,
 channels padded to eight). What doesn't fit is spilled: it lives in DDR, and the layers that write or read it pass
-through staging buffers, in bands of rows if even those don't fit. Parts of a joined tensor (joining.py) lie in it, and
-live and spill with it.
+through staging buffers, in bands of rows: while one is computed, the next is loaded and the one before written. Parts
+of a joined tensor (joining.py) lie in it, and live and spill with it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
 _CHUNKS = "weight chunks"
+_MOST_BANDS = 4
+"""Times as many bands as must be are tried: smaller ones wait less for the first load and the last write."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class Allocation:
 @dataclass
 class Stage:
     """A layer with its memory: output rows of each band, address of the weight chunks in every memory tile, and
-    addresses of staging buffers by tensor.
+    addresses of staging buffers by tensor: two each if there are several bands, used in turn.
     """
 
     layer: Layer
     bands: list[tuple[int, int]]
     chunks: int
-    staging: dict[str, int] = field(default_factory=dict)
+    staging: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def staging_of(self, tensor: str, band: int) -> int:
+        """Address of the buffer that holds a band of a tensor."""
+        buffers = self.staging[tensor]
+        return buffers[band % len(buffers)]
 
 
 @dataclass
@@ -95,7 +102,7 @@ def place(
     network_inputs: list[str],
     outputs: list[str],
     device: DeviceSpec,
-    chunk_bytes: Callable[[Layer, int], int],
+    cost: Callable[[Layer, int], tuple[int, float]],
 ) -> Placement:
     """Gives every tensor a place.
 
@@ -104,7 +111,8 @@ def place(
         network_inputs: tensors that arrive in DDR.
         outputs: tensors that must end in DDR.
         device: the array.
-        chunk_bytes: bytes that a layer's weight chunks take in each memory tile when it computes so many rows at once.
+        cost: bytes that a layer's weight chunks take in each memory tile, and seconds that the array works, when it
+            computes so many rows at once.
 
     Raises:
         DoesNotFit: if a layer is too large even row by row.
@@ -112,7 +120,7 @@ def place(
     in_ddr = {*network_inputs, *outputs}
     while True:
         try:
-            return _Attempt(layers, in_ddr, device, chunk_bytes).run()
+            return _Attempt(layers, in_ddr, device, cost).run()
         except _NoRoom as full:
             candidates = {name: size for name, size in full.live.items() if name not in in_ddr}
             if not candidates:
@@ -134,9 +142,9 @@ class _Attempt:
         layers: list[Layer],
         in_ddr: set[str],
         device: DeviceSpec,
-        chunk_bytes: Callable[[Layer, int], int],
+        cost: Callable[[Layer, int], tuple[int, float]],
     ) -> None:
-        self._layers, self._in_ddr, self._device, self._chunk_bytes = layers, in_ddr, device, chunk_bytes
+        self._layers, self._in_ddr, self._device, self._cost = layers, in_ddr, device, cost
         self._shapes = {layer.output: layer.output_shape for layer in layers}
         self._shapes.update({source.tensor: source.shape for layer in layers for source in layer.sources})
         self._slices = {layer.output: layer.part_of for layer in layers if layer.part_of is not None}
@@ -190,27 +198,46 @@ class _Attempt:
             self._take(whole, address, size, index)
         staged = [name for name in dict.fromkeys((*layer.inputs, layer.output)) if self._whole[name] in self._in_ddr]
         fresh = whole not in self._in_ddr and whole not in self._live
-        wanted = 0
+        best = None
         for height in sorted({-(-rows // n) for n in range(1, rows + 1)}, reverse=True) if staged else [rows]:
             bands = [(start, min(start + height, rows)) for start in range(0, rows, height)]
-            sizes = {name: self._staging_bytes(layer, name, bands) for name in staged}
+            if best is not None and len(bands) > _MOST_BANDS * len(best[1]):
+                break
+            buffers = min(2, len(bands))
+            bytes_of = {name: self._staging_bytes(layer, name, bands) for name in staged}
+            sizes = {name: buffers * size for name, size in bytes_of.items()}
             if fresh:
                 sizes[whole] = self._piece(whole)
-            sizes[_CHUNKS] = self._chunk_bytes(layer, height)
-            wanted = sum(sizes.values())
+            sizes[_CHUNKS], seconds = self._cost(layer, height)
             if (addresses := self._first_fit(sizes)) is not None:
-                break
-        else:
+                seconds = self._seconds(layer, bytes_of, len(bands), seconds)
+                if best is None or seconds < best[0]:
+                    best = seconds, bands, sizes, addresses
+        if best is None:
             live = {name: size for name, (_, size) in self._live.items()}
             read = {self._whole[name] for name in layer.inputs}
-            raise _NoRoom({**live, whole: self._piece(whole)}, read, layer, wanted)
+            raise _NoRoom({**live, whole: self._piece(whole)}, read, layer, sum(sizes.values()))
+        _, bands, sizes, addresses = best
         if fresh:
             self._take(whole, addresses.pop(whole), sizes[whole], index)
         self._placement.allocations += [
             Allocation(name if name == _CHUNKS else f"staging {name}", addresses[name], sizes[name], index, index)
             for name in addresses
         ]
-        self._placement.stages.append(Stage(layer, bands, addresses.pop(_CHUNKS), addresses))
+        chunks, buffers = addresses.pop(_CHUNKS), min(2, len(bands))
+        staging = {
+            name: tuple(address + slot * (sizes[name] // buffers) for slot in range(buffers))
+            for name, address in addresses.items()
+        }
+        self._placement.stages.append(Stage(layer, bands, chunks, staging))
+
+    def _seconds(self, layer: Layer, staging: dict[str, int], bands: int, seconds: float) -> float:
+        """Of a layer in bands that take the array `seconds` each: the next band is loaded and the one before written
+        meanwhile, but for the first and the last.
+        """
+        load = sum(size for name, size in staging.items() if name != layer.output) / self._device.rate("LOAD")
+        write = staging.get(layer.output, 0) / self._device.rate("WRITE")
+        return load + bands * (max(seconds, load, write) if bands > 1 else seconds) + write
 
     def _dying_input(self, index: int, layer: Layer) -> str | None:
         """An input that a layer may overwrite: read for the last time, tile by tile, at the places that are written."""

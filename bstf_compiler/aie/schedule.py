@@ -58,13 +58,12 @@ def _plan(graph: Graph, device: DeviceSpec, layers: list[Layer]) -> Schedule:
         return chosen[layer.name, rows]
 
     outputs = outputs_of(graph)
-    placement = memory.place(
-        layers,
-        inputs_of(graph),
-        outputs,
-        device,
-        lambda layer, rows: tile(layer, rows).weights.total * device.rows_of_weight_tile,
-    )
+
+    def cost(layer: Layer, rows: int) -> tuple[int, float]:
+        chosen = tile(layer, rows)
+        return chosen.weights.total * device.rows_of_weight_tile, chosen.seconds
+
+    placement = memory.place(layers, inputs_of(graph), outputs, device, cost)
     tilings = [
         tile(stage.layer, max(b - a for a, b in stage.bands)) if stage.layer.sources else None
         for stage in placement.stages

@@ -51,28 +51,28 @@ class StepWriter:
         stage: the layer and its memory.
         tiles: how it is cut.
         chunks: its packed chunks by (round, row of cores, input chunk).
-        band: its output rows [first, last).
+        number: which of the stage's bands.
     """
 
     def __init__(
         self, device: DeviceSpec, places: dict[str, Place], stage: Stage, tiles: Tiling,
-        chunks: dict[tuple[int, int, int], Chunk], band: tuple[int, int],
+        chunks: dict[tuple[int, int, int], Chunk], number: int,
     ) -> None:  # fmt: skip
         self._device, self._places, self._stage, self._tiles = device, places, stage, tiles
-        self._chunks, self._band, self._layer = chunks, band, stage.layer
+        self._chunks, self._number, self._layer = chunks, number, stage.layer
+        self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
         self._pieces = tiling.pieces(stage.layer, device, tiles.rounds)
         self._needs = self._input_spans_of_cores()
         self._spans = share(stage.layer.output_shape[1], device.columns)
         self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
         self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
-        self._staged = self._staged_sources()
         self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
         self._step: Step
 
-    def step(self, stage_index: int, keeps: bool) -> Step:
-        """All instructions of the band."""
+    def step(self, stage_index: int) -> Step:
+        """All instructions of the band, with the LOAD of the next one and the WRITE of the one before."""
         layer = self._layer
-        self._step = Step(layer.name, layer.op, layer.output, self._band, stage_index, keeps)
+        self._step = Step(layer.name, layer.op, layer.output, self._band, stage_index, keeps=self._last)
         self._step.buffers = self._buffers()
         self._declare_locks()
         self._load()
@@ -118,33 +118,41 @@ class StepWriter:
 
     # --- DDR <-> memory tiles ---
 
-    def _staged_sources(self) -> list[Source]:
-        """The inputs in DDR of which the band reads rows, one a tensor."""
+    def _staged_sources(self, number: int) -> list[Source]:
+        """The inputs in DDR of which a band reads rows, one a tensor."""
         found: dict[str, Source] = {}
         for source in self._layer.sources:
-            start, stop, _ = source.rows.reach(*self._band)
+            start, stop, _ = source.rows.reach(*self._stage.bands[number])
             if stop > start and self._places[source.tensor].memory == "ddr":
                 found.setdefault(source.tensor, source)
         return list(found.values())
 
     def _load(self) -> None:
-        """LOAD: the band's rows of every input that lives in DDR, to its staging buffer."""
-        readers = [tile for column in self._columns for tile in self._staged_tiles(column)]
+        """LOAD: what the next band reads, while this one is computed; of the first band, what it reads itself."""
+        if self._number == 0:
+            self._load_band(0)
+        if not self._last:
+            self._load_band(self._number + 1)
+
+    def _load_band(self, number: int) -> None:
+        """The rows that a band reads of every input that lives in DDR, to its staging buffer."""
+        readers = [tile for column in self._columns for tile in self._staged_tiles(column, number)]
         for tile in sorted(set(readers)):
             moves = []
-            for source in self._staged:
-                start, stop, _ = source.rows.reach(*self._band)
+            for source in self._staged_sources(number):
+                start, stop, _ = source.rows.reach(*self._stage.bands[number])
                 span = self._input_spans(source)[self._device.activation_tiles.index(tile)]
                 if span[1] > span[0]:
                     box = _ddr_box(self._places[source.tensor], (start, stop), span)
-                    target = self._staging_box(source.tensor, f"m{tile}", stop - start, span, box.sizes[2])
+                    target = self._staging_box(source.tensor, number, f"m{tile}", stop - start, span, box.sizes[2])
                     moves.append(Move(box, target))
-            give = LockAction(f"m{tile}:ready", readers.count(tile))
-            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=(give,)))
+            give = (LockAction(f"m{tile}:ready", readers.count(tile)),) if number == self._number else ()
+            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=give))
 
-    def _staged_tiles(self, column: int) -> list[int]:
+    def _staged_tiles(self, column: int, number: int) -> list[int]:
         """The memory tiles with staged input columns of a column of cores."""
-        return sorted({tile for source in self._staged for tile, _, _ in self._held(source, self._spans[column])})
+        sources = self._staged_sources(number)
+        return sorted({tile for source in sources for tile, _, _ in self._held(source, self._spans[column])})
 
     def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
         """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
@@ -161,31 +169,39 @@ class StepWriter:
         return tile_spans(source.shape[1], self._device)
 
     def _write(self) -> None:
-        """WRITE: the band's rows of an output that lives in DDR, from its staging buffer."""
-        place = self._places[self._layer.output]
-        if place.memory != "ddr":
-            return
-        rows, length = self._band[1] - self._band[0], self._layer.blocks * BLOCK
+        """WRITE: what the band before has made of an output that lives in DDR; of the last band, its own too."""
+        if self._places[self._layer.output].memory == "ddr":
+            if self._number:
+                self._write_band(self._number - 1)
+            if self._last:
+                self._write_band(self._number)
+
+    def _write_band(self, number: int) -> None:
+        """A band's rows of the output, from its staging buffer."""
+        place, band = self._places[self._layer.output], self._stage.bands[number]
+        rows, length = band[1] - band[0], self._layer.blocks * BLOCK
         for tile, span in zip(self._device.activation_tiles, tile_spans(self._layer.output_shape[1], self._device)):
             writers = [column for column in self._columns if self._tile_of(column)[0] == tile]
             if not writers:
                 continue
-            staged = self._staging_box(self._layer.output, f"m{tile}", rows, span, length)
-            whole = _ddr_box(place, self._band, span)
+            staged = self._staging_box(self._layer.output, number, f"m{tile}", rows, span, length)
+            whole = _ddr_box(place, band, span)
             moves = []
             for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
                 moves.append(Move(_part(staged, before, blocks), _part(whole, first, blocks)))
-            take = LockAction(f"m{tile}:done", len(writers))
-            self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=(take,)))
+            take = (LockAction(f"m{tile}:done", len(writers)),) if number == self._number else ()
+            self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=take))
 
     def _tile_of(self, column: int) -> tuple[int, tuple[int, int]]:
         """The memory tile that a column of cores writes, and the output columns that it holds."""
         place = self._device.activation_tile(column)
         return self._device.activation_tiles[place], tile_spans(self._layer.output_shape[1], self._device)[place]
 
-    def _staging_box(self, name: str, tile: str, rows: int, columns: tuple[int, int], length: int) -> Access:
+    def _staging_box(
+        self, name: str, number: int, tile: str, rows: int, columns: tuple[int, int], length: int
+    ) -> Access:
         width = columns[1] - columns[0]
-        return Access((tile,), self._stage.staging[name], (rows, width, length), (width * length, length))
+        return Access((tile,), self._stage.staging_of(name, number), (rows, width, length), (width * length, length))
 
     # --- weights ---
 
@@ -260,7 +276,8 @@ class StepWriter:
     def _column(self, column: int) -> None:
         runs = self._runs(column)
         plan = [(k, run) for k in range(self._tiles.rounds) for run in runs]
-        ready = tuple(LockAction(f"m{tile}:ready", 1, FIRST) for tile in self._staged_tiles(column))
+        waits = self._staged_tiles(column, 0) if self._number == 0 else []  # later bands were loaded before
+        ready = tuple(LockAction(f"m{tile}:ready", 1, FIRST) for tile in waits)
         if moves := self._broadcasts(column):
             self._emit(Transfer("LOADFM", f"loadfm.{column}", tuple(moves), acquire=ready))
             ready = ()
@@ -330,7 +347,7 @@ class StepWriter:
         """Where a source lies in the memory tiles: address, the image row there, bytes from pixel to pixel."""
         place = self._places[source.tensor]
         if place.memory == "ddr":
-            return self._stage.staging[source.tensor], source.rows.reach(*self._band)[0], place.length
+            return self._stage.staging_of(source.tensor, self._number), source.rows.reach(*self._band)[0], place.length
         return place.address, 0, place.pixel
 
     def _gather(
@@ -439,7 +456,8 @@ class StepWriter:
         memtile, (start, stop) = self._tile_of(column)
         base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
         if place.memory == "ddr":  # the staging buffer has no gaps between runs
-            base, origin, pixel = self._stage.staging[layer.output], self._band[0], layer.blocks * BLOCK
+            base, origin = self._stage.staging_of(layer.output, self._number), self._band[0]
+            pixel = layer.blocks * BLOCK
             runs = ((0, layer.blocks),)
         pitch = (stop - start) * pixel
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
@@ -460,7 +478,7 @@ class StepWriter:
                     moves.append(Move(source, target))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
-        if final and place.memory == "ddr":
+        if final and self._last and place.memory == "ddr":
             release.append(LockAction(f"m{memtile}:done", 1, LAST))
         self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
 

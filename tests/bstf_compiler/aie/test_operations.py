@@ -136,9 +136,10 @@ def test_depthwise_moves_a_byte_a_weight_and_takes_element_operations():
 @pytest.mark.parametrize("device", ["aie2_1x1", "aie2_3x3"])
 def test_a_value_a_channel_is_loaded_once_for_each_core(device):
     """A product of 40 channels in many tiles: the small operand comes once, however many tiles a core computes."""
-    build, x = builder(40, size=(64, 60))
+    build, image = builder(8, size=(64, 60))
+    x = build.conv(image, 40, PIXEL)
     y = build.product(x, build.average_pool(x, Window((64, 60))))
-    program = assert_equal_to_reference(build.finish(y), device, random_images(0, build.graph))
+    program = assert_equal_to_reference(build.finish(build.conv(y, 8, PIXEL)), device, random_images(0, build.graph))
     (step,) = [step for step in program.steps if step.layer == y]
     loads = [i for i in step.instructions if i.kind == "LOADFM"]
     columns = program.device.columns
@@ -231,10 +232,10 @@ def test_random_images_for_the_host_reach_both_ends_of_what_it_makes():
 
 
 def test_equal_tiles_of_a_resize_are_one_instruction():
-    build, x = builder(32, size=(40, 8))
-    graph = build.finish(build.resize(x, (2, 2)))
-    program = bstf_compiler.compile(graph, small_device(1, 1, 4096, 524288))
-    counts = [i.iterations for i in computations(program, graph.nodes[0].name)]
+    build, image = builder(8, size=(40, 8))
+    resized = build.resize(build.conv(image, 32, PIXEL), (2, 2))
+    program = bstf_compiler.compile(build.finish(build.conv(resized, 8, PIXEL)), small_device(1, 1, 4096, 524288))
+    counts = [i.iterations for i in computations(program, resized)]
     assert sum(counts) > 2 * len(counts)
 
 
