@@ -33,7 +33,8 @@ def summary(program: Program, estimate: Estimate) -> Table:
         estimate: times of that program.
 
     Returns:
-        One row a layer: name, operation, microseconds, instruction kind that bounds it, effective multiply-adds.
+        One row a layer: name, operation, microseconds, microseconds that no schedule can go below, instruction kind
+        that bounds it, effective multiply-adds.
 
     Example:
         >>> rich.print(summary(program, program.estimate()))
@@ -43,10 +44,12 @@ def summary(program: Program, estimate: Estimate) -> Table:
     table.add_column("layer", "total", overflow="fold")
     table.add_column("op")
     table.add_column("time us", f"{estimate.total_seconds * 1e6:,.1f}", justify="right")
+    table.add_column("least us", f"{estimate.lower_bound_seconds * 1e6:,.1f}", justify="right")
     table.add_column("bound")
     table.add_column("MACs", f"{macs:,}", justify="right")
     for layer in estimate.layers:
-        table.add_row(layer.name, layer.op, f"{layer.seconds * 1e6:,.1f}", layer.bound, f"{layer.macs:,}")
+        times = (f"{seconds * 1e6:,.1f}" for seconds in (layer.seconds, layer.lower_bound_seconds))
+        table.add_row(layer.name, layer.op, *times, layer.bound, f"{layer.macs:,}")
     return table
 
 
@@ -134,6 +137,7 @@ def _road() -> int:
         program.write(output, estimate)
     Console(markup=False, highlight=False, emoji=False).print(summary(program, estimate))
     print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
+    print(f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms in any schedule of these layers on this device")
     print(f"weights: {program.weight_bytes:,} bytes")
     print(_found_zeros(graph))
     print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")

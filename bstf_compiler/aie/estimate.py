@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bstf_compiler.aie import events, published
+from bstf_compiler.aie import bounds, events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
@@ -43,7 +43,8 @@ class LayerEstimate:
     """Times of one layer, in seconds; durations of all layers add up to the total.
 
     `kinds`: busy seconds of the busiest unit by instruction kind; `bound`: the kind whose busiest unit works longest;
-    `macs`: effective multiply-adds; `bytes`: moved by all instructions.
+    `macs`: effective multiply-adds; `bytes`: moved by all instructions; `unavoidable`: seconds by instruction kind that
+    the work takes in any schedule (see bounds.py).
     """
 
     name: str
@@ -54,6 +55,12 @@ class LayerEstimate:
     bound: str
     macs: int
     bytes: int
+    unavoidable: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def lower_bound_seconds(self) -> float:
+        """Seconds that the layer is on the array in any schedule, at the cores' and links' full rates."""
+        return bounds.on_array(self.unavoidable)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Estimate:
     def total_seconds(self) -> float:
         """Time of one image through the whole network, in seconds."""
         return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def lower_bound_seconds(self) -> float:
+        """Seconds below which no schedule of these layers on this device can come; bounds.py says what is assumed."""
+        return bounds.network_bound(layer.unavoidable for layer in self.layers)
 
 
 def estimate(code: Code, cost_model: str = "exact") -> Estimate:
@@ -91,13 +103,14 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
     groups: dict[int, list[Step]] = {}
     for step in code.steps:
         groups.setdefault(step.stage, []).append(step)
-    for steps in groups.values():
+    unavoidable = bounds.layer_bounds(code)
+    for stage, steps in groups.items():
         start, own, duration = clock, [], 0.0
         for step in steps:
             made = models[cost_model](code, step)
             own += [_shifted(span, start + duration) for span in made]
             duration += max((span.end for span in made), default=0.0)
-        layers.append(_layer(steps[0], start, duration, own))
+        layers.append(_layer(steps[0], start, duration, own, unavoidable[stage]))
         spans += own
         clock += duration
     return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans), code.host_parts)
@@ -109,14 +122,14 @@ def _shifted(span: Span, by: float) -> Span:
     )  # fmt: skip
 
 
-def _layer(step: Step, start: float, seconds: float, spans: list[Span]) -> LayerEstimate:
+def _layer(step: Step, start: float, seconds: float, spans: list[Span], unavoidable: dict[str, float]) -> LayerEstimate:
     busy: dict[tuple[str, str], float] = {}
     for span in spans:
         busy[span.kind, span.unit] = busy.get((span.kind, span.unit), 0.0) + span.busy
     kinds = {kind: max((b for (k, _), b in busy.items() if k == kind), default=0.0) for kind in KINDS}
     return LayerEstimate(
         step.layer, step.op, start, seconds, kinds, max(KINDS, key=lambda kind: kinds[kind]),
-        sum(span.macs for span in spans), sum(span.bytes for span in spans),
+        sum(span.macs for span in spans), sum(span.bytes for span in spans), unavoidable,
     )  # fmt: skip
 
 
