@@ -50,3 +50,34 @@ def mark(flags, boxes, iterations, bits):  # noqa: ANN001, ANN201
                 for pixel in range(boxes[n, 2]):
                     at = start + row * boxes[n, 4] + pixel * boxes[n, 5]
                     flags[at : at + boxes[n, 3]] |= bits[n]
+
+
+@nb.njit(cache=True)
+def first_unwritten(written, boxes, writes, starts, instructions, iterations):  # noqa: ANN001, ANN201
+    """Walks events in order; marks the bytes that they write.
+
+    Args:
+        written: flag of every byte.
+        boxes: of all instructions, in the order in which each reads and writes (n, 9).
+        writes: whether a box is written.
+        starts: an instruction's first box; one more entry for the end.
+        instructions: index of each event.
+        iterations: of each event.
+
+    Returns:
+        The first box with a byte that nothing wrote before it is read, and that byte's number; (-1, -1) if none.
+    """
+    for event in range(len(instructions)):
+        i = instructions[event]
+        for n in range(starts[i], starts[i + 1]):
+            start, length = start_of(boxes[n], iterations[event]), boxes[n, 3]
+            for row in range(boxes[n, 1]):
+                for pixel in range(boxes[n, 2]):
+                    at = start + row * boxes[n, 4] + pixel * boxes[n, 5]
+                    if writes[n]:
+                        written[at : at + length] = 1
+                    elif not written[at : at + length].all():
+                        for byte in range(at, at + length):
+                            if not written[byte]:
+                                return n, byte
+    return -1, -1

@@ -41,11 +41,13 @@ class Program(Code):
         >>> program.write("build/resnet")
     """
 
-    def simulate(self, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    def simulate(self, x: np.ndarray, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
         """Executes the program on byte-accurate memories.
 
         Args:
             x: float images (n, h, w, c).
+            seed: of a random order of all that runs in parallel, one that the locks allow: a missing lock shows as a
+                wrong answer. None: one fixed order.
 
         Returns:
             The network's outputs, float32, bit for bit those of `integer.run`; a list if there are several.
@@ -53,7 +55,7 @@ class Program(Code):
         Raises:
             ValueError: if the images have another shape or hold NaN.
         """
-        return simulate.simulate(self, x)
+        return simulate.simulate(self, x, seed)
 
     def trace(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output as int8 integers (n, h, w, c) by tensor name; arguments as for `simulate`."""
