@@ -103,6 +103,8 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("output", None, place, values, required=True)
     images = "Random images to simulate and compare with the integer reference."
     flags.DEFINE_integer("simulate", 0, images, lower_bound=0, flag_values=values)
+    reasons = "Print what bounds each layer and which change of the device would help it."
+    flags.DEFINE_bool("explain", False, reasons, values)
     model = "Cost model of the times, printed and written."
     flags.DEFINE_enum("cost_model", "exact", ["exact", "published"], model, values)
 
@@ -135,7 +137,10 @@ def _road() -> int:
         estimate = program.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
         program.write(output, estimate)
-    Console(markup=False, highlight=False, emoji=False).print(summary(program, estimate))
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(summary(program, estimate))
+    if FLAGS.explain:
+        console.print(program.explain().table())
     print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
     print(f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms in any schedule of these layers on this device")
     print(f"weights: {program.weight_bytes:,} bytes")

@@ -10,6 +10,7 @@ import numpy as np
 from bstf_compiler.aie import simulate, text, timeline
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
+from bstf_compiler.aie.explain import Explanation, explain
 from bstf_compiler.aie.verify import verify
 
 _TEXT, _DATA = "program.asm", "data.bin"
@@ -64,6 +65,17 @@ class Program(Code):
     def estimate(self, cost_model: str = "exact") -> Estimate:
         """Times of one image through the program under `exact` (default) or `published` (see published.py)."""
         return estimate(self, cost_model)
+
+    def explain(self, dense: Program | None = None) -> Explanation:
+        """Per layer what bounds it, what zero blocks gain and which change of the device would help (see explain.py).
+
+        Args:
+            dense: the same network without zero blocks, compiled for the same device.
+
+        Raises:
+            ValueError: `dense` is for another device or of another network.
+        """
+        return explain(self, dense)
 
     def verify(self) -> list[str]:
         """Violations of the static rules, as sentences; none for what `compile` returns."""

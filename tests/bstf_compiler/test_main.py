@@ -61,6 +61,12 @@ def python(*words):
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, check=False)
 
 
+def test_explains(models, tmp_path, compile_program):
+    code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}", "--explain")
+    assert (code, err) == (0, "")
+    assert "why not less" in out and "whole network with twice the" in " ".join(out.split())
+
+
 def test_compiles_and_simulates(models, tmp_path, compile_program):
     output = tmp_path / "deep" / "out"
     code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={output}", "--simulate=3")
