@@ -106,7 +106,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     reasons = "Print what bounds each layer and which change of the device would help it."
     flags.DEFINE_bool("explain", False, reasons, values)
     model = "Cost model of the times, printed and written."
-    flags.DEFINE_enum("cost_model", "exact", ["exact", "published"], model, values)
+    flags.DEFINE_enum("cost_model", "exact", ["exact", "calibrated", "published"], model, values)
 
 
 def main(argv: Sequence[str]) -> int:

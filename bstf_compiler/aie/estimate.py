@@ -2,6 +2,7 @@
 
 `exact` (default) runs the locks of the very instructions that the simulator executes, with true bytes over the links'
 rates and effective multiply-adds over the cores' rate: a kept block costs what it costs, on the core that has it.
+`calibrated` does the same with cores and links as slow as hardware was measured to be (see calibrated.py).
 `published` applies the formulas behind the paper's tables to the program's sub-volumes, for comparison with those
 tables only (see published.py).
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bstf_compiler.aie import bounds, events, published
+from bstf_compiler.aie import bounds, calibrated, events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
@@ -89,12 +90,17 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
 
     Args:
         code: the program.
-        cost_model: `exact` or `published`.
+        cost_model: `exact`, `calibrated` or `published`.
 
     Raises:
         ValueError: unknown cost model.
     """
-    models: dict[str, Callable[[Code, Step], list[Span]]] = {"exact": _exact, "published": _published}
+    slower = calibrated.measured(code.device)
+    models: dict[str, Callable[[Code, Step], list[Span]]] = {
+        "exact": lambda code, step: _timed(code.device, step),
+        "calibrated": lambda code, step: _timed(slower, step),
+        "published": _published,
+    }
     if cost_model not in models:
         raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
     layers: list[LayerEstimate] = []
@@ -133,7 +139,7 @@ def _layer(step: Step, start: float, seconds: float, spans: list[Span], unavoida
     )  # fmt: skip
 
 
-# --- exact ---
+# --- exact, calibrated ---
 
 
 def seconds(device: DeviceSpec, instruction: Instruction) -> float:
@@ -145,8 +151,8 @@ def seconds(device: DeviceSpec, instruction: Instruction) -> float:
     return math.ceil(instruction.work / rate + instruction.added / core.elementwise_per_cycle) / device.clock_hz
 
 
-def _exact(code: Code, step: Step) -> list[Span]:
-    durations = [seconds(code.device, instruction) for instruction in step.instructions]
+def _timed(device: DeviceSpec, step: Step) -> list[Span]:
+    durations = [seconds(device, instruction) for instruction in step.instructions]
     order = events.run(step.instructions, step.locks, durations)
     starts = np.full(len(durations), np.inf)
     ends = np.zeros(len(durations))

@@ -63,7 +63,9 @@ class Program(Code):
         return simulate.trace(self, x)
 
     def estimate(self, cost_model: str = "exact") -> Estimate:
-        """Times of one image through the program under `exact` (default) or `published` (see published.py)."""
+        """Times of one image through the program under a cost model: `exact` (default), `calibrated` (at measured
+        efficiencies, see calibrated.py) or `published` (see published.py).
+        """
         return estimate(self, cost_model)
 
     def explain(self, dense: Program | None = None) -> Explanation:
