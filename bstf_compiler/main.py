@@ -33,7 +33,8 @@ def summary(program: Program, estimate: Estimate) -> Table:
         estimate: times of that program.
 
     Returns:
-        One row a layer: name, operation, microseconds, instruction kind that bounds it, effective multiply-adds.
+        One row a layer: name, operation, microseconds, microseconds that no schedule can go below, instruction kind
+        that bounds it, effective multiply-adds.
 
     Example:
         >>> rich.print(summary(program, program.estimate()))
@@ -43,10 +44,12 @@ def summary(program: Program, estimate: Estimate) -> Table:
     table.add_column("layer", "total", overflow="fold")
     table.add_column("op")
     table.add_column("time us", f"{estimate.total_seconds * 1e6:,.1f}", justify="right")
+    table.add_column("least us", f"{estimate.lower_bound_seconds * 1e6:,.1f}", justify="right")
     table.add_column("bound")
     table.add_column("MACs", f"{macs:,}", justify="right")
     for layer in estimate.layers:
-        table.add_row(layer.name, layer.op, f"{layer.seconds * 1e6:,.1f}", layer.bound, f"{layer.macs:,}")
+        times = (f"{seconds * 1e6:,.1f}" for seconds in (layer.seconds, layer.lower_bound_seconds))
+        table.add_row(layer.name, layer.op, *times, layer.bound, f"{layer.macs:,}")
     return table
 
 
@@ -100,8 +103,10 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("output", None, place, values, required=True)
     images = "Random images to simulate and compare with the integer reference."
     flags.DEFINE_integer("simulate", 0, images, lower_bound=0, flag_values=values)
+    reasons = "Print what bounds each layer and which change of the device would help it."
+    flags.DEFINE_bool("explain", False, reasons, values)
     model = "Cost model of the times, printed and written."
-    flags.DEFINE_enum("cost_model", "exact", ["exact", "published"], model, values)
+    flags.DEFINE_enum("cost_model", "exact", ["exact", "calibrated", "published"], model, values)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -132,8 +137,12 @@ def _road() -> int:
         estimate = program.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
         program.write(output, estimate)
-    Console(markup=False, highlight=False, emoji=False).print(summary(program, estimate))
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(summary(program, estimate))
+    if FLAGS.explain:
+        console.print(program.explain().table())
     print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
+    print(f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms in any schedule of these layers on this device")
     print(f"weights: {program.weight_bytes:,} bytes")
     print(_found_zeros(graph))
     print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")

@@ -2,6 +2,7 @@
 
 `exact` (default) runs the locks of the very instructions that the simulator executes, with true bytes over the links'
 rates and effective multiply-adds over the cores' rate: a kept block costs what it costs, on the core that has it.
+`calibrated` does the same with cores and links as slow as hardware was measured to be (see calibrated.py).
 `published` applies the formulas behind the paper's tables to the program's sub-volumes, for comparison with those
 tables only (see published.py).
 """
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bstf_compiler.aie import events, published
+from bstf_compiler.aie import bounds, calibrated, events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
@@ -43,7 +44,8 @@ class LayerEstimate:
     """Times of one layer, in seconds; durations of all layers add up to the total.
 
     `kinds`: busy seconds of the busiest unit by instruction kind; `bound`: the kind whose busiest unit works longest;
-    `macs`: effective multiply-adds; `bytes`: moved by all instructions.
+    `macs`: effective multiply-adds; `bytes`: moved by all instructions; `unavoidable`: seconds by instruction kind that
+    the work takes in any schedule (see bounds.py).
     """
 
     name: str
@@ -54,6 +56,12 @@ class LayerEstimate:
     bound: str
     macs: int
     bytes: int
+    unavoidable: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def lower_bound_seconds(self) -> float:
+        """Seconds that the layer is on the array in any schedule, at the cores' and links' full rates."""
+        return bounds.on_array(self.unavoidable)
 
 
 @dataclass(frozen=True)
@@ -71,18 +79,28 @@ class Estimate:
         """Time of one image through the whole network, in seconds."""
         return sum(layer.seconds for layer in self.layers)
 
+    @property
+    def lower_bound_seconds(self) -> float:
+        """Seconds below which no schedule of these layers on this device can come; bounds.py says what is assumed."""
+        return bounds.network_bound(layer.unavoidable for layer in self.layers)
+
 
 def estimate(code: Code, cost_model: str = "exact") -> Estimate:
     """Times of a program.
 
     Args:
         code: the program.
-        cost_model: `exact` or `published`.
+        cost_model: `exact`, `calibrated` or `published`.
 
     Raises:
         ValueError: unknown cost model.
     """
-    models: dict[str, Callable[[Code, Step], list[Span]]] = {"exact": _exact, "published": _published}
+    slower = calibrated.measured(code.device)
+    models: dict[str, Callable[[Code, Step], list[Span]]] = {
+        "exact": lambda code, step: _timed(code.device, step),
+        "calibrated": lambda code, step: _timed(slower, step),
+        "published": _published,
+    }
     if cost_model not in models:
         raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
     layers: list[LayerEstimate] = []
@@ -91,13 +109,14 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
     groups: dict[int, list[Step]] = {}
     for step in code.steps:
         groups.setdefault(step.stage, []).append(step)
-    for steps in groups.values():
+    unavoidable = bounds.layer_bounds(code)
+    for stage, steps in groups.items():
         start, own, duration = clock, [], 0.0
         for step in steps:
             made = models[cost_model](code, step)
             own += [_shifted(span, start + duration) for span in made]
             duration += max((span.end for span in made), default=0.0)
-        layers.append(_layer(steps[0], start, duration, own))
+        layers.append(_layer(steps[0], start, duration, own, unavoidable[stage]))
         spans += own
         clock += duration
     return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans), code.host_parts)
@@ -109,18 +128,18 @@ def _shifted(span: Span, by: float) -> Span:
     )  # fmt: skip
 
 
-def _layer(step: Step, start: float, seconds: float, spans: list[Span]) -> LayerEstimate:
+def _layer(step: Step, start: float, seconds: float, spans: list[Span], unavoidable: dict[str, float]) -> LayerEstimate:
     busy: dict[tuple[str, str], float] = {}
     for span in spans:
         busy[span.kind, span.unit] = busy.get((span.kind, span.unit), 0.0) + span.busy
     kinds = {kind: max((b for (k, _), b in busy.items() if k == kind), default=0.0) for kind in KINDS}
     return LayerEstimate(
         step.layer, step.op, start, seconds, kinds, max(KINDS, key=lambda kind: kinds[kind]),
-        sum(span.macs for span in spans), sum(span.bytes for span in spans),
+        sum(span.macs for span in spans), sum(span.bytes for span in spans), unavoidable,
     )  # fmt: skip
 
 
-# --- exact ---
+# --- exact, calibrated ---
 
 
 def seconds(device: DeviceSpec, instruction: Instruction) -> float:
@@ -132,8 +151,8 @@ def seconds(device: DeviceSpec, instruction: Instruction) -> float:
     return math.ceil(instruction.work / rate + instruction.added / core.elementwise_per_cycle) / device.clock_hz
 
 
-def _exact(code: Code, step: Step) -> list[Span]:
-    durations = [seconds(code.device, instruction) for instruction in step.instructions]
+def _timed(device: DeviceSpec, step: Step) -> list[Span]:
+    durations = [seconds(device, instruction) for instruction in step.instructions]
     order = events.run(step.instructions, step.locks, durations)
     starts = np.full(len(durations), np.inf)
     ends = np.zeros(len(durations))

@@ -34,13 +34,19 @@ class Events:
     lock_values: dict[str, int]
 
 
-def run(instructions: Sequence[Instruction], locks: dict[str, int], seconds: Sequence[float] | None = None) -> Events:
+def run(
+    instructions: Sequence[Instruction],
+    locks: dict[str, int],
+    seconds: Sequence[float] | None = None,
+    seed: int | None = None,
+) -> Events:
     """Executes the locks of a step.
 
     Args:
         instructions: of all units; each unit's are in order.
         locks: initial value of every lock.
         seconds: of one iteration of each instruction; zeros if only the order matters.
+        seed: of a random order, one of all that the locks allow; None visits units in turn.
     """
     number = {name: index for index, name in enumerate(locks)}
     units: dict[str, list[int]] = {}
@@ -68,6 +74,7 @@ def run(instructions: Sequence[Instruction], locks: dict[str, int], seconds: Seq
         values,
         np.cumsum(capacity) - capacity,
         int(capacity.sum()),
+        -1 if seed is None else seed,
     )
     return Events(
         order[:, 0], order[:, 1], times[:, 0], times[:, 1],
@@ -90,9 +97,11 @@ def _applies(when, iteration, iterations):  # noqa: ANN001
 @nb.njit(cache=True)
 def _run(
     queue, queue_starts, iterations, durations, acquire_starts, acquires, release_starts, releases,  # noqa: ANN001
-    values, token_starts, tokens,  # noqa: ANN001
+    values, token_starts, tokens, seed,  # noqa: ANN001
 ):  # fmt: skip
-    """Visits units in turn; each goes on until a lock stops it; ends when no unit moves."""
+    """Visits units in turn, in random order with a seed from 0 on; each goes on until a lock stops it, or with a seed
+    half of the times for a few iterations; ends when no unit moves.
+    """
     total = iterations.sum()
     order = np.empty((total, 2), np.int64)
     times = np.empty((total, 2), np.float64)
@@ -105,10 +114,16 @@ def _run(
     progress = np.zeros(len(iterations), np.int64)
     done = 0
     moved = True
+    turns = np.arange(n_units)
+    if seed >= 0:
+        np.random.seed(seed)
     while moved:
         moved = False
-        for unit in range(n_units):
-            while cursor[unit] < queue_starts[unit + 1]:
+        if seed >= 0:
+            np.random.shuffle(turns)
+        for unit in turns:
+            left = np.random.randint(1, 4) if seed >= 0 and np.random.randint(2) else total
+            while cursor[unit] < queue_starts[unit + 1] and left > 0:
                 i = queue[cursor[unit]]
                 iteration, n = progress[i], iterations[i]
                 free = True
@@ -136,6 +151,7 @@ def _run(
                 order[done, 0], order[done, 1] = i, iteration
                 times[done, 0], times[done, 1] = start, end
                 done += 1
+                left -= 1
                 moved = True
                 progress[i] += 1
                 if progress[i] == n:

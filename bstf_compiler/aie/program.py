@@ -10,6 +10,7 @@ import numpy as np
 from bstf_compiler.aie import simulate, text, timeline
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
+from bstf_compiler.aie.explain import Explanation, explain
 from bstf_compiler.aie.verify import verify
 
 _TEXT, _DATA = "program.asm", "data.bin"
@@ -41,11 +42,13 @@ class Program(Code):
         >>> program.write("build/resnet")
     """
 
-    def simulate(self, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    def simulate(self, x: np.ndarray, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
         """Executes the program on byte-accurate memories.
 
         Args:
             x: float images (n, h, w, c).
+            seed: of a random order of all that runs in parallel, one that the locks allow: a missing lock shows as a
+                wrong answer. None: one fixed order.
 
         Returns:
             The network's outputs, float32, bit for bit those of `integer.run`; a list if there are several.
@@ -53,15 +56,28 @@ class Program(Code):
         Raises:
             ValueError: if the images have another shape or hold NaN.
         """
-        return simulate.simulate(self, x)
+        return simulate.simulate(self, x, seed)
 
     def trace(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output as int8 integers (n, h, w, c) by tensor name; arguments as for `simulate`."""
         return simulate.trace(self, x)
 
     def estimate(self, cost_model: str = "exact") -> Estimate:
-        """Times of one image through the program under `exact` (default) or `published` (see published.py)."""
+        """Times of one image through the program under a cost model: `exact` (default), `calibrated` (at measured
+        efficiencies, see calibrated.py) or `published` (see published.py).
+        """
         return estimate(self, cost_model)
+
+    def explain(self, dense: Program | None = None) -> Explanation:
+        """Per layer what bounds it, what zero blocks gain and which change of the device would help (see explain.py).
+
+        Args:
+            dense: the same network without zero blocks, compiled for the same device.
+
+        Raises:
+            ValueError: `dense` is for another device or of another network.
+        """
+        return explain(self, dense)
 
     def verify(self) -> list[str]:
         """Violations of the static rules, as sentences; none for what `compile` returns."""

@@ -17,10 +17,12 @@ _POISON = -86
 
 
 class Machine:
-    """The memories of a device, and the order of events of a program's steps."""
+    """The memories of a device, and the order of events of a program's steps: a random one that the locks allow if
+    there is a seed.
+    """
 
-    def __init__(self, program: Code) -> None:
-        self._program = program
+    def __init__(self, program: Code, seed: int | None = None) -> None:
+        self._program, self._seed = program, seed
         device = program.device
         ddr = program.data_address + len(program.data)
         self._memories = {"ddr": np.full(ddr, _POISON, np.int8)}
@@ -37,7 +39,7 @@ class Machine:
         self._write_input(image)
         for number, step in enumerate(self._program.steps):
             if number not in self._orders:
-                self._orders[number] = _order(step)
+                self._orders[number] = _order(step, None if self._seed is None else self._seed + number)
             order = self._orders[number]
             for index, iteration in zip(order.instruction, order.iteration):
                 instruction = step.instructions[index]
@@ -119,10 +121,12 @@ class Machine:
             raise ValueError(f"{do.unit} has operation '{do.op}', which no core knows; compile again")
 
 
-def simulate(program: Code, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+def simulate(program: Code, x: np.ndarray, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
     """The network's outputs for float images (n, ...), as float32: what `integer.run` gives, from the program."""
     images = _images(program, x)
-    machine = Machine(program)
+    if seed is not None and not 0 <= seed < 2**31:
+        raise ValueError(f"seed = {seed} must be from 0 to 2**31 - 1")
+    machine = Machine(program, seed)
     values = [np.empty((len(images), *port.shape), np.int8) for port in program.outputs]
     for number, image in enumerate(images):
         for _ in machine.run(image):
@@ -151,8 +155,8 @@ def _outputs(machine: Machine, program: Code, image: np.ndarray) -> dict[str, np
     return values
 
 
-def _order(step: Step) -> events.Events:
-    order = events.run(step.instructions, step.locks)
+def _order(step: Step, seed: int | None) -> events.Events:
+    order = events.run(step.instructions, step.locks, seed=seed)
     if order.blocked:
         instruction = step.instructions[order.blocked[0]]
         raise ValueError(

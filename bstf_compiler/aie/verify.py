@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from bstf_compiler.aie import events
+import numpy as np
+
+from bstf_compiler.aie import events, footprint
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
+from bstf_compiler.aie.memory import Allocation
+
+_CHUNKS, _STAGING = "weight chunks", "staging "  # names of allocations that hold nothing from step to step
 
 
 def verify(code: Code) -> list[str]:
@@ -17,7 +23,7 @@ def verify(code: Code) -> list[str]:
     for step in code.steps:
         for rule in (_buffers, _moves, _computations, _accesses, _locks):
             found += [f"layer '{step.layer}': {violation}" for violation in rule(code, step)]
-    return found
+    return found or list(_reads(code))
 
 
 def _allocations(code: Code) -> Iterator[str]:
@@ -143,6 +149,82 @@ def _locks(code: Code, step: Step) -> Iterator[str]:
     for name, value in outcome.lock_values.items():
         if value != step.locks[name]:
             yield f"lock {name} ends at {value}, it began at {step.locks[name]}"
+
+
+def _reads(code: Code) -> Iterator[str]:
+    """Every byte that an instruction reads was written before: earlier in the step, in a tensor that is still held from
+    an earlier step, in the packed data, or in the network's input. It needs a program that keeps the other rules.
+    """
+    space = AddressSpace(code)
+    written = np.zeros(space.bytes, np.uint8)
+    memtiles, cores = space.starts["m0"], space.starts["c0.0"]
+    written[code.data_address : memtiles] = 1
+    _mark_inputs(code, written)
+    tiles = written[memtiles:cores].reshape(code.device.memtiles, -1)
+    for number, step in enumerate(code.steps):
+        violation = _first_unwritten(space, step, written)
+        if violation is not None:
+            yield f"layer '{step.layer}': {violation}"
+            return  # what follows from it would be no news
+        written[cores:] = 0
+        after = code.steps[number + 1].stage if number + 1 < len(code.steps) else step.stage + 1
+        for held in _given_up(code, step.stage, after):
+            tiles[:, held.address : held.address + held.bytes] = 0
+
+
+def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
+    """What memory tiles held in a step of `stage` and no longer hold in the next step, of stage `after`."""
+    heirs = {(a.address, a.bytes) for a in code.allocations if stage < a.first <= after}
+    for held in code.allocations:
+        if held.first <= stage <= held.last:
+            # An output may take the place of an input that its step still reads.
+            ends = held.last < after and (held.address, held.bytes) not in heirs
+            if ends or held.name == _CHUNKS or held.name.startswith(_STAGING):
+                yield held
+
+
+def _mark_inputs(code: Code, written: np.ndarray) -> None:
+    """What the host writes to DDR before the first step."""
+    for name in {code.input.tensor, *(affine.tensor for affine in code.affines)} & code.tensors.keys():
+        place = code.tensors[name][0]
+        pixels = np.lib.stride_tricks.as_strided(
+            written[place.address :], (place.shape[0] * place.shape[1], place.length), (place.pixel, 1)
+        )
+        pixels[:] = 1
+
+
+def _first_unwritten(space: AddressSpace, step: Step, written: np.ndarray) -> str | None:
+    """Walks a step's events; a sentence on the first byte that is read too early, None if there is none."""
+    boxes, writes, owners, starts = [], [], [], [0]
+    for number, instruction in enumerate(step.instructions):
+        for access, is_write in _in_order(instruction):
+            made = space.boxes(access)
+            boxes += made
+            writes += [is_write] * len(made)
+            owners += [(number, access)] * len(made)
+        starts.append(len(boxes))
+    if not boxes:
+        return None
+    order = events.run(step.instructions, step.locks)
+    found, at = footprint.first_unwritten(
+        written, np.array(boxes, np.int64), np.array(writes), np.array(starts), order.instruction, order.iteration
+    )
+    if found < 0:
+        return None
+    number, access = owners[found]
+    tile = access.tiles[0]
+    return f"{_place(step.instructions[number])} reads byte {at - space.starts[tile]:#x} of {tile} before it is written"
+
+
+def _in_order(instruction: Instruction) -> list[tuple[Access, bool]]:
+    """What an instruction reads and writes (True) in one iteration, in order."""
+    if isinstance(instruction, Transfer):
+        return [pair for move in instruction.moves for pair in ((move.source, False), (move.target, True))]
+    found = [(access, False) for access in (*instruction.inputs, instruction.parameters) if access.bytes]
+    sums = Access(instruction.parameters.tiles, instruction.scratch, (1, 1, 4 * instruction.output.bytes))
+    if not instruction.begin:
+        found.append((sums, False))
+    return [*found, (instruction.output, True) if instruction.finish else (sums, True)]
 
 
 def _place(instruction: Instruction) -> str:

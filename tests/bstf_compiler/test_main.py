@@ -61,6 +61,12 @@ def python(*words):
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300, check=False)
 
 
+def test_explains(models, tmp_path, compile_program):
+    code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}", "--explain")
+    assert (code, err) == (0, "")
+    assert "why not less" in out and "whole network with twice the" in " ".join(out.split())
+
+
 def test_compiles_and_simulates(models, tmp_path, compile_program):
     output = tmp_path / "deep" / "out"
     code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={output}", "--simulate=3")
@@ -71,10 +77,14 @@ def test_compiles_and_simulates(models, tmp_path, compile_program):
     program = bstf_compiler.Program.load(output)
     estimate = program.estimate()
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in out.splitlines() if line.startswith("│")]
-    assert rows[:-1] == [[e.name, e.op, f"{e.seconds * 1e6:,.1f}", e.bound, f"{e.macs:,}"] for e in estimate.layers]
+    assert rows[:-1] == [
+        [e.name, e.op, f"{e.seconds * 1e6:,.1f}", f"{e.lower_bound_seconds * 1e6:,.1f}", e.bound, f"{e.macs:,}"]
+        for e in estimate.layers
+    ]
     assert [row[0] for row in rows] == ["stem", "body", "sum", "pool", "head", "total"]
     assert rows[-1][-1] == f"{sum(layer.macs for layer in estimate.layers):,}"
     assert f"time: {estimate.total_seconds * 1e3:.3f} ms an image (exact cost model)" in out
+    assert f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms" in out
     assert f"weights: {program.weight_bytes:,} bytes" in out
     assert "on the host, in none of these times: softmax of 'head'" in out
     assert "device: aie2_4x4, 4 x 4 cores at 1 GHz" in out and f"written to: {output}" in out

@@ -111,5 +111,5 @@ def test_published_model_refuses_links_of_different_rates():
 
 
 def test_unknown_cost_model():
-    with pytest.raises(ValueError, match="unknown cost model 'guess'; use one of: exact, published"):
+    with pytest.raises(ValueError, match="unknown cost model 'guess'; use one of: exact, calibrated, published"):
         bstf_compiler.compile(random_network(0), "aie2_1x1").estimate("guess")
