@@ -14,7 +14,8 @@ from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
 from bstf_compiler.aie.memory import Allocation
 
-_CHUNKS, _STAGING = "weight chunks", "staging "  # names of allocations that hold nothing from step to step
+_CHUNKS, _STAGING = "weight chunks", "staging "  # names of allocations that hold nothing, or little, from step to step
+_OLD = 2  # a byte of a staging buffer that was written in the step before
 
 
 def verify(code: Code) -> list[str]:
@@ -153,7 +154,8 @@ def _locks(code: Code, step: Step) -> Iterator[str]:
 
 def _reads(code: Code) -> Iterator[str]:
     """Every byte that an instruction reads was written before: earlier in the step, in a tensor that is still held from
-    an earlier step, in the packed data, or in the network's input. It needs a program that keeps the other rules.
+    an earlier step, in a staging buffer in the step before, in the packed data, or in the network's input. It needs a
+    program that keeps the other rules.
     """
     space = AddressSpace(code)
     written = np.zeros(space.bytes, np.uint8)
@@ -161,12 +163,18 @@ def _reads(code: Code) -> Iterator[str]:
     written[code.data_address : memtiles] = 1
     _mark_inputs(code, written)
     tiles = written[memtiles:cores].reshape(code.device.memtiles, -1)
+    staging = [a for a in code.allocations if a.name.startswith(_STAGING)]
     for number, step in enumerate(code.steps):
+        staged = [tiles[:, a.address : a.address + a.bytes] for a in staging if a.first <= step.stage <= a.last]
+        for buffer in staged:
+            buffer[:] *= _OLD
         violation = _first_unwritten(space, step, written)
         if violation is not None:
             yield f"layer '{step.layer}': {violation}"
             return  # what follows from it would be no news
         written[cores:] = 0
+        for buffer in staged:
+            buffer[buffer == _OLD] = 0
         after = code.steps[number + 1].stage if number + 1 < len(code.steps) else step.stage + 1
         for held in _given_up(code, step.stage, after):
             tiles[:, held.address : held.address + held.bytes] = 0
@@ -179,7 +187,7 @@ def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
         if held.first <= stage <= held.last:
             # An output may take the place of an input that its step still reads.
             ends = held.last < after and (held.address, held.bytes) not in heirs
-            if ends or held.name == _CHUNKS or held.name.startswith(_STAGING):
+            if ends or held.name == _CHUNKS:
                 yield held
 
 
