@@ -56,8 +56,8 @@ def trace(model: keras.Model) -> Network:
     """Turns a Keras model into a network, as it is.
 
     Args:
-        model: a built Sequential or functional model (nested ones included) of one input (h, w, c) or (c,).
-            It is only read.
+        model: a built Sequential or functional model (nested ones included) of inputs (h, w, c) or (c,). It is
+            only read.
 
     Returns:
         The network, batch normalisation not folded.
@@ -67,11 +67,9 @@ def trace(model: keras.Model) -> Network:
         ValueError: what the model is or holds isn't supported; the sentence names the layer.
     """
     graph = _graph(model)
-    if len(graph.inputs) != 1:
-        raise ValueError(f"model {model.name!r} has {len(graph.inputs)} inputs; quantisation supports exactly one.")
     tracer = _Tracer()
-    outputs = tracer.trace(model, [tracer.input(graph.inputs[0])])
-    return Network(tracer.operations, tuple(outputs), graph._outputs_struct)
+    outputs = tracer.trace(model, [tracer.input(tensor) for tensor in graph.inputs])
+    return Network(tracer.operations, tuple(outputs), graph._outputs_struct, graph._inputs_struct)
 
 
 def _graph(model: Any) -> Any:

@@ -166,9 +166,10 @@ def layers_of(graph: Graph) -> list[Layer]:
 
 
 def inputs_of(graph: Graph) -> list[str]:
-    """The tensors that the host gives to the array: the network's input, or what the host makes of it first."""
+    """The tensors that the host gives to the array: the network's inputs, or what the host makes of them first."""
     made = [node.output for node in graph if isinstance(node.op, Affine)]
-    return made if graph.tensors[graph.input].position is None else [graph.input]
+    read = (name for name in graph.inputs if graph.consumers(name))
+    return [*(name for name in read if graph.tensors[name].position is not None), *made]
 
 
 def outputs_of(graph: Graph) -> list[str]:
@@ -181,7 +182,7 @@ def outputs_of(graph: Graph) -> list[str]:
 
 
 def _begins_network(graph: Graph, node: Node) -> bool:
-    return isinstance(node.op, Affine) and node.inputs[0] == graph.input and bool(graph.consumers(node.output))
+    return isinstance(node.op, Affine) and node.inputs[0] in graph.inputs and bool(graph.consumers(node.output))
 
 
 def _ends_network(graph: Graph, node: Node) -> bool:

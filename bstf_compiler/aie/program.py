@@ -11,6 +11,7 @@ from bstf_compiler.aie import simulate, text, timeline
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.verify import verify
+from bstf_compiler.integer import Images
 
 _TEXT, _DATA = "program.asm", "data.bin"
 _FILES = {_TEXT, _DATA, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
@@ -41,11 +42,11 @@ class Program(Code):
         >>> program.write("build/resnet")
     """
 
-    def simulate(self, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    def simulate(self, x: Images) -> np.ndarray | list[np.ndarray]:
         """Executes the program on byte-accurate memories.
 
         Args:
-            x: float images (n, h, w, c).
+            x: float images (n, h, w, c); of several inputs a list in the order of `inputs`, or a dictionary by name.
 
         Returns:
             The network's outputs, float32, bit for bit those of `integer.run`; a list if there are several.
@@ -55,7 +56,7 @@ class Program(Code):
         """
         return simulate.simulate(self, x)
 
-    def trace(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def trace(self, x: Images) -> dict[str, np.ndarray]:
         """Every layer's output as int8 integers (n, h, w, c) by tensor name; arguments as for `simulate`."""
         return simulate.trace(self, x)
 

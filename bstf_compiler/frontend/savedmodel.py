@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from functools import cached_property
@@ -22,6 +23,7 @@ _KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
 _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
+_OPENED_AGAIN = re.compile(r"_\d+$")
 _SIDECAR = Path("assets.extra") / "bstf.json"
 
 
@@ -29,7 +31,7 @@ def read(path: str | Path) -> Graph:
     """A SavedModel as a graph, one node an operation.
 
     Args:
-        path: the SavedModel folder, with a `serving_default` signature of one float NHWC image input of fixed size.
+        path: the SavedModel folder, with a `serving_default` signature of float NHWC images of fixed size.
 
     Returns:
         The graph, constants evaluated; node names are the layers' names. Operations are as TensorFlow has them:
@@ -113,17 +115,14 @@ class _Reader:
                 )
             self._graph.outputs.append(self._names[tensor.name])
             self._graph.output_shapes.append(self.shape(tensor)[1:])
+        self._graph.inputs = {name: self._graph.inputs[name] for name in sorted(self._graph.inputs, key=_natural)}
         return self._graph
 
     def _outputs(self) -> list[tuple[str, tf.Tensor]]:
-        """The outputs in the order of their names: output_2 before output_10."""
+        """The outputs in the order of their names."""
         names = sorted(self._signature)  # the order in which TensorFlow flattens them
         flat = dict(zip(names, self._function.outputs, strict=True))
-
-        def natural(name: str) -> list[tuple[int, str]]:
-            return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-        return [(name, flat[name]) for name in sorted(names, key=natural)]
+        return [(name, flat[name]) for name in sorted(names, key=_natural)]
 
     # --- what handlers use ---
 
@@ -177,8 +176,12 @@ class _Reader:
         if len(scopes) < 3:
             return scopes[0] if scopes else op.name
         model, layer = scopes[:2]
-        # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
-        return layer.removesuffix("_1") if model.endswith("_1") else layer
+        if not _OPENED_AGAIN.search(model):
+            return layer
+        # Keras 3 opens the name scopes of the model and of each layer twice a call, and TensorFlow numbers the second:
+        # models in models, then the layer.
+        layers = itertools.takewhile(_OPENED_AGAIN.search, scopes[1:-1])
+        return "/".join(_OPENED_AGAIN.sub("", scope) for scope in layers) or layer
 
     def output(self, op: tf.Operation) -> str:
         """Our name of what an operation has made so far."""
@@ -249,19 +252,13 @@ class _Reader:
     def _visit(self, op: tf.Operation) -> None:
         output = op.outputs[0]
         if op.type == "Placeholder":
-            if self._graph.input:
-                raise ValueError(
-                    f"network '{self._graph.name}' has several inputs ('{self._graph.input}', '{op.name}'); "
-                    "one image input is supported: export a model of one input"
-                )
             if output.shape.rank not in (2, 4):
                 raise ValueError(
                     f"input '{op.name}' has shape {output.shape}; an image (n, height, width, channels) or a vector "
                     "(n, channels) is supported"
                 )
             self._graph.tensors[op.name] = Tensor(op.name, self.shape(output))
-            self._graph.input = op.name
-            self._graph.input_shape = self.shape(output)[1:]
+            self._graph.inputs[op.name] = self.shape(output)[1:]
             self._names[output.name] = op.name
         elif output.dtype in (tf.int32, tf.int64):
             return  # shape arithmetic: shapes are static here, nothing reads it
@@ -277,6 +274,11 @@ class _Reader:
                 f"layer '{self.layer(op)}': operation '{op.type}' is not supported by the compiler "
                 f"(supported: {', '.join(sorted(HANDLERS))}); replace the layer or end the network before it"
             )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names with numbers by these: output_2 before output_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _keeps_values(cast: tf.Operation) -> bool:
@@ -307,12 +309,13 @@ def _check_against_sidecar(graph: Graph, path: Path) -> None:
 
 def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
     """Compares one node with what is recorded of its layer; raises ValueError where they differ."""
-    grid = recorded.get("positions", {}).get(node.name.removesuffix(":grid"))
+    name = node.name.partition(":")[0]  # of a layer that is called twice, too
+    grid = recorded.get("positions", {}).get(name)
     if isinstance(node.op, FakeQuant) and grid not in (None, node.op.position):
         raise _Mismatch(
             f"layer '{node.name}': bstf.json says position {grid}, the graph {node.op.position}; export it again"
         )
-    layer = recorded["layers"].get(node.name)
+    layer = recorded["layers"].get(name)
     kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
     if layer is None or not kernels:
         return

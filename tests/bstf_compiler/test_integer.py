@@ -146,7 +146,7 @@ def test_refuses_float_graphs_and_wrong_images():
     with pytest.raises(ValueError, match="takes images of shape"):
         integer.run(graph, np.zeros((1, 99, 1, 1)))
     with pytest.raises(ValueError, match="NaN"):
-        integer.run(graph, np.full((1, *graph.input_shape), np.nan))
+        integer.run(graph, np.full((1, *graph.inputs["image"]), np.nan))
     graph.tensors[graph.outputs[0]].position = None
     with pytest.raises(ValueError, match="no fixed-point grid"):
         integer.run(graph, random_images(0, graph))
