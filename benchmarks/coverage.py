@@ -126,8 +126,8 @@ def cover(name: str) -> dict[str, Any]:
     equal, compared = _equal_layers(quantised, graph, images)
     record |= {"result": "ok" if equal == compared > 0 else "NOT EQUAL", "equal": equal, "compared": compared}
     record["array"] = _on_array(graph, keras.tree.map_structure(lambda array: array[:1], images))
-    worst = min(bstf.quantization.report(sparse, quantised, images).layers, key=lambda layer: layer.sqnr_db)
-    record |= {"worst_sqnr_db": round(worst.sqnr_db, 1), "worst_layer": worst.name}
+    worst = min(bstf.quantization.report(sparse, quantised, images).layers, key=lambda layer: layer.sqnr)
+    record |= {"worst_sqnr_db": round(worst.sqnr, 1), "worst_layer": worst.layer}
     record["output_sqnr_db"] = round(_output_sqnr(sparse, graph, images), 1)
     return record | {"seconds": round(time.perf_counter() - began)}
 
