@@ -23,7 +23,7 @@ _KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
 _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
-_OPENED_AGAIN = re.compile(r"_\d+$")
+_NUMBER = re.compile(r"_\d+$")
 _SIDECAR = Path("assets.extra") / "bstf.json"
 
 
@@ -51,8 +51,8 @@ def read(path: str | Path) -> Graph:
     return graph
 
 
-def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[str]]:
-    """The serving function with its variables as constants, and the names of its outputs."""
+def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[str], list[str]]:
+    """The serving function with its variables as constants, the names of its outputs, and those of its variables."""
     try:
         loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
     except (OSError, DecodeError, tf.errors.OpError, ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -67,7 +67,7 @@ def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[st
         )
     function = loaded.signatures["serving_default"]
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
-    return _inlined(frozen), list(function.structured_outputs)
+    return _inlined(frozen), list(function.structured_outputs), [variable.name for variable in function.variables]
 
 
 def _inlined(function: tf.types.experimental.ConcreteFunction) -> tf.types.experimental.ConcreteFunction:
@@ -91,11 +91,62 @@ def _inlined(function: tf.types.experimental.ConcreteFunction) -> tf.types.exper
     return convert_variables_to_constants_v2(whole.prune(*ends), lower_control_flow=False)
 
 
+class _Scopes:
+    """Finds the layer of an operation in the operation's name.
+
+    Keras 3 opens the name scopes of a model and of each layer twice a call, and TensorFlow numbers the second, which
+    holds the operations: those of layer `conv2d` are in `conv2d_1`, of `conv2d_1` in `conv2d_1_2`. Other exports keep
+    a layer's name.
+    """
+
+    def __init__(self, operations: list[str], variables: list[str]) -> None:
+        own = [name for name in operations if not name.startswith("Func/")]  # the others pass on arguments of calls
+        self._filled = {scope for name in own for scope in itertools.accumulate(_parts(name)[:-1], _join)}
+        self._twice = self._are_opened_twice(variables)
+
+    def layer(self, operation: str) -> str:
+        """The layer's name, with those of the models in the model that it is in: `inner/conv2d`."""
+        parts = _parts(operation)
+        if len(parts) < 3:
+            return parts[0] if parts else operation
+        scopes = list(itertools.accumulate(parts[:-1], _join))
+        if not (self._twice and self._is_second(scopes[0])):
+            return parts[1]
+        count = len(list(itertools.takewhile(self._is_second, scopes[1:])))
+        return "/".join(_NUMBER.sub("", part) for part in parts[1 : 1 + count]) or parts[1]
+
+    def _are_opened_twice(self, variables: list[str]) -> bool:
+        """Whether a layer with variables computes in a numbered scope only; without variables, whether all do."""
+        if not variables:
+            return all(self._is_second(scope) for scope in self._filled if scope.count("/") < 2)
+        owners = {name.split("/")[-2] for name in variables if "/" in name}
+        filled = {scope.rpartition("/")[2] for scope in self._filled}
+        numbered = {_NUMBER.sub("", scope) for scope in filled if _NUMBER.search(scope)}
+        return bool((owners & numbered) - filled)
+
+    def _is_second(self, scope: str) -> bool:
+        """Whether a scope is a layer's second; it isn't where the first holds operations, except those of another."""
+        first = _NUMBER.sub("", scope)
+        return first != scope and (first not in self._filled or self._is_second(first))
+
+
+def _parts(name: str) -> list[str]:
+    """The scopes of an operation and its own name, less what TensorFlow wraps around."""
+    return [part for part in name.split("/") if part not in _WRAPPERS]
+
+
+def _join(scope: str, part: str) -> str:
+    return f"{scope}/{part}"
+
+
 class _Reader:
     """Walks a frozen function once; handlers call its `add`, `constant` and `input` methods."""
 
-    def __init__(self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str]) -> None:
+    def __init__(
+        self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str], variables: list[str]
+    ) -> None:
         self._function, self._signature = function, signature
+        self._scopes = _Scopes([op.name for op in function.graph.get_operations()], variables)
         self._graph = Graph(name)
         self._names: dict[str, str] = {}  # TensorFlow tensor name -> ours
         self._constants: set[str] = set()  # TensorFlow tensors that are known
@@ -172,16 +223,7 @@ class _Reader:
 
     def layer(self, op: tf.Operation) -> str:
         """Name of the layer that an operation belongs to."""
-        scopes = [part for part in op.name.split("/") if part not in _WRAPPERS]
-        if len(scopes) < 3:
-            return scopes[0] if scopes else op.name
-        model, layer = scopes[:2]
-        if not _OPENED_AGAIN.search(model):
-            return layer
-        # Keras 3 opens the name scopes of the model and of each layer twice a call, and TensorFlow numbers the second:
-        # models in models, then the layer.
-        layers = itertools.takewhile(_OPENED_AGAIN.search, scopes[1:-1])
-        return "/".join(_OPENED_AGAIN.sub("", scope) for scope in layers) or layer
+        return self._scopes.layer(op.name)
 
     def output(self, op: tf.Operation) -> str:
         """Our name of what an operation has made so far."""
