@@ -348,11 +348,14 @@ class Graph:
 
     @property
     def is_fixed_point(self) -> bool:
-        """Whether the network computes on integers: inputs that are read, or what the host makes, have grids."""
-        entries = [node for node in self.nodes if not self.inputs.keys().isdisjoint(node.inputs)]
-        made = [node.output if isinstance(node.op, Affine) else name for node in entries for name in node.inputs]
-        read = [name for name in made if name in self.inputs or self.producer(name) in entries]
-        return bool(read) and all(self.tensors[name].position is not None for name in read)
+        """Whether the network computes on integers: its inputs, or what the host makes of them, have grids; inputs
+        that nobody reads don't count.
+        """
+        first = [name for name in self.inputs if name in self.outputs]
+        for node in self.nodes:
+            read = [name for name in node.inputs if name in self.inputs]
+            first += [node.output] if read and isinstance(node.op, Affine) else read
+        return bool(first) and all(self.tensors[name].position is not None for name in first)
 
     @property
     def ungridded(self) -> str | None:
