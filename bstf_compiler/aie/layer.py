@@ -173,9 +173,15 @@ def inputs_of(graph: Graph) -> list[str]:
 
 
 def outputs_of(graph: Graph) -> list[str]:
-    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
+    """For each output of the network the tensor that the array computes: the input of a host operation, or itself.
+
+    Raises:
+        ValueError: an output is an input that no layer reads.
+    """
     names = []
     for name in graph.outputs:
+        if name in graph.inputs and not graph.consumers(name):
+            raise ValueError(f"output '{name}' is an input that no layer reads; end the network at layers")
         node = graph.producer(name)
         names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
     return names

@@ -198,7 +198,9 @@ def network_of_everything(seed: int, layers: int = 7, most_channels: int = 28, m
         x = made[-1] if rng.random() < 0.7 else made[int(rng.integers(len(made)))]
         made.append(_GROW[rng.integers(len(_GROW))](build, x, made, most_size))
     outputs = {made[-1], *(rng.choice(made[2:], 1) if rng.random() < 0.2 else ())}
-    return build.finish(*sorted(map(str, outputs)), softmax=len(outputs) == 1 and rng.random() < 0.2)
+    graph = build.finish(*sorted(map(str, outputs)), softmax=len(outputs) == 1 and rng.random() < 0.2)
+    graph.nodes = [node for node in graph if not isinstance(node.op, Affine) or graph.consumers(node.output)]
+    return graph
 
 
 def _dilated(rng: np.random.Generator, height: int, width: int) -> Window:

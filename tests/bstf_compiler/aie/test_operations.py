@@ -230,6 +230,13 @@ def test_random_images_for_the_host_reach_both_ends_of_what_it_makes():
     assert np.ptp(made[..., 2]) == 0
 
 
+def test_an_output_that_no_layer_reads_is_refused():
+    build, x = builder(8)
+    graph = build.finish(build.conv(x, 8, SAME), build.input(4, 4, 3, name="other"))
+    with pytest.raises(ValueError, match="output 'other' is an input that no layer reads"):
+        bstf_compiler.compile(graph, "aie2_1x1")
+
+
 def test_equal_tiles_of_a_resize_are_one_instruction():
     build, x = builder(32, size=(40, 8))
     graph = build.finish(build.resize(x, (2, 2)))
