@@ -140,7 +140,8 @@ def _images(model: keras.Model) -> np.ndarray | dict[str, np.ndarray]:
         height, width, channels = entry.shape[1:]
         coarse = rng.normal(size=(_IMAGES, 8, 8, channels)).astype(np.float32)
         smooth = keras.ops.convert_to_numpy(keras.ops.image.resize(coarse, (height, width), "bicubic"))
-        scaled = any(isinstance(layer, layers.Rescaling) for layer in model.layers) and channels == 3
+        readers = [node.operation for node in entry._keras_history.operation._outbound_nodes]
+        scaled = any(isinstance(layer, layers.Rescaling) for layer in readers)
         images[entry.name] = np.clip(127 + 64 * smooth, 0, 255) if scaled else smooth
     return images if len(images) > 1 else images[model.inputs[0].name]
 
