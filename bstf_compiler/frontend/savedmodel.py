@@ -103,17 +103,18 @@ class _Scopes:
         own = [name for name in operations if not name.startswith("Func/")]  # the others pass on arguments of calls
         self._filled = {scope for name in own for scope in itertools.accumulate(_parts(name)[:-1], _join)}
         self._twice = self._are_opened_twice(variables)
+        self._models = {scope.split("/")[0] for scope in self._filled if "/" in scope and self._is_second(scope)}
 
     def layer(self, operation: str) -> str:
         """The layer's name, with those of the models in the model that it is in: `inner/conv2d`."""
         parts = _parts(operation)
-        if len(parts) < 3:
-            return parts[0] if parts else operation
         scopes = list(itertools.accumulate(parts[:-1], _join))
-        if not (self._twice and self._is_second(scopes[0])):
+        inside = list(itertools.takewhile(self._is_second, scopes)) if self._twice else []
+        if not inside:
+            return (parts or [operation])[1 if len(parts) > 2 else 0]
+        if inside == scopes[:1] and inside[0] in self._models:  # a function that the model itself calls
             return parts[1]
-        count = len(list(itertools.takewhile(self._is_second, scopes[1:])))
-        return "/".join(_NUMBER.sub("", part) for part in parts[1 : 1 + count]) or parts[1]
+        return "/".join(_NUMBER.sub("", part) for part in parts[min(1, len(inside) - 1) : len(inside)])
 
     def _are_opened_twice(self, variables: list[str]) -> bool:
         """Whether a layer with variables computes in a numbered scope only; without variables, whether all do."""

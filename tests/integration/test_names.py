@@ -67,10 +67,11 @@ def test_numbers_that_are_names_stay(tmp_path):
     for name in names:
         x = layers.Conv2D(3, 1, name=name)(x)
     inner = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(3, 1, name="c_1")], name="inner_3")
-    model = keras.Model(image, inner(Twice(name="twice_1")(x)), name="net_1")
+    y = keras.ops.sigmoid(inner(Twice(name="twice_1")(x)))
+    model = keras.Model(image, y, name="net_1")
     bstf.export(model, tmp_path)
     graph = bstf_compiler.load(tmp_path)
-    assert [node.name for node in graph] == [*names, "twice_1", "twice_1:conv2d", "inner_3/c_1"]
+    assert [node.name for node in graph] == [*names, "twice_1", "twice_1:conv2d", "inner_3/c_1", "Sigmoid"]
 
 
 def test_a_network_without_weights_has_the_names_of_its_layers(tmp_path):
