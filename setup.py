@@ -38,6 +38,7 @@ setup(
             "mkl; platform_machine == 'x86_64'",
             "ai-edge-litert>=1.2",
             "openvino>=2025.0",
+            "joblib>=1.4",  # sweeps over devices on all cores
         ],
         "test": [
             "pytest>=8",
@@ -49,6 +50,7 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "jax>=0.5",  # Keras' other compiled backend, and processes that train together
+            "joblib>=1.4",  # benchmarks.aie_sweep
             "ruff>=0.9",
         ],
     },

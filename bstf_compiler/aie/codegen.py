@@ -25,9 +25,8 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
             steps.append(Step(layer.name, layer.op, layer.output, band, index, keeps=True))
             continue
         chunks = _pack(graph, device, stage.layer, tiles, schedule, data, data_address)
-        for band in stage.bands:
-            writer = StepWriter(device, placement.places, stage, tiles, chunks, band)
-            steps.append(writer.step(index, keeps=band == stage.bands[-1]))
+        for number in range(len(stage.bands)):
+            steps.append(StepWriter(device, placement.places, stage, tiles, chunks, number).step(index))
     end = data_address + len(data)
     if end > device.ddr.memory_bytes:
         raise ValueError(

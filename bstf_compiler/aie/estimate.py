@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -126,10 +126,10 @@ def _layer(step: Step, start: float, seconds: float, spans: list[Span]) -> Layer
 def seconds(device: DeviceSpec, instruction: Instruction) -> float:
     """Seconds of one iteration: bytes over the link's rate; whole cycles of work over the core's rate."""
     if isinstance(instruction, Transfer):
-        return instruction.bytes / getattr(device.links, instruction.kind.lower())
+        return instruction.bytes / device.rate(instruction.kind)
     core = device.core
     rate = core.macs_per_cycle if instruction.op == "conv" else core.elementwise_per_cycle
-    return math.ceil(instruction.work / rate) / device.clock_hz
+    return math.ceil(instruction.work / rate + instruction.added / core.elementwise_per_cycle) / device.clock_hz
 
 
 def _exact(code: Code, step: Step) -> list[Span]:
@@ -162,22 +162,23 @@ def _published(code: Code, step: Step) -> list[Span]:
     """One span an instruction kind; their ends say when the layer is over."""
     if not step.instructions:
         return []
-    device, layer = code.device, _published_layer(code, step)
+    device, layers = code.device, _published_layers(code, step)
     if len(set(vars(device.links).values())) > 1:
         raise ValueError(
             f"the published cost model knows one link rate; those of {device.name} differ: use cost_model='exact'"
         )
     rate, clock = device.links.loadfm, device.clock_hz
     kinds = {
-        "LOAD": _slowest(step, "LOAD", device.links.load),
-        "LOADW": published.loadw_seconds(layer, device.memtiles, 1, rate),
-        "LOADFM": sum(published.loadfm_seconds(layer, rate)),
-        "LOADWM": sum(published.loadwm_seconds(layer, rate)),
-        "COMP": sum(published.comp_seconds(layer, clock)),
-        "WRITEFM": sum(published.writefm_seconds(layer, rate)),
-        "WRITE": _slowest(step, "WRITE", device.links.write),
+        "LOAD": _slowest(step, "LOAD", device.rate("LOAD")),
+        "LOADW": published.loadw_seconds(layers[0], device.memtiles, 1, rate),
+        "LOADFM": sum(sum(published.loadfm_seconds(layer, rate)) for layer in layers),
+        "LOADWM": sum(sum(published.loadwm_seconds(layer, rate)) for layer in layers),
+        "COMP": sum(sum(published.comp_seconds(layer, clock)) for layer in layers),
+        "WRITEFM": sum(sum(published.writefm_seconds(layer, rate)) for layer in layers),
+        "WRITE": _slowest(step, "WRITE", device.rate("WRITE")),
     }
-    total = published.layer_seconds(layer, kinds["LOAD"], kinds["LOADW"], kinds["WRITE"], rate, clock)
+    total = published.layer_seconds(layers[0], kinds["LOAD"], kinds["LOADW"], kinds["WRITE"], rate, clock)
+    total += sum(published.layer_seconds(layer, 0.0, 0.0, 0.0, rate, clock) for layer in layers[1:])
     macs = sum(_macs(instruction) for instruction in step.instructions)
     return [
         Span(
@@ -196,8 +197,10 @@ def _slowest(step: Step, kind: str, rate: float) -> float:
     return max(loads.values(), default=0) / rate
 
 
-def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
-    """The step's sub-volumes: those of the busiest core, its column's output, the runs of its column."""
+def _published_layers(code: Code, step: Step) -> list[published.PublishedLayer]:
+    """The step's sub-volumes: those of the busiest core, its column's output, the runs of its column. A convolution
+    that ends in a sum is two layers, as in the tables.
+    """
     work = [i for i in step.instructions if isinstance(i, Compute)]
     largest = max(work, key=lambda i: (i.inputs[0].sizes[0] * i.inputs[0].sizes[1], i.output.sizes[2]))
     column = largest.unit.rsplit(".", 1)[0]
@@ -211,7 +214,7 @@ def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
     chunks = sum(i.kind == "LOADW" for i in step.instructions) // splits if weighted else 0
     dense = sum(i.output.bytes * math.prod(i.kernel) * i.inputs[0].sizes[2] * i.iterations for i in work)
     effective = sum(i.work * i.iterations for i in work)
-    return published.PublishedLayer(
+    layer = published.PublishedLayer(
         name=step.layer,
         op=_PUBLISHED_OPS.get(step.op, "maxpool2d"),
         input_shapes=tuple((1, *access.sizes) for access in largest.inputs),
@@ -224,3 +227,17 @@ def _published_layer(code: Code, step: Step) -> published.PublishedLayer:
         cin_splits=splits,
         segments=tuple(published.Segment(i.iterations, i.inputs[0].sizes[0] == tallest) for i in mine),
     )
+    if step.op != "conv" or len(mine[0].inputs) == 1:
+        return [layer]
+    whole, tile = layer.output_shape, layer.output
+    runs = tuple(published.Segment(i.iterations, i.output.sizes == mine[0].output.sizes) for i in mine)
+    addition = published.PublishedLayer(
+        name=step.layer,
+        op="add",
+        input_shapes=(whole, whole),
+        output_shape=whole,
+        input=tile,
+        output=tile,
+        segments=runs,
+    )
+    return [replace(layer, input_shapes=layer.input_shapes[:1]), addition]

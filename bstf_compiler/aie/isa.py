@@ -104,8 +104,9 @@ class Compute:
     and `output` are (rows, pixels, channels) of the tile; `block`: the output's first channel block in its tensor;
     `padding` (top, left): rows and pixels of the reach that lie before the tile (see reach.py). `begin` and `finish`
     frame a sum over several chunks of input channels, kept in int32 at `scratch`.
-    Of one iteration: `work`, multiply-adds of whole blocks (conv) or element operations (the rest), is what time is
-    counted by; `macs`, effective multiply-adds, leaves the padding of ragged blocks out.
+    A convolution with a second input adds it to its result. Of one iteration: `work`, multiply-adds of whole blocks
+    (conv) or element operations (the rest), and `added`, element operations of that sum, are what time is counted by;
+    `macs`, effective multiply-adds, leaves the padding of ragged blocks out.
     """
 
     unit: str
@@ -119,6 +120,7 @@ class Compute:
     dilation: tuple[int, int]
     padding: tuple[int, int]
     work: int
+    added: int = 0
     macs: int = 0
     scratch: int = 0
     begin: bool = True

@@ -45,8 +45,10 @@ def requantized(value, shift, smallest, largest):
 
 
 @nb.njit(cache=True, nogil=True)
-def conv(memory, x, y, chunk, scratch, begin, finish, in_shape, out_shape, kernel, strides, dilation, before):
-    """Block-sparse convolution of a tile; `begin` and `finish` frame sums kept at `scratch`."""
+def conv(memory, x, residual, y, chunk, scratch, begin, finish, in_shape, out_shape, kernel, strides, dilation, before):
+    """Block-sparse convolution of a tile; `begin` and `finish` frame sums kept at `scratch`; the tile at `residual`, if
+    not negative, is added to the result.
+    """
     header = words(memory, chunk, 4)
     shift, smallest, largest, blocks = header[0], header[1], header[2], header[3]
     bias = words(memory, chunk + 16, LANES * blocks)
@@ -90,6 +92,19 @@ def conv(memory, x, y, chunk, scratch, begin, finish, in_shape, out_shape, kerne
                 for lane in range(LANES):
                     value = requantized(np.int64(part[pixel, lane]), shift, smallest, largest)
                     memory[y + pixel * channels + block * LANES + lane] = value
+    if finish and residual >= 0:
+        add_tiles(memory, y, residual, y, words(memory, weights_at, 6), pixels, channels, channels)
+
+
+@nb.njit(cache=True, nogil=True)
+def add_tiles(memory, a, b, y, parameters, pixels, channels, step):
+    """Sum or difference of two tiles on the finer of their grids; the second advances by `step` bytes a pixel."""
+    shift, shift2, sign, cut, smallest, largest = parameters
+    for pixel in range(pixels):
+        for c in range(channels):
+            one = np.int64(memory[a + pixel * channels + c]) << shift
+            two = np.int64(memory[b + pixel * step + c]) << shift2
+            memory[y + pixel * channels + c] = requantized(one + sign * two, cut, smallest, largest)
 
 
 @nb.njit(cache=True, nogil=True)

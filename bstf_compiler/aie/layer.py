@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -46,7 +47,8 @@ class Layer:
     input and the output before padding. `kept` (input blocks, output blocks): Γ as found in the weights of a
     convolution, whose `groups` are then the blocks along a diagonal; None for what works channel by channel. `filled`:
     runs (first block, blocks) of the output that the layer computes, None for all. `part_of`: the larger
-    tensor that the output is a part of.
+    tensor that the output is a part of. `summed`: the result of the convolution alone, where the second source is added
+    to it before it is written; no memory ever holds it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Layer:
     groups: int = 1
     filled: tuple[tuple[int, int], ...] | None = None
     part_of: Slice | None = None
+    summed: str | None = None
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:
@@ -112,6 +115,15 @@ class Layer:
         used = np.flatnonzero(self.kept[slice(*inputs), slice(*outputs)].any(axis=1))
         return (inputs[0] + int(used[0]), inputs[0] + int(used[-1]) + 1) if used.size else (inputs[0], inputs[0])
 
+    @property
+    def residual(self) -> Source | None:
+        """What is added to a convolution's result, once for all input channels."""
+        return self.sources[1] if self.summed is not None else None
+
+    def added(self, pixels: int, blocks: int) -> int:
+        """Element operations of adding the residual to `pixels` output pixels of `blocks` blocks."""
+        return 0 if self.summed is None else pixels * blocks * BLOCK * _ELEMENT_OPERATIONS["add"]
+
     def work(self, pixels: int, blocks: int) -> int:
         """What `pixels` output pixels cost a core: multiply-adds of `blocks` whole weight blocks a pixel and kernel
         position (the vector unit multiplies the padding of a ragged block too), or element operations on `blocks`
@@ -146,16 +158,34 @@ def _overlaps(channels: int, groups: int) -> np.ndarray:
     return counts
 
 
-def layers_of(graph: Graph) -> list[Layer]:
-    """The layers that the array runs, in the graph's order.
+class DoesNotFit(ValueError):
+    """A layer has no room in a core or in a memory tile."""
+
+    def __init__(self, layer: Layer, sentence: str) -> None:
+        super().__init__(f"layer '{layer.name}': {sentence}")
+        self.layer = layer
+
+
+def layers_of(graph: Graph, apart: Container[str] = ()) -> list[Layer]:
+    """The layers that the array runs, in the graph's order; sums end the convolutions before them, but for those of
+    the tensors `apart`.
 
     Raises:
         ValueError: if an operation can't run on the array, and it is not a host operation at an end.
     """
-    layers, parts = [], slices(graph, outputs_of(graph))
+    layers, outputs = [], outputs_of(graph)
+    parts, summed = slices(graph, outputs), _summed_convolutions(graph, outputs)
+    summed = {name: own for name, own in summed.items() if name not in apart}
     for node in graph:
+        if node.output in summed.values():
+            continue
         if isinstance(node.op, ON_ARRAY):
-            layer = _joining(graph, node, parts) if isinstance(node.op, Concat) else _layer(graph, node)
+            if isinstance(node.op, Concat):
+                layer = _joining(graph, node, parts)
+            elif node.output in summed:
+                layer = _residual_convolution(graph, node, graph.producer(summed[node.output]))
+            else:
+                layer = _layer(graph, node)
             layers.append(replace(layer, part_of=parts.get(node.output)))
         elif not (_begins_network(graph, node) or _ends_network(graph, node)):
             raise ValueError(
@@ -185,6 +215,31 @@ def outputs_of(graph: Graph) -> list[str]:
         node = graph.producer(name)
         names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
     return names
+
+
+def _summed_convolutions(graph: Graph, outputs: list[str]) -> dict[str, str]:
+    """Sums that a convolution can finish before it writes: the sum's tensor, and the convolution's own, which nobody
+    else reads. The last convolution before the sum does it: all that it adds to is there by then.
+    """
+    found: dict[str, str] = {}
+    for node in graph:
+        if not isinstance(node.op, Add) or node.inputs[0] == node.inputs[1]:
+            continue
+        shapes = {graph.tensors[name].shape for name in (*node.inputs, node.output)}
+        for name, other in (node.inputs, node.inputs[::-1]):
+            maker = graph.producer(name)
+            if (
+                len(shapes) == 1
+                and maker is not None
+                and isinstance(maker.op, Conv)
+                and not maker.op.groups == graph.tensors[maker.inputs[0]].shape[-1] > 1
+                and len(graph.consumers(name)) == 1
+                and name not in outputs
+                and maker.inputs[0] != other
+                and not (node.op.subtract and name == node.inputs[1])
+            ):
+                found[node.output] = name  # of two, the second, which the graph's order has later or doesn't care
+    return found
 
 
 def _begins_network(graph: Graph, node: Node) -> bool:
@@ -237,6 +292,16 @@ def _convolution(
     kept = bsr.nonzero_blocks(bsr.ungrouped(kernel, op.groups), (BLOCK, BLOCK))
     source = _under(op.window, *image, every=True)
     return Layer(node.name, "conv", (source,), node.output, shape, channels, op.window, kept, op.groups)
+
+
+def _residual_convolution(graph: Graph, node: Node, convolution: Node) -> Layer:
+    """A convolution and the sum `node` that it ends in."""
+    layer = _layer(graph, convolution)
+    other = next(name for name in node.inputs if name != convolution.output)
+    source = _same(other, *graph.tensors[other].shape[1:])
+    return replace(
+        layer, name=node.name, sources=(*layer.sources, source), output=node.output, summed=convolution.output
+    )
 
 
 def _same(tensor: str, rows: int, columns: int, channels: int) -> Source:

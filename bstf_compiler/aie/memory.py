@@ -2,8 +2,8 @@
 
 A tensor is cut evenly by width, a piece a memory tile, at one address in all of them; a piece is (rows, its columns,
 channels padded to eight). What doesn't fit is spilled: it lives in DDR, and the layers that write or read it pass
-through staging buffers, in bands of rows if even those don't fit. Parts of a joined tensor (joining.py) lie in it, and
-live and spill with it.
+through staging buffers, in bands of rows: while one is computed, the next is loaded and the one before written. Parts
+of a joined tensor (joining.py) lie in it, and live and spill with it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
 _CHUNKS = "weight chunks"
+_MOST_BANDS = 4
+"""Times as many bands as must be are tried: smaller ones wait less for the first load and the last write."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class Allocation:
 @dataclass
 class Stage:
     """A layer with its memory: output rows of each band, address of the weight chunks in every memory tile, and
-    addresses of staging buffers by tensor.
+    addresses of staging buffers by tensor: two each if there are several bands, used in turn.
     """
 
     layer: Layer
     bands: list[tuple[int, int]]
     chunks: int
-    staging: dict[str, int] = field(default_factory=dict)
+    staging: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def staging_of(self, tensor: str, band: int) -> int:
+        """Address of the buffer that holds a band of a tensor."""
+        buffers = self.staging[tensor]
+        return buffers[band % len(buffers)]
 
 
 @dataclass
@@ -74,9 +81,19 @@ class _NoRoom(Exception):
         self.live, self.read, self.layer, self.wanted = live, read, layer, wanted
 
 
-def piece_bytes(shape: tuple[int, int, int], rows: int, columns: int) -> int:
-    """Bytes of the widest piece of `rows` rows of a tensor cut over `columns` memory tiles."""
-    widest = max(stop - start for start, stop in share(shape[1], columns))
+def tile_spans(width: int, device: DeviceSpec) -> list[tuple[int, int]]:
+    """Pixel columns [start, stop) in each of a device's activation tiles: those of its columns of cores."""
+    parts = share(width, device.columns)
+    spans: dict[int, tuple[int, int]] = {}
+    for column, (start, stop) in enumerate(parts):
+        place = device.activation_tile(column)
+        spans[place] = (spans.get(place, (start, stop))[0], stop)
+    return list(spans.values())
+
+
+def piece_bytes(shape: tuple[int, int, int], rows: int, device: DeviceSpec) -> int:
+    """Bytes of the widest piece of `rows` rows of a tensor cut over a device's memory tiles."""
+    widest = max(stop - start for start, stop in tile_spans(shape[1], device))
     return -(-rows * widest * shape[2] * BLOCK // _ALIGN) * _ALIGN
 
 
@@ -85,7 +102,7 @@ def place(
     network_inputs: list[str],
     outputs: list[str],
     device: DeviceSpec,
-    chunk_bytes: Callable[[Layer, int], int],
+    cost: Callable[[Layer, int], tuple[int, float]],
 ) -> Placement:
     """Gives every tensor a place.
 
@@ -94,21 +111,23 @@ def place(
         network_inputs: tensors that arrive in DDR.
         outputs: tensors that must end in DDR.
         device: the array.
-        chunk_bytes: bytes that a layer's weight chunks take in each memory tile when it computes so many rows at once.
+        cost: bytes that a layer's weight chunks take in each memory tile, and seconds that the array works, when it
+            computes so many rows at once.
 
     Raises:
-        ValueError: if a layer doesn't fit even row by row.
+        DoesNotFit: if a layer is too large even row by row.
     """
     in_ddr = {*network_inputs, *outputs}
     while True:
         try:
-            return _Attempt(layers, in_ddr, device, chunk_bytes).run()
+            return _Attempt(layers, in_ddr, device, cost).run()
         except _NoRoom as full:
             candidates = {name: size for name, size in full.live.items() if name not in in_ddr}
             if not candidates:
-                raise ValueError(
-                    f"layer '{full.layer.name}': one output row needs {full.wanted} bytes of a memory tile, of which "
-                    f"{device.name} has {device.memtile.memory_bytes}; use smaller images or a larger device"
+                raise DoesNotFit(
+                    full.layer,
+                    f"one output row needs {full.wanted} bytes of a memory tile, of which "
+                    f"{device.name} has {device.memtile.memory_bytes}; use smaller images or a larger device",
                 ) from None
             idle = {name: size for name, size in candidates.items() if name not in full.read}
             pool = idle or candidates
@@ -123,9 +142,9 @@ class _Attempt:
         layers: list[Layer],
         in_ddr: set[str],
         device: DeviceSpec,
-        chunk_bytes: Callable[[Layer, int], int],
+        cost: Callable[[Layer, int], tuple[int, float]],
     ) -> None:
-        self._layers, self._in_ddr, self._device, self._chunk_bytes = layers, in_ddr, device, chunk_bytes
+        self._layers, self._in_ddr, self._device, self._cost = layers, in_ddr, device, cost
         self._shapes = {layer.output: layer.output_shape for layer in layers}
         self._shapes.update({source.tensor: source.shape for layer in layers for source in layer.sources})
         self._slices = {layer.output: layer.part_of for layer in layers if layer.part_of is not None}
@@ -179,43 +198,62 @@ class _Attempt:
             self._take(whole, address, size, index)
         staged = [name for name in dict.fromkeys((*layer.inputs, layer.output)) if self._whole[name] in self._in_ddr]
         fresh = whole not in self._in_ddr and whole not in self._live
-        wanted = 0
+        best = None
         for height in sorted({-(-rows // n) for n in range(1, rows + 1)}, reverse=True) if staged else [rows]:
             bands = [(start, min(start + height, rows)) for start in range(0, rows, height)]
-            sizes = {name: self._staging_bytes(layer, name, bands) for name in staged}
+            if best is not None and len(bands) > _MOST_BANDS * len(best[1]):
+                break
+            buffers = min(2, len(bands))
+            bytes_of = {name: self._staging_bytes(layer, name, bands) for name in staged}
+            sizes = {name: buffers * size for name, size in bytes_of.items()}
             if fresh:
                 sizes[whole] = self._piece(whole)
-            sizes[_CHUNKS] = self._chunk_bytes(layer, height)
-            wanted = sum(sizes.values())
+            sizes[_CHUNKS], seconds = self._cost(layer, height)
             if (addresses := self._first_fit(sizes)) is not None:
-                break
-        else:
+                seconds = self._seconds(layer, bytes_of, len(bands), seconds)
+                if best is None or seconds < best[0]:
+                    best = seconds, bands, sizes, addresses
+        if best is None:
             live = {name: size for name, (_, size) in self._live.items()}
             read = {self._whole[name] for name in layer.inputs}
-            raise _NoRoom({**live, whole: self._piece(whole)}, read, layer, wanted)
+            raise _NoRoom({**live, whole: self._piece(whole)}, read, layer, sum(sizes.values()))
+        _, bands, sizes, addresses = best
         if fresh:
             self._take(whole, addresses.pop(whole), sizes[whole], index)
         self._placement.allocations += [
             Allocation(name if name == _CHUNKS else f"staging {name}", addresses[name], sizes[name], index, index)
             for name in addresses
         ]
-        self._placement.stages.append(Stage(layer, bands, addresses.pop(_CHUNKS), addresses))
+        chunks, buffers = addresses.pop(_CHUNKS), min(2, len(bands))
+        staging = {
+            name: tuple(address + slot * (sizes[name] // buffers) for slot in range(buffers))
+            for name, address in addresses.items()
+        }
+        self._placement.stages.append(Stage(layer, bands, chunks, staging))
+
+    def _seconds(self, layer: Layer, staging: dict[str, int], bands: int, seconds: float) -> float:
+        """Of a layer in bands that take the array `seconds` each: the next band is loaded and the one before written
+        meanwhile, but for the first and the last.
+        """
+        load = sum(size for name, size in staging.items() if name != layer.output) / self._device.rate("LOAD")
+        write = staging.get(layer.output, 0) / self._device.rate("WRITE")
+        return load + bands * (max(seconds, load, write) if bands > 1 else seconds) + write
 
     def _dying_input(self, index: int, layer: Layer) -> str | None:
-        """An input that an element-wise layer may overwrite: read for the last time, tile by tile, at the places that
-        are written.
-        """
-        if layer.op not in ("add", "product", "requantize", "lookup") or layer.output in self._in_ddr:
+        """An input that a layer may overwrite: read for the last time, tile by tile, at the places that are written."""
+        tile_by_tile = layer.op in ("add", "product", "requantize", "lookup") or layer.residual is not None
+        if not tile_by_tile or layer.output in self._in_ddr:
             return None
         if any(
             name in self._in_ddr or len(self._parts[self._whole[name]]) > 1 for name in (*layer.inputs, layer.output)
         ):
             return None
-        images = [source.tensor for source in layer.sources if not source.broadcast]
+        sources = layer.sources if layer.residual is None else [layer.residual]
+        images = [source.tensor for source in sources if not source.broadcast]
         return next((name for name in images if self._last_use[name] == index), None)
 
     def _piece(self, name: str) -> int:
-        return piece_bytes(self._shapes[name], self._shapes[name][0], self._device.columns)
+        return piece_bytes(self._shapes[name], self._shapes[name][0], self._device)
 
     def _staging_bytes(self, layer: Layer, name: str, bands: list[tuple[int, int]]) -> int:
         shape = self._shapes[name]
@@ -226,7 +264,7 @@ class _Attempt:
             source = next(source for source in layer.sources if source.tensor == name)
             reaches = [source.rows.reach(*band) for band in bands]
             rows = max(stop - start for start, stop, _ in reaches)
-        return piece_bytes(shape, rows, self._device.columns)
+        return piece_bytes(shape, rows, self._device)
 
     def _first_fit(self, sizes: dict[str, int]) -> dict[str, int] | None:
         """Lowest free addresses for all of `sizes`, or None."""

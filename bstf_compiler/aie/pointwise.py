@@ -11,22 +11,13 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from bstf_compiler.aie.kernels import LANES, requantized, words
+from bstf_compiler.aie.kernels import LANES, add_tiles, requantized, words
 
 
 @nb.njit(cache=True, nogil=True)
 def add(memory, a, b, y, chunk, shape, step):
-    """Sum or difference of two tiles on the finer of their grids; the second advances by `step` bytes a pixel (0: one
-    pixel for all).
-    """
-    header = words(memory, chunk, 6)
-    rows, pixels, channels = shape
-    for pixel in range(rows * pixels):
-        for c in range(channels):
-            one = np.int64(memory[a + pixel * channels + c]) << header[0]
-            two = np.int64(memory[b + pixel * step + c]) << header[1]
-            value = requantized(one + header[2] * two, header[3], header[4], header[5])
-            memory[y + pixel * channels + c] = value
+    """Sum or difference of two tiles; the second advances by `step` bytes a pixel (0: one pixel for all)."""
+    add_tiles(memory, a, b, y, words(memory, chunk, 6), shape[0] * shape[1], shape[2], step)
 
 
 @nb.njit(cache=True, nogil=True)

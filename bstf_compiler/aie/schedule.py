@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bstf_compiler.aie import memory, tiling, weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, inputs_of, layers_of, outputs_of
+from bstf_compiler.aie.layer import DoesNotFit, Layer, inputs_of, layers_of, outputs_of
 from bstf_compiler.aie.tiling import Tiling
 from bstf_compiler.graph import Graph
 
@@ -31,7 +31,17 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
     Raises:
         ValueError: if a layer fits no sub-volume or no memory; the sentence names it.
     """
-    layers = layers_of(graph)
+    apart: set[str] = set()
+    while True:
+        try:
+            return _plan(graph, device, layers_of(graph, apart))
+        except DoesNotFit as large:
+            if large.layer.residual is None:
+                raise
+            apart.add(large.layer.output)
+
+
+def _plan(graph: Graph, device: DeviceSpec, layers: list[Layer]) -> Schedule:
     if not layers:
         raise ValueError(f"network '{graph.name}' has no layer for the array")
     parameters = {
@@ -48,9 +58,12 @@ def plan(graph: Graph, device: DeviceSpec) -> Schedule:
         return chosen[layer.name, rows]
 
     outputs = outputs_of(graph)
-    placement = memory.place(
-        layers, inputs_of(graph), outputs, device, lambda layer, rows: tile(layer, rows).weights.total
-    )
+
+    def cost(layer: Layer, rows: int) -> tuple[int, float]:
+        chosen = tile(layer, rows)
+        return chosen.weights.total * device.rows_of_weight_tile, chosen.seconds
+
+    placement = memory.place(layers, inputs_of(graph), outputs, device, cost)
     tilings = [
         tile(stage.layer, max(b - a for a, b in stage.bands)) if stage.layer.sources else None
         for stage in placement.stages

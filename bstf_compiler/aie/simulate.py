@@ -10,8 +10,7 @@ from bstf_compiler import integer
 from bstf_compiler.aie import events, kernels, pointwise
 from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.isa import Compute, Transfer
-from bstf_compiler.aie.layer import share
-from bstf_compiler.aie.memory import Place
+from bstf_compiler.aie.memory import Place, tile_spans
 
 _POISON = -86
 """What memory holds before anything is written: 0xAA, so that a byte read too early shows."""
@@ -53,8 +52,9 @@ class Machine:
         place, channels, _ = self._program.tensors[name]
         if place.memory == "ddr":
             return self._pixels("ddr", place, place.shape[1])[..., :channels].copy()
-        spans = share(place.shape[1], self._program.device.columns)
-        pieces = [self._pixels(f"m{tile}", place, stop - start) for tile, (start, stop) in enumerate(spans)]
+        device = self._program.device
+        spans = zip(device.activation_tiles, tile_spans(place.shape[1], device))
+        pieces = [self._pixels(f"m{tile}", place, stop - start) for tile, (start, stop) in spans]
         return np.concatenate(pieces, axis=1)[..., :channels]
 
     def _pixels(self, tile: str, place: Place, width: int) -> np.ndarray:
@@ -97,7 +97,8 @@ class Machine:
         shape, out_shape = do.inputs[0].sizes, do.output.sizes
         window = (do.kernel, do.strides, do.dilation, do.padding)
         if do.op == "conv":
-            kernels.conv(memory, x, y, chunk, do.scratch, do.begin, do.finish, shape, out_shape, *window)
+            residual = others[0] if others else -1
+            kernels.conv(memory, x, residual, y, chunk, do.scratch, do.begin, do.finish, shape, out_shape, *window)
         elif do.op == "depthwise":
             kernels.depthwise(memory, x, y, chunk, shape, out_shape, do.block, *window)
         elif do.op in ("maxpool", "averagepool"):

@@ -7,6 +7,7 @@ that the column's results are there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bstf_compiler.aie import tiling
@@ -14,7 +15,7 @@ from bstf_compiler.aie.code import Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
-from bstf_compiler.aie.memory import Place, Stage
+from bstf_compiler.aie.memory import Place, Stage, tile_spans
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
 from bstf_compiler.aie.tiling import Piece, Ring, Tiling
 
@@ -50,28 +51,28 @@ class StepWriter:
         stage: the layer and its memory.
         tiles: how it is cut.
         chunks: its packed chunks by (round, row of cores, input chunk).
-        band: its output rows [first, last).
+        number: which of the stage's bands.
     """
 
     def __init__(
         self, device: DeviceSpec, places: dict[str, Place], stage: Stage, tiles: Tiling,
-        chunks: dict[tuple[int, int, int], Chunk], band: tuple[int, int],
+        chunks: dict[tuple[int, int, int], Chunk], number: int,
     ) -> None:  # fmt: skip
         self._device, self._places, self._stage, self._tiles = device, places, stage, tiles
-        self._chunks, self._band, self._layer = chunks, band, stage.layer
+        self._chunks, self._number, self._layer = chunks, number, stage.layer
+        self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
         self._pieces = tiling.pieces(stage.layer, device, tiles.rounds)
         self._needs = self._input_spans_of_cores()
         self._spans = share(stage.layer.output_shape[1], device.columns)
         self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
         self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
-        self._staged = self._staged_sources()
         self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
         self._step: Step
 
-    def step(self, stage_index: int, keeps: bool) -> Step:
-        """All instructions of the band."""
+    def step(self, stage_index: int) -> Step:
+        """All instructions of the band, with the LOAD of the next one and the WRITE of the one before."""
         layer = self._layer
-        self._step = Step(layer.name, layer.op, layer.output, self._band, stage_index, keeps)
+        self._step = Step(layer.name, layer.op, layer.output, self._band, stage_index, keeps=self._last)
         self._step.buffers = self._buffers()
         self._declare_locks()
         self._load()
@@ -110,87 +111,114 @@ class StepWriter:
                 locks |= {f"{core}:out_free": tiles.output.slots, f"{core}:out_full": 0}
                 locks |= {f"{core}:w_free": tiles.weights.slots, f"{core}:w_full": 0}
         for row in self._rows:
-            locks |= {f"m{row}:w_free": tiles.weights.slots, f"m{row}:w_full": 0}
-        for tile in range(self._device.columns):
+            free, full = _weight_locks(self._device, row)
+            locks |= {free: tiles.weights.slots, full: 0}
+        for tile in self._device.activation_tiles:
             locks |= {f"m{tile}:ready": 0, f"m{tile}:done": 0}
 
     # --- DDR <-> memory tiles ---
 
-    def _staged_sources(self) -> list[Source]:
-        """The inputs in DDR of which the band reads rows, one a tensor."""
+    def _staged_sources(self, number: int) -> list[Source]:
+        """The inputs in DDR of which a band reads rows, one a tensor."""
         found: dict[str, Source] = {}
         for source in self._layer.sources:
-            start, stop, _ = source.rows.reach(*self._band)
+            start, stop, _ = source.rows.reach(*self._stage.bands[number])
             if stop > start and self._places[source.tensor].memory == "ddr":
                 found.setdefault(source.tensor, source)
         return list(found.values())
 
     def _load(self) -> None:
-        """LOAD: the band's rows of every input that lives in DDR, to its staging buffer."""
-        readers = [tile for column in self._columns for tile in self._staged_tiles(column)]
+        """LOAD: what the next band reads, while this one is computed; of the first band, what it reads itself."""
+        if self._number == 0:
+            self._load_band(0)
+        if not self._last:
+            self._load_band(self._number + 1)
+
+    def _load_band(self, number: int) -> None:
+        """The rows that a band reads of every input that lives in DDR, to its staging buffer."""
+        readers = [tile for column in self._columns for tile in self._staged_tiles(column, number)]
         for tile in sorted(set(readers)):
             moves = []
-            for source in self._staged:
-                start, stop, _ = source.rows.reach(*self._band)
-                span = self._input_spans(source)[tile]
+            for source in self._staged_sources(number):
+                start, stop, _ = source.rows.reach(*self._stage.bands[number])
+                span = self._input_spans(source)[self._device.activation_tiles.index(tile)]
                 if span[1] > span[0]:
                     box = _ddr_box(self._places[source.tensor], (start, stop), span)
-                    target = self._staging_box(source.tensor, f"m{tile}", stop - start, span, box.sizes[2])
+                    target = self._staging_box(source.tensor, number, f"m{tile}", stop - start, span, box.sizes[2])
                     moves.append(Move(box, target))
-            give = LockAction(f"m{tile}:ready", readers.count(tile))
-            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=(give,)))
+            give = (LockAction(f"m{tile}:ready", readers.count(tile)),) if number == self._number else ()
+            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=give))
 
-    def _staged_tiles(self, column: int) -> list[int]:
+    def _staged_tiles(self, column: int, number: int) -> list[int]:
         """The memory tiles with staged input columns of a column of cores."""
-        return sorted({tile for source in self._staged for tile, _, _ in self._held(source, self._spans[column])})
+        sources = self._staged_sources(number)
+        return sorted({tile for source in sources for tile, _, _ in self._held(source, self._spans[column])})
 
     def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
         """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
         key = source.columns, columns  # asked again for every tile of a column
         if key not in self._holders:
             left, right, _ = _columns_under(source, columns)
-            spans = enumerate(self._input_spans(source))
+            spans = zip(self._device.activation_tiles, self._input_spans(source))
             held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
             self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
         return self._holders[key]
 
     def _input_spans(self, source: Source) -> list[tuple[int, int]]:
         """Columns of an input in each memory tile."""
-        return share(source.shape[1], self._device.columns)
+        return tile_spans(source.shape[1], self._device)
 
     def _write(self) -> None:
-        """WRITE: the band's rows of an output that lives in DDR, from its staging buffer."""
-        place = self._places[self._layer.output]
-        if place.memory != "ddr":
-            return
-        rows, length = self._band[1] - self._band[0], self._layer.blocks * BLOCK
-        for column in self._columns:
-            staged = self._staging_box(self._layer.output, f"m{column}", rows, self._spans[column], length)
-            whole = _ddr_box(place, self._band, self._spans[column])
+        """WRITE: what the band before has made of an output that lives in DDR; of the last band, its own too."""
+        if self._places[self._layer.output].memory == "ddr":
+            if self._number:
+                self._write_band(self._number - 1)
+            if self._last:
+                self._write_band(self._number)
+
+    def _write_band(self, number: int) -> None:
+        """A band's rows of the output, from its staging buffer."""
+        place, band = self._places[self._layer.output], self._stage.bands[number]
+        rows, length = band[1] - band[0], self._layer.blocks * BLOCK
+        for tile, span in zip(self._device.activation_tiles, tile_spans(self._layer.output_shape[1], self._device)):
+            writers = [column for column in self._columns if self._tile_of(column)[0] == tile]
+            if not writers:
+                continue
+            staged = self._staging_box(self._layer.output, number, f"m{tile}", rows, span, length)
+            whole = _ddr_box(place, band, span)
             moves = []
             for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
                 moves.append(Move(_part(staged, before, blocks), _part(whole, first, blocks)))
-            take = LockAction(f"m{column}:done")
-            self._emit(Transfer("WRITE", f"write.{column}", tuple(moves), acquire=(take,)))
+            take = (LockAction(f"m{tile}:done", len(writers)),) if number == self._number else ()
+            self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=take))
 
-    def _staging_box(self, name: str, tile: str, rows: int, columns: tuple[int, int], length: int) -> Access:
+    def _tile_of(self, column: int) -> tuple[int, tuple[int, int]]:
+        """The memory tile that a column of cores writes, and the output columns that it holds."""
+        place = self._device.activation_tile(column)
+        return self._device.activation_tiles[place], tile_spans(self._layer.output_shape[1], self._device)[place]
+
+    def _staging_box(
+        self, name: str, number: int, tile: str, rows: int, columns: tuple[int, int], length: int
+    ) -> Access:
         width = columns[1] - columns[0]
-        return Access((tile,), self._stage.staging[name], (rows, width, length), (width * length, length))
+        return Access((tile,), self._stage.staging_of(name, number), (rows, width, length), (width * length, length))
 
     # --- weights ---
 
     def _weights(self) -> None:
         """LOADW and LOADWM: the chunks of each row of cores, in the order in which they are used."""
         ring = self._tiles.weights
-        memtile_ring = replace(ring, address=self._stage.chunks)
         for row in self._rows:
+            tile, slot_of_row = self._device.weight_tile(row)
+            memtile_ring = replace(ring, address=self._stage.chunks + slot_of_row * ring.total)
+            free, full = _weight_locks(self._device, row)
             for use, chunk in enumerate(self._chunk_order(row)):
-                slot = _slot((f"m{row}",), memtile_ring, chunk.bytes, use)
+                slot = _slot((f"m{tile}",), memtile_ring, chunk.bytes, use)
                 ddr = Access(("ddr",), chunk.address, (1, 1, chunk.bytes))
                 self._emit(
                     Transfer(
                         "LOADW", f"loadw.{row}", (Move(ddr, slot),),
-                        acquire=(LockAction(f"m{row}:w_free"),), release=(LockAction(f"m{row}:w_full"),),
+                        acquire=(LockAction(free),), release=(LockAction(full),),
                     )
                 )  # fmt: skip
                 cores = tuple(_core(column, row) for column in self._columns)
@@ -198,8 +226,8 @@ class StepWriter:
                 self._emit(
                     Transfer(
                         "LOADWM", f"loadwm.{row}", (Move(slot, target),),
-                        acquire=(LockAction(f"m{row}:w_full"), *(LockAction(f"{core}:w_free") for core in cores)),
-                        release=(LockAction(f"m{row}:w_free"), *(LockAction(f"{core}:w_full") for core in cores)),
+                        acquire=(LockAction(full), *(LockAction(f"{core}:w_free") for core in cores)),
+                        release=(LockAction(free), *(LockAction(f"{core}:w_full") for core in cores)),
                     )
                 )  # fmt: skip
 
@@ -248,7 +276,8 @@ class StepWriter:
     def _column(self, column: int) -> None:
         runs = self._runs(column)
         plan = [(k, run) for k in range(self._tiles.rounds) for run in runs]
-        ready = tuple(LockAction(f"m{tile}:ready", 1, FIRST) for tile in self._staged_tiles(column))
+        waits = self._staged_tiles(column, 0) if self._number == 0 else []  # later bands were loaded before
+        ready = tuple(LockAction(f"m{tile}:ready", 1, FIRST) for tile in waits)
         if moves := self._broadcasts(column):
             self._emit(Transfer("LOADFM", f"loadfm.{column}", tuple(moves), acquire=ready))
             ready = ()
@@ -275,7 +304,12 @@ class StepWriter:
                 for row, blocks in enumerate(needs[place]):
                     sizes = (1, 1, blocks.blocks * BLOCK)
                     if blocks.blocks:
-                        box = Access(("m0",), base + blocks.start * BLOCK, sizes, (pixel, pixel))
+                        box = Access(
+                            (f"m{self._device.activation_tiles[0]}",),
+                            base + blocks.start * BLOCK,
+                            sizes,
+                            (pixel, pixel),
+                        )
                         moves.append(Move(box, replace(_slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
         return moves
 
@@ -284,25 +318,36 @@ class StepWriter:
     ) -> None:
         """LOADFM: input tiles, from the memory tiles that hold them to the cores that need them."""
         moves = []
-        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
+        for source, ring, needs, use in self._inputs(k, j, load):
             if source.broadcast:
                 continue
             wanted: dict[Piece, list[str]] = {}  # cores that need the same channels get them at once
             for row in active:
                 wanted.setdefault(needs[row], []).append(_core(column, row))
             for blocks, cores in wanted.items():
-                moves += self._gather(source, ring, tuple(cores), run, blocks, load)
+                moves += self._gather(source, ring, tuple(cores), run, blocks, use)
         acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
         release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
         self._emit(
             Transfer("LOADFM", f"loadfm.{column}", tuple(moves), run.count, (*acquire, *ready), tuple(release))
         )  # fmt: skip
 
+    def _inputs(self, k: int, j: int, load: int) -> Iterator[tuple[Source, Ring, list[Piece], int]]:
+        """What cores read in a load: source, buffer, blocks by row of cores, how many tiles used the buffer before. A
+        residual comes once a tile, with the last chunk of input channels.
+        """
+        chunks = self._tiles.input_chunks
+        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
+            if source is not self._layer.residual:
+                yield source, ring, needs, load
+            elif j == chunks - 1:
+                yield source, ring, needs, load // chunks
+
     def _origin(self, source: Source) -> tuple[int, int, int]:
         """Where a source lies in the memory tiles: address, the image row there, bytes from pixel to pixel."""
         place = self._places[source.tensor]
         if place.memory == "ddr":
-            return self._stage.staging[source.tensor], source.rows.reach(*self._band)[0], place.length
+            return self._stage.staging_of(source.tensor, self._number), source.rows.reach(*self._band)[0], place.length
         return place.address, 0, place.pixel
 
     def _gather(
@@ -318,7 +363,7 @@ class StepWriter:
         spans = self._input_spans(source)
         moves = []
         for tile, first, last in self._held(source, run.columns):
-            start, stop = spans[tile]
+            start, stop = spans[self._device.activation_tiles.index(tile)]
             pitch = (stop - start) * pixel
             box = Access(
                 (f"m{tile}",),
@@ -350,8 +395,8 @@ class StepWriter:
     ) -> None:
         """COMP: one core computes the run's tiles."""
         layer, tiles, core, (k, run) = self._layer, self._tiles, _core(column, row), plan[position]
-        piece, needs = self._pieces[k][row], [spans[row] for spans in self._needs[k, j]]
-        span = needs[0].start, needs[0].stop
+        piece, needs = self._pieces[k][row], self._needs[k, j][0][row]
+        span = needs.start, needs.stop
         begin, finish = j == 0, j == tiles.input_chunks - 1
         chunk, use = self._chunks[k if layer.has_weights else 0, row, j], 0
         if layer.has_weights:
@@ -366,8 +411,8 @@ class StepWriter:
             acquire.append(LockAction(f"{core}:out_free"))
             release.append(LockAction(f"{core}:out_full"))
         inputs = [
-            self._input_box(source, ring, core, k, run, blocks, load)
-            for source, ring, blocks in zip(layer.sources, tiles.inputs, needs)
+            self._input_box(source, ring, core, k, run, blocks[row], use)
+            for source, ring, blocks, use in self._inputs(k, j, load)
         ]
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         first = layer.sources[0]
@@ -385,6 +430,7 @@ class StepWriter:
                 dilation=layer.window.dilation,
                 padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
                 work=layer.work(rows * columns, blocks),
+                added=layer.added(rows * columns, piece.blocks) if finish else 0,
                 macs=layer.macs(rows * columns, span, (piece.start, piece.stop)),
                 scratch=tiles.sums.address,
                 begin=begin,
@@ -407,10 +453,11 @@ class StepWriter:
     def _writefm(self, column: int, k: int, run: _Run, tile: int, active: list[int], final: bool) -> None:
         """WRITEFM: output tiles of a column's cores to the memory tile of that column."""
         layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
-        start, stop = self._spans[column]
+        memtile, (start, stop) = self._tile_of(column)
         base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
         if place.memory == "ddr":  # the staging buffer has no gaps between runs
-            base, origin, pixel = self._stage.staging[layer.output], self._band[0], layer.blocks * BLOCK
+            base, origin = self._stage.staging_of(layer.output, self._number), self._band[0]
+            pixel = layer.blocks * BLOCK
             runs = ((0, layer.blocks),)
         pitch = (stop - start) * pixel
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
@@ -421,7 +468,7 @@ class StepWriter:
             for before, first, blocks in cut_runs(runs, piece.start, piece.stop):
                 source = _part(made, before, blocks)
                 target = Access(
-                    (f"m{column}",),
+                    (f"m{memtile}",),
                     base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + first * BLOCK,
                     source.sizes,
                     (pitch, pixel),
@@ -431,12 +478,18 @@ class StepWriter:
                     moves.append(Move(source, target))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
-        if final and place.memory == "ddr":
-            release.append(LockAction(f"m{column}:done", 1, LAST))
+        if final and self._last and place.memory == "ddr":
+            release.append(LockAction(f"m{memtile}:done", 1, LAST))
         self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
 
     def _emit(self, instruction: Transfer | Compute) -> None:
         self._step.instructions.append(instruction)
+
+
+def _weight_locks(device: DeviceSpec, row: int) -> tuple[str, str]:
+    """The locks of a row's chunk slots in its memory tile, free and full; a number where a tile feeds several rows."""
+    tile, slot = device.weight_tile(row)
+    return f"m{tile}:w_free{slot or ''}", f"m{tile}:w_full{slot or ''}"
 
 
 def _core(column: int, row: int) -> str:

@@ -20,7 +20,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import EACH, Access, Compute, Instruction, LockAction, Move, Transfer
 from bstf_compiler.aie.memory import Allocation, Place
 
-VERSION = 3
+VERSION = 4
 
 
 class _OtherVersion(ValueError):
@@ -144,7 +144,7 @@ def _format(instruction: Instruction) -> str:
             f"strides={_sizes(instruction.strides)}",
             f"dilation={_sizes(instruction.dilation)}",
             "before={},{}".format(*instruction.padding),
-            f"work={instruction.work}",
+            f"work={instruction.work}+{instruction.added}",
             f"macs={instruction.macs}",
             f"sums={instruction.scratch:#x}:{'b' * instruction.begin}{'f' * instruction.finish}",
         ]
@@ -178,7 +178,7 @@ _ACCESS = re.compile(
 _LOCK = re.compile(r"([\w.]+:\w+)(?:\*(\d+))?(?:!(first|last))?$")
 _COMPUTE = re.compile(
     r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) block=(\d+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
-    r"before=(-?\d+),(-?\d+) work=(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
+    r"before=(-?\d+),(-?\d+) work=(\d+)\+(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
 )  # fmt: skip
 
 
@@ -198,11 +198,12 @@ def _parse(line: str) -> Instruction:
             moves.append(Move(_parse_access(source), _parse_access(target)))
         return Transfer(kind, unit, tuple(moves), iterations, **locks)
     found = _COMPUTE.match(content).groups()
-    op, images, chunk, out, block, kernel, strides, dilation, top, left, work, macs, sums, begin, finish = found
+    op, images, chunk, out, block, kernel, strides, dilation, top, left, work, added, macs, sums, begin, finish = found
     return Compute(
         unit, op, tuple(_parse_access(image) for image in images.split(";")), _parse_access(chunk),
         _parse_access(out), int(block), _parse_sizes(kernel), _parse_sizes(strides), _parse_sizes(dilation),
-        (int(top), int(left)), int(work), int(macs), int(sums, 16), bool(begin), bool(finish), iterations, **locks,
+        (int(top), int(left)), int(work), int(added), int(macs), int(sums, 16), bool(begin), bool(finish),
+        iterations, **locks,
     )  # fmt: skip
 
 

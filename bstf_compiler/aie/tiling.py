@@ -7,6 +7,7 @@ A convolution whose weights don't fit sums its input channels in `input_chunks` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,14 @@ import numpy as np
 
 from bstf_compiler.aie import weights
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import Layer, share
+from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK, Source
 
 _ALIGN = 32
+_CALL_CYCLES = 64
+"""What a call of a kernel and its locks take on a core, about. Times don't count it; it tells apart tilings that would
+otherwise be alike, and keeps programs short.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,28 +105,31 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
         rows: output rows that are computed at once (fewer than the image's if it comes from DDR in bands).
 
     Raises:
-        ValueError: if even the smallest sub-volume doesn't fit a core.
+        DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
     budget = device.core.memory_bytes - device.core.reserved_bytes
-    smallest = None
-    for input_chunks in _input_chunk_counts(layer):
-        best = None
-        for dealt, tiling in _candidates(layer, device, parameter_bytes, rows, input_chunks):
-            smallest = min(smallest or tiling.stop, tiling.stop)
-            if tiling.stop <= budget:
-                seconds = _seconds(layer, device, dealt, tiling, rows)
-                if best is None or seconds < best.seconds:
-                    best = replace(tiling, seconds=seconds)
-        if best is not None:
-            return best
-    raise ValueError(
-        f"layer '{layer.name}': its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} has "
-        f"{budget} for buffers; use a smaller window, fewer channels or a device with larger cores"
-    )
+    best, shortest, smallest = None, (True, math.inf), None
+    for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
+        smallest = min(smallest or tiling.stop, tiling.stop)
+        tiles = -(-rows // tiling.tile_rows) * -(-_widest(layer, device) // tiling.tile_columns)
+        calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
+        crowds = tiling.weights.total > device.memtile.memory_bytes // 2  # its chunks leave tensors no room there
+        if tiling.stop > budget or (crowds, dealt.bound(tiling, rows) + calls) >= shortest:
+            continue
+        seconds = _seconds(layer, device, dealt, tiling, rows)
+        if (crowds, seconds + calls) < shortest:
+            best, shortest = replace(tiling, seconds=seconds), (crowds, seconds + calls)
+    if best is None:
+        raise DoesNotFit(
+            layer,
+            f"its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
+            f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
+        )
+    return best
 
 
 def _input_chunk_counts(layer: Layer) -> Iterator[int]:
-    """1 first; more only for what sums over input channels."""
+    """How many pieces the input channels may come in: more than one only for what sums over them."""
     blocks = layer.sources[0].shape[2] if layer.sums_channels else 1
     count = 1
     while count < blocks:
@@ -135,17 +143,16 @@ def _divisions(total: int) -> list[int]:
     return sorted({-(-total // n) for n in range(1, total + 1)}, reverse=True)
 
 
-def _candidates(
-    layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, input_chunks: int
-) -> Iterator[tuple[_Dealt, Tiling]]:
+def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
     width = _widest(layer, device)
     heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
     channel_parts = -(-layer.blocks // device.rows)
-    for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
-        dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
-        for columns in _tile_widths(width):
-            for height in sorted(heights, reverse=True):
-                yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
+    for input_chunks in _input_chunk_counts(layer):
+        for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
+            dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
+            for columns in _tile_widths(width):
+                for height in sorted(heights, reverse=True):
+                    yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
 
 
 def _tile_widths(width: int) -> list[int]:
@@ -167,26 +174,86 @@ class _Dealt:
 
     def __init__(self, layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, input_chunks: int) -> None:
         self.rounds, self.input_chunks = rounds, input_chunks
+        self._layer, self._device = layer, device
         self.pieces = pieces(layer, device, rounds)
-        self.outputs = max(piece.blocks for row in self.pieces for piece in row)
-        self.chunks = np.zeros((rounds, device.rows, input_chunks), np.int64)
-        self.kept = np.zeros_like(self.chunks)
-        self.loads = np.zeros((len(layer.sources), rounds, input_chunks), np.int64)
+        blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
+        self.outputs = int(blocks.max())
+        self.written = blocks.sum(axis=1)  # blocks of each pixel, by round
+        if layer.sums_channels:
+            self._sum_channels(blocks)
+        else:
+            self._channel_by_channel(parameter_bytes)
+        used = np.broadcast_to(blocks[..., None] > 0, self.chunks.shape)
+        if layer.has_weights:
+            self.chunks = np.where(used, weights.chunk_bytes(layer, blocks[..., None], self.kept), 0)
+        rate = device.core.macs_per_cycle if layer.sums_channels else device.core.elementwise_per_cycle
+        # Cycles of a pixel on the slowest core, bytes through the links: by (round, input chunk).
+        self.cycles = layer.work(1, 1) * self.kept.max(axis=1) / rate
+        self.cycles[:, -1] += layer.added(1, 1) * blocks.max(axis=1) / device.core.elementwise_per_cycle
+        self.weight_bytes = self.chunks.max(axis=1)
+
+    def _channel_by_channel(self, parameter_bytes: int) -> None:
+        layer = self._layer
+        self.kept = np.array([[[piece.blocks] for piece in row] for row in self.pieces])
+        self.chunks = np.zeros_like(self.kept)
+        self.chunks[0] = parameter_bytes
+        self.loads = np.zeros((len(layer.sources), self.rounds, 1), np.int64)
         self.most = [0] * len(layer.sources)
-        inputs = share(layer.sources[0].shape[2], input_chunks)
-        for k, j in np.ndindex(rounds, input_chunks):
-            for place, source in enumerate(layer.sources):
-                spans = input_spans(layer, source, self.pieces[k], inputs[j])
-                sizes = [stop - start for start, stop in {*spans}]
-                self.loads[place, k, j] = sum(sizes)
+        for place, source in enumerate(layer.sources):
+            for k, row in enumerate(self.pieces):
+                sizes = [stop - start for start, stop in {*input_spans(layer, source, row, (0, 0))}]
+                self.loads[place, k] = sum(sizes)
                 self.most[place] = max(self.most[place], *sizes)
-            for r, (piece, span) in enumerate(zip(self.pieces[k], spans)):
-                if layer.has_weights and piece.blocks:
-                    self.kept[k, r, j] = blocks = layer.weight_blocks(span, (piece.start, piece.stop))
-                    self.chunks[k, r, j] = weights.chunk_bytes(layer, piece.blocks, blocks)
-                elif not layer.has_weights:
-                    self.kept[k, r, j] = piece.blocks
-                    self.chunks[k, r, j] = parameter_bytes if k == 0 else 0
+
+    def _sum_channels(self, blocks: np.ndarray) -> None:
+        """As `input_spans` and `Layer.weight_blocks` have it, for all pieces and chunks at once."""
+        kept, (depth, _) = self._layer.kept, self._layer.kept.shape
+        edges = np.array([0, *(stop for _, stop in share(depth, self.input_chunks))])
+        first = np.array([[piece.start for piece in row] for row in self.pieces])
+        before = np.pad(np.cumsum(kept, axis=1), ((0, 0), (1, 0)))  # kept blocks of an input block before an output
+        own = before[:, first + blocks] - before[:, first]  # by (input block, round, row)
+        total = np.concatenate([np.zeros_like(own[:1]), np.cumsum(own, axis=0)])
+        self.kept = np.moveaxis(total[edges[1:]] - total[edges[:-1]], 0, -1)
+        self.chunks = np.zeros_like(self.kept)
+        index = np.arange(depth).reshape(-1, 1, 1)
+        none = np.full_like(own[:1], depth)
+        following = np.minimum.accumulate(np.concatenate([np.where(own, index, depth), none])[::-1])[::-1]
+        previous = np.maximum.accumulate(np.concatenate([none - depth - 1, np.where(own, index, -1)]))
+        some = self.kept > 0
+        start = np.where(some, np.moveaxis(following[edges[:-1]], 0, -1), depth)
+        stop = np.where(some, np.moveaxis(previous[edges[1:]], 0, -1) + 1, 0)
+        sizes = np.where(some, stop - start, 0)
+        together = np.maximum(stop.max(axis=1) - start.min(axis=1), 0)  # by (round, input chunk)
+        apart = np.zeros_like(together)
+        for r in range(sizes.shape[1]):
+            earlier = (start[:, :r] == start[:, r : r + 1]) & (stop[:, :r] == stop[:, r : r + 1])
+            apart += np.where(earlier.any(axis=1), 0, sizes[:, r])
+        self.loads = np.minimum(apart, together)[None]
+        self.most = [int(np.where(apart <= together, sizes.max(axis=1), together).max())]
+        if self._layer.residual is not None:  # comes with the last chunk
+            added = np.zeros_like(self.loads[0])
+            added[:, -1] = self.written
+            self.loads = np.stack([self.loads[0], added])
+            self.most.append(self.outputs)
+
+    def bound(self, tiling: Tiling, rows: int) -> float:
+        """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
+        layer, rate = self._layer, self._device.rate
+        heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
+        widths = [stop - start for start, stop in cuts(_widest(layer, self._device), tiling.tile_columns)]
+        pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
+        loaded = 0
+        for source, loads in zip(layer.sources, self.loads):
+            if not source.broadcast:
+                area = sum(map(source.rows.most, heights)) * sum(map(source.columns.most, widths))
+                loaded += area * int(loads.sum()) * BLOCK
+        weight_bytes = int(self.weight_bytes.sum()) * (tiles if self.input_chunks > 1 else 1)
+        return max(
+            loaded / rate("LOADFM"),
+            pixels * float(self.cycles.sum()) / self._device.clock_hz,
+            pixels * int(self.written.sum()) * BLOCK / rate("WRITEFM"),
+            weight_bytes / min(rate("LOADW"), rate("LOADWM")),
+        )
 
 
 def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tuple[int, int]) -> list[tuple[int, int]]:
@@ -195,7 +262,7 @@ def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tu
     Of a convolution, all rows get what any of them needs, at once, or, where that is no more, each row its own: groups
     read different channels.
     """
-    if not layer.sums_channels:
+    if not layer.sums_channels or source is layer.residual:
         return [source.blocks(piece.start, piece.stop) if piece.blocks else (0, 0) for piece in row_pieces]
     own = [layer.needed(chunk, (piece.start, piece.stop)) for piece in row_pieces]
     used = {(start, stop) for start, stop in own if stop > start}
@@ -222,7 +289,8 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
     def input_ring(source: Source, blocks: int) -> Ring:
         if source.broadcast:  # one slot a round: loaded once, before the round's tiles
             return ring(dealt.rounds, blocks * BLOCK)
-        return ring(min(2, loads), source.rows.most(height) * source.columns.most(columns) * blocks * BLOCK)
+        slots = min(2, tiles if source is layer.residual else loads)
+        return ring(slots, source.rows.most(height) * source.columns.most(columns) * blocks * BLOCK)
 
     return Tiling(
         rounds=dealt.rounds,
@@ -242,22 +310,17 @@ def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, ro
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
     widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
     pixels = np.outer(widths, heights).ravel()
-    core, links = device.core, device.links
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
     for source, blocks in zip(layer.sources, dealt.loads):
         if not source.broadcast:
             in_heights, in_widths = map(source.rows.most, heights), map(source.columns.most, widths)
             in_pixels = np.outer(list(in_widths), list(in_heights)).ravel()
-            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / links.loadfm)
-    rate = core.macs_per_cycle if layer.sums_channels else core.elementwise_per_cycle
-    work = layer.work(1, 1) * dealt.kept.max(axis=1)  # a pixel, by (round, input chunk)
-    outputs = np.array([sum(piece.blocks for piece in row) for row in dealt.pieces])
-    compute = np.ceil(pixels[None, :, None] * work[:, None, :] / rate) / device.clock_hz
-    write = pixels[None, :] * outputs[:, None] * (BLOCK / links.writefm)
-    chunks = dealt.chunks.max(axis=1)  # by (round, input chunk)
+            load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
+    compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
+    write = pixels[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
     return _pipeline(
-        load, compute, write, chunks / links.loadw, chunks / links.loadwm, tiling.weights.slots,
-        tiling.input_slots, tiling.output.slots,
+        load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
+        tiling.weights.slots, tiling.input_slots, tiling.output.slots,
     )  # fmt: skip
 
 

@@ -81,6 +81,8 @@ def _fits(do: Compute) -> bool:
     if do.op in ("add", "product"):
         one, two = do.inputs
         return one.sizes == do.output.sizes and two.sizes in (do.output.sizes, (1, 1, channels))
+    if do.op == "conv" and len(do.inputs) > 1 and not (do.finish and do.inputs[1].sizes == do.output.sizes):
+        return False
     if do.op in ("requantize", "lookup"):
         return do.inputs[0].sizes == do.output.sizes
     if do.op == "concat":

@@ -6,6 +6,7 @@ A chunk of a convolution, for some output blocks and some input blocks, little e
     int32  bias[8 * output blocks]                     already on the grid of the products
     uint16 count[output blocks], row[kept blocks]      kept blocks by output block: how many, which input block
     int8   block[kept blocks][kh][kw][8][8]            kept blocks only: input channel, then output channel
+    int32  sum[6]                                      if a residual is added: the parameters of `add`
 
 Groups of several channels are blocks along the diagonal of such a kernel. A depthwise convolution, where each output
 channel reads one input channel, has a chunk of its own kind for some output blocks:
@@ -18,6 +19,8 @@ Other operations have one chunk of int32 parameters (see `parameters`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,18 +44,20 @@ from bstf_compiler.graph import (
 
 _ALIGN = 16
 _HEADER_WORDS = 4
+_SUM_WORDS = 6
 
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-def chunk_bytes(layer: Layer, outputs: int, kept: int) -> int:
-    """Size of a chunk with `outputs` output blocks and `kept` weight blocks."""
+def chunk_bytes(layer: Layer, outputs: np.ndarray | int, kept: np.ndarray | int) -> np.ndarray | int:
+    """Sizes of chunks with `outputs` output blocks and `kept` weight blocks."""
     head = 4 * (_HEADER_WORDS + BLOCK * outputs)
     if not layer.sums_channels:
         return head + _padded(layer.taps * BLOCK * outputs)
-    return head + _padded(2 * (outputs + kept)) + kept * layer.taps * BLOCK * BLOCK
+    tail = 0 if layer.residual is None else _padded(4 * _SUM_WORDS)
+    return head + _padded(2 * (outputs + kept)) + kept * layer.taps * BLOCK * BLOCK + tail
 
 
 def parameters(graph: Graph, node: Node, layer: Layer) -> bytes:
@@ -90,15 +95,22 @@ def _parameters(graph: Graph, node: Node, layer: Layer) -> bytes:
         if isinstance(op, AveragePool):
             words = [op.shift + shift, *bounds, *_numerators(graph, node)]
         elif isinstance(op, Add):
-            finest = max(positions)
-            sign = -1 if op.subtract else 1
-            words = [finest - positions[0], finest - positions[1], sign, finest - out.position, *bounds]
+            words = _sum_words(graph, node, node.inputs)
         elif isinstance(op, Product):
             words = [sum(positions) - out.position, *bounds]
         else:
             assert isinstance(op, Requantize)
             words = [shift, *bounds]
     return np.array(words, "<i4").tobytes()
+
+
+def _sum_words(graph: Graph, node: Node, operands: Sequence[str]) -> list[int]:
+    """The parameters of a sum or difference whose operands come in this order."""
+    out = graph.tensors[node.output].position
+    one, two = (graph.tensors[name].position for name in operands)
+    finest = max(one, two)
+    sign = -1 if node.op.subtract else 1
+    return [finest - one, finest - two, sign, finest - out, *integer.activation_bounds(node.op.activation, out)]
 
 
 def _numerators(graph: Graph, node: Node) -> list[int]:
@@ -128,8 +140,12 @@ class Packer:
     """Packs chunks of one convolution."""
 
     def __init__(self, graph: Graph, layer: Layer) -> None:
-        node = graph.producer(layer.output)
+        node = graph.producer(layer.summed or layer.output)
         assert isinstance(node.op, Conv)
+        self._sum = b""
+        if layer.residual is not None:
+            words = _sum_words(graph, graph.producer(layer.output), (layer.summed, layer.residual.tensor))
+            self._sum = np.array(words, "<i4").tobytes().ljust(_padded(4 * _SUM_WORDS), b"\0")
         kernel, bias = (graph.tensors[name].data for name in node.inputs[1:])
         self._depthwise, self._spread = not layer.sums_channels, layer.sources[0].spread
         self._kernel = bsr.ungrouped(kernel, 1 if self._depthwise else node.op.groups)
@@ -150,7 +166,7 @@ class Packer:
         packed = bsr.pack(self._kernel[..., inputs[0] * BLOCK : inputs[1] * BLOCK, channels], (BLOCK, BLOCK))
         index = np.concatenate([np.diff(packed.starts), packed.rows]).astype("<u2").tobytes()
         head = self._head(outputs[1] - outputs[0])
-        return head + bias + index.ljust(_padded(len(index)), b"\0") + packed.blocks.tobytes()
+        return head + bias + index.ljust(_padded(len(index)), b"\0") + packed.blocks.tobytes() + self._sum
 
     def _head(self, last: int) -> bytes:
         return np.array([*self._requantisation, last], "<i4").tobytes()

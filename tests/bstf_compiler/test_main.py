@@ -141,9 +141,9 @@ def test_bad_model_is_one_sentence_and_leaves_nothing(case, models, tmp_path, co
 
 def test_unknown_device_is_refused_at_once(models, tmp_path, compile_program):
     arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}"
-    code, out, err = compile_program(*arguments, "--device=aie2_4x3")
+    code, out, err = compile_program(*arguments, "--device=aie3_4x4")
     assert (code, out) == (1, "") and not (tmp_path / "out").exists()
-    assert re.fullmatch(r"bstf-compile: unknown device 'aie2_4x3' \(did you mean 'aie2_4x4'\?\).*\n", err)
+    assert re.fullmatch(r"bstf-compile: unknown device 'aie3_4x4' \(did you mean 'aie2_4x4'\?\).*\n", err)
     assert compile_program(*arguments, "word")[2] == (
         "bstf-compile: 'word' isn't a flag; all arguments are --name=value, see --help\n"
     )

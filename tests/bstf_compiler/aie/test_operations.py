@@ -136,9 +136,10 @@ def test_depthwise_moves_a_byte_a_weight_and_takes_element_operations():
 @pytest.mark.parametrize("device", ["aie2_1x1", "aie2_3x3"])
 def test_a_value_a_channel_is_loaded_once_for_each_core(device):
     """A product of 40 channels in many tiles: the small operand comes once, however many tiles a core computes."""
-    build, x = builder(40, size=(64, 60))
+    build, image = builder(8, size=(64, 60))
+    x = build.conv(image, 40, PIXEL)
     y = build.product(x, build.average_pool(x, Window((64, 60))))
-    program = assert_equal_to_reference(build.finish(y), device, random_images(0, build.graph))
+    program = assert_equal_to_reference(build.finish(build.conv(y, 8, PIXEL)), device, random_images(0, build.graph))
     (step,) = [step for step in program.steps if step.layer == y]
     loads = [i for i in step.instructions if i.kind == "LOADFM"]
     columns = program.device.columns
@@ -238,8 +239,44 @@ def test_an_output_that_no_layer_reads_is_refused():
 
 
 def test_equal_tiles_of_a_resize_are_one_instruction():
-    build, x = builder(32, size=(40, 8))
-    graph = build.finish(build.resize(x, (2, 2)))
-    program = bstf_compiler.compile(graph, small_device(1, 1, 4096, 524288))
-    counts = [i.iterations for i in computations(program, graph.nodes[0].name)]
+    build, image = builder(8, size=(40, 8))
+    resized = build.resize(build.conv(image, 32, PIXEL), (2, 2))
+    program = bstf_compiler.compile(build.finish(build.conv(resized, 8, PIXEL)), small_device(1, 1, 4096, 524288))
+    counts = [i.iterations for i in computations(program, resized)]
     assert sum(counts) > 2 * len(counts)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize(("swapped", "subtract"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("ratio", [0.4, 1.0])
+def test_a_sum_ends_the_convolution_before_it(device, swapped, subtract, ratio):
+    for seed, channels in enumerate((3, 21, 40)):
+        build, image = builder(channels, seed=seed)
+        x = build.conv(image, 29, PIXEL)
+        y = build.conv(build.conv(x, 37, SAME), 29, SAME, ratio, "linear")
+        sum_ = build.add(*((x, y) if swapped else (y, x)), "relu", subtract)
+        graph = build.finish(build.conv(sum_, 11, PIXEL))
+        assert_equal_to_reference(graph, device, random_images(seed, graph, 2))
+        layers = {step.layer: step.op for step in bstf_compiler.compile(graph, device).steps}
+        assert (y in layers) == (layers[sum_] == "add")
+        if device in DEVICES[:2]:  # the others may have no room for all three images
+            assert layers[sum_] == ("add" if swapped and subtract else "conv")
+
+
+def test_sums_stay_layers_of_their_own_where_a_convolution_can_not_end_in_them():
+    """Read twice, returned, added to its own input, of one pixel for all, or alone among its channels."""
+    build, image = builder(16)
+    x = build.conv(image, 16, SAME)
+    read_twice = build.conv(x, 16, SAME)
+    own_input = build.conv(read_twice, 16, SAME)
+    channelwise = build.conv(x, 16, SAME, 0.0, groups=16)
+    returned = build.conv(x, 16, SAME)
+    sums = [
+        build.add(x, read_twice), build.add(read_twice, own_input), build.add(x, channelwise), build.add(x, returned),
+    ]  # fmt: skip
+    build.finish(*sums, returned)
+    program = bstf_compiler.compile(build.graph, "aie2_2x2")
+    assert {step.op for step in program.steps if step.layer in sums} == {"add"}
+    images = random_images(0, build.graph, 2)
+    for one, two in zip(program.simulate(images), integer.run(build.graph, images), strict=True):
+        assert np.array_equal(one, two)
