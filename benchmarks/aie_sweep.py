@@ -94,7 +94,7 @@ def cell(graph: Graph, device: str, simulate: bool) -> dict[str, Any]:
     }
     if simulate:
         began = time.perf_counter()
-        image = np.random.default_rng(1).uniform(-1, 1, (1, *graph.input_shape)).astype(np.float32)
+        image = np.random.default_rng(1).uniform(-1, 1, (1, *next(iter(graph.inputs.values())))).astype(np.float32)
         record["simulated"] = first_difference(program, graph, image) or "equal"
         record["simulate_seconds"] = round(time.perf_counter() - began, 2)
     return record

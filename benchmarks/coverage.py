@@ -76,6 +76,16 @@ def _nested() -> keras.Model:
     return keras.Model(image, outputs, name="nested")
 
 
+def _two_inputs() -> keras.Model:
+    """A photo and a depth map of half its size."""
+    photo, depth = keras.Input((64, 64, 3), name="photo"), keras.Input((32, 32, 1), name="depth")
+    colours = layers.Conv2D(16, 3, 2, padding="same", activation="relu")(layers.Rescaling(1 / 127.5, -1)(photo))
+    shape = layers.Conv2D(16, 3, padding="same", activation="relu")(depth)
+    x = layers.Conv2D(32, 3, 2, padding="same", activation="relu")(layers.Concatenate()([colours, shape]))
+    x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
+    return keras.Model([photo, depth], layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
 NETWORKS = {
     **{name: _of_keras(name) for name in ("ResNet50", "ResNet50V2", "VGG16")},
     "InceptionV3": _of_keras("InceptionV3", 96),
@@ -90,6 +100,7 @@ NETWORKS = {
     "U-Net, transposed": _u_net(lambda width: layers.Conv2DTranspose(width, 2, 2)),
     "U-Net, bilinear": _u_net(lambda _: layers.UpSampling2D(2, interpolation="bilinear")),
     "nested, two outputs": _nested,
+    "two inputs": _two_inputs,
 }
 
 
@@ -114,22 +125,28 @@ def cover(name: str) -> dict[str, Any]:
         return record | {"result": str(error), "seconds": round(time.perf_counter() - began)}
     equal, compared = _equal_layers(quantised, graph, images)
     record |= {"result": "ok" if equal == compared > 0 else "NOT EQUAL", "equal": equal, "compared": compared}
-    record["array"] = _on_array(graph, images[:1])
+    record["array"] = _on_array(graph, keras.tree.map_structure(lambda array: array[:1], images))
+    worst = min(bstf.quantization.report(sparse, quantised, images).layers, key=lambda layer: layer.sqnr)
+    record |= {"worst_sqnr_db": round(worst.sqnr, 1), "worst_layer": worst.layer}
     record["output_sqnr_db"] = round(_output_sqnr(sparse, graph, images), 1)
     return record | {"seconds": round(time.perf_counter() - began)}
 
 
-def _images(model: keras.Model) -> np.ndarray:
+def _images(model: keras.Model) -> np.ndarray | dict[str, np.ndarray]:
     """Smooth random images, for noise says little about positions; in the range that the network's front expects."""
     rng = np.random.default_rng(0)
-    height, width, channels = model.input_shape[1:]
-    coarse = rng.normal(size=(_IMAGES, 8, 8, channels)).astype(np.float32)
-    images = keras.ops.convert_to_numpy(keras.ops.image.resize(coarse, (height, width), "bicubic"))
-    scaled = any(isinstance(layer, layers.Rescaling) for layer in model.layers)
-    return np.clip(127 + 64 * images, 0, 255) if scaled else images
+    images = {}
+    for entry in model.inputs:
+        height, width, channels = entry.shape[1:]
+        coarse = rng.normal(size=(_IMAGES, 8, 8, channels)).astype(np.float32)
+        smooth = keras.ops.convert_to_numpy(keras.ops.image.resize(coarse, (height, width), "bicubic"))
+        readers = [node.operation for node in entry._keras_history.operation._outbound_nodes]
+        scaled = any(isinstance(layer, layers.Rescaling) for layer in readers)
+        images[entry.name] = np.clip(127 + 64 * smooth, 0, 255) if scaled else smooth
+    return images if len(images) > 1 else images[model.inputs[0].name]
 
 
-def _settle(model: keras.Model, images: np.ndarray) -> None:
+def _settle(model: keras.Model, images: Any) -> None:
     """Gives batch normalisations the statistics of the images, as after a training, and scales of their own."""
     rng = np.random.default_rng(0)
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
@@ -140,12 +157,12 @@ def _settle(model: keras.Model, images: np.ndarray) -> None:
         bstf.recovery.reestimate_batch_norm(model, images)
 
 
-def _equal_layers(quantised: keras.Model, graph: Graph, images: np.ndarray) -> tuple[int, int]:
+def _equal_layers(quantised: keras.Model, graph: Graph, images: integer.Images) -> tuple[int, int]:
     """How many tensors on grids the Keras model and the graph both have, and how many of them are equal."""
     traced = integer.trace(graph, images)
     grids = {layer.name.removesuffix("_grid"): layer for layer in quantised.layers if isinstance(layer, FixedPoint)}
     names = [name for name in grids if name in traced and graph.tensors[name].position is not None]
-    values = keras.Model(quantised.input, [grids[name].output for name in names]).predict(images, verbose=0)
+    values = keras.Model(quantised.inputs, [grids[name].output for name in names]).predict(images, verbose=0)
     equal = 0
     for name, value in zip(names, values):
         own = integer.dequantize(traced[name], graph.tensors[name].position)
@@ -153,7 +170,7 @@ def _equal_layers(quantised: keras.Model, graph: Graph, images: np.ndarray) -> t
     return equal, len(names)
 
 
-def _on_array(graph: Graph, image: np.ndarray) -> str:
+def _on_array(graph: Graph, image: integer.Images) -> str:
     """Whether the simulated program gives the integer graph's values in every layer; or why there is none."""
     try:
         program = bstf_compiler.compile(graph, FLAGS.device)
@@ -162,7 +179,7 @@ def _on_array(graph: Graph, image: np.ndarray) -> str:
     return first_difference(program, graph, image) or "ok"
 
 
-def _output_sqnr(model: keras.Model, graph: Graph, images: np.ndarray) -> float:
+def _output_sqnr(model: keras.Model, graph: Graph, images: integer.Images) -> float:
     """Signal-to-noise ratio of the outputs in dB, the lowest of several."""
     both = model.predict(images, verbose=0), integer.run(graph, images)
     wanted, found = (keras.tree.flatten(values) for values in both)
@@ -189,10 +206,18 @@ def main(argv: Sequence[str]) -> None:
         "layers": lambda one: f"{one.get('sparse_layers', '')} of {one.get('layers', '')}",
         "equal": lambda one: f"{one['equal']} of {one['compared']}" if "equal" in one else "",
         "on the array": lambda one: one.get("array", "").split(":")[0],
+        "worst layer, dB": lambda one: f"{one['worst_sqnr_db']} {one['worst_layer']}" if "worst_layer" in one else "",
         "output, dB": lambda one: str(one.get("output_sqnr_db", "")),
         "s": lambda one: str(one["seconds"]),
     }
+    (Path(FLAGS.output) / "coverage.md").write_text(_markdown(log.records, columns), encoding="utf-8")
     Console(width=140).print(harness.table("networks", log.records, columns))
+
+
+def _markdown(records: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    """The records as a Markdown table, a network a line."""
+    rows = [list(columns), ["---"] * len(columns), *([value(one) for value in columns.values()] for one in records)]
+    return "".join(f"| {' | '.join(cell.replace('|', ' ') for cell in row)} |\n" for row in rows)
 
 
 def define_flags() -> None:

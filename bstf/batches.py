@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import keras
@@ -76,44 +76,95 @@ def batches(data: Any, *, labels: bool) -> Iterator[Batch]:
         raise ValueError("data holds no examples; at least one is needed.")
 
 
-def image_batches(calibration: Any, shape: tuple[int | None, ...], name: str) -> Iterator[np.ndarray]:
+def image_batches(calibration: Any, inputs: Mapping[str, tuple[int | None, ...]]) -> Iterator[list[np.ndarray]]:
     """Reads calibration images, once.
 
     Args:
         calibration: an array (n, height, width, channels), arrays `(x, y)`, a `tf.data.Dataset` or
-            `keras.utils.PyDataset` or any iterable of batches `x` or `(x, y)`.
-        shape: of an image, None for a size that doesn't matter.
-        name: of the input they are for.
+            `keras.utils.PyDataset` or any iterable of batches `x` or `(x, y)`. For several inputs x is a tuple or list
+            of arrays in their order, or a dictionary by name.
+        inputs: shapes of an image by the inputs' names, None for a size that doesn't matter.
 
     Yields:
-        Batches that aren't empty, float32 (n, *shape).
+        Batches that aren't empty: of every input, float32 (n, *shape).
 
     Raises:
-        ValueError: endless, of a wrong shape, or NaN or infinite values.
+        ValueError: endless, of a wrong shape, not equally many for all inputs, or NaN or infinite values.
         TypeError: `calibration` is nothing of the above.
     """
+    read = _images_of_one if len(inputs) == 1 else _images_of_several
+    for arrays in read(calibration, list(inputs)):
+        images = [_images(array, *one) for array, one in zip(arrays, inputs.items())]
+        if len({len(one) for one in images}) > 1:
+            raise ValueError(f"calibration holds {_shapes(images)}; all inputs need equally many images.")
+        if len(images[0]):
+            yield images
+
+
+def _images_of_one(calibration: Any, names: list[str]) -> Iterator[list[Any]]:
+    """Batches of a single input, without their labels."""
     if _is_pair(calibration) and np.ndim(calibration[1]) < np.ndim(calibration[0]):
         calibration = calibration[0]  # all images, and all labels
     for batch in raw_batches(calibration, "calibration"):
         images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
         if isinstance(images, dict):
             raise TypeError("calibration batches are dictionaries; give the images alone or (images, labels).")
-        try:
-            images = np.asarray(images, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"calibration holds {type(images).__name__}, which isn't an array of images.") from error
-        fits = images.ndim == len(shape) + 1 and all(
-            wanted in (None, size) for wanted, size in zip(shape, images.shape[1:])
+        yield [images]
+
+
+def _images_of_several(calibration: Any, names: list[str]) -> Iterator[list[Any]]:
+    """Batches of several inputs, without their labels."""
+    arrays = _by_input(calibration, names, _is_array)
+    if arrays is None and not isinstance(calibration, dict):
+        for batch in raw_batches(calibration, "calibration"):
+            yield _require_inputs(batch, names)
+        return
+    whole = [np.asarray(array) for array in arrays or _require_inputs(calibration, names)]
+    if len({len(array) for array in whole}) > 1:
+        raise ValueError(f"calibration holds {_shapes(whole)}; all inputs need equally many images.")
+    for start in range(0, len(whole[0]), _BATCH):
+        yield [array[start : start + _BATCH] for array in whole]
+
+
+def _require_inputs(batch: Any, names: list[str]) -> list[Any]:
+    arrays = _by_input(batch, names, lambda _: True)
+    if arrays is None:
+        got = f"the names {', '.join(map(repr, batch))}" if isinstance(batch, dict) else type(batch).__name__
+        raise TypeError(
+            f"calibration must hold images of the inputs {', '.join(map(repr, names))}: a tuple of arrays in this "
+            f"order, or a dictionary by name; got {got}."
         )
-        if not fits:
-            raise ValueError(
-                f"calibration holds a batch of shape {images.shape}; the input {name!r} needs batches "
-                f"(n, {', '.join(map(str, shape))})."
-            )
-        if not np.isfinite(images).all():
-            raise ValueError("calibration holds NaN or infinite values; clean the images first.")
-        if len(images):
-            yield images
+    return arrays
+
+
+def _by_input(batch: Any, names: list[str], is_array: Callable[[Any], bool]) -> list[Any] | None:
+    """An array for each input: of a dictionary, of a sequence, or of one of both beside labels."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], (tuple, list, dict)):
+        batch = batch[0]  # and labels
+    if isinstance(batch, dict):
+        return [batch[name] for name in names] if set(names) <= set(batch) else None
+    if isinstance(batch, (tuple, list)) and len(batch) == len(names) and all(map(is_array, batch)):
+        return list(batch)
+    return None
+
+
+def _images(array: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Images of an input as float32, if that is what the array holds."""
+    try:
+        images = np.asarray(array, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"calibration holds {type(array).__name__}, which isn't an array of images.") from error
+    fits = images.ndim == len(shape) + 1 and all(
+        wanted in (None, size) for wanted, size in zip(shape, images.shape[1:])
+    )
+    if not fits:
+        raise ValueError(
+            f"calibration holds a batch of shape {images.shape}; the input {name!r} needs batches "
+            f"(n, {', '.join(map(str, shape))})."
+        )
+    if not np.isfinite(images).all():
+        raise ValueError("calibration holds NaN or infinite values; clean the images first.")
+    return images
 
 
 def raw_batches(data: Any, name: str) -> Iterable[Any]:

@@ -269,7 +269,7 @@ def _held(model: keras.Model, data: Any) -> list[np.ndarray]:
             "subclassed model becomes functional with inputs = keras.Input(shape); keras.Model(inputs, "
             "model.call(inputs)), which keeps its layers and weights."
         )
-    batches = list(image_batches(data, model.input_shape[1:], model.inputs[0].name))
+    batches = [images for (images,) in image_batches(data, {model.inputs[0].name: model.input_shape[1:]})]
     if not batches:
         raise ValueError("calibration holds no images; recovery needs at least one.")
     return batches

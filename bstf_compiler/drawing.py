@@ -16,7 +16,7 @@ _INCHES = 0.55, 2.6  # a row, a column
 
 
 def draw(graph: Graph, path: str | Path) -> None:
-    """Draws a graph: a box an operation, in rows by their distance from the input; arrows are tensors.
+    """Draws a graph: a box an operation, in rows by their distance from the inputs; arrows are tensors.
 
     Args:
         graph: as `bstf_compiler.load` returns it.
@@ -32,7 +32,7 @@ def draw(graph: Graph, path: str | Path) -> None:
     from matplotlib.figure import Figure  # takes long to import, and only pictures need it
 
     flow = nx.DiGraph()
-    flow.add_node(graph.input)
+    flow.add_nodes_from(graph.inputs)
     for node in graph:
         flow.add_edges_from((tensor.name, node.output) for tensor in graph.activations(node))
     rows = list(nx.topological_generations(flow))

@@ -298,14 +298,14 @@ class Node:
 class Graph:
     """A network: `nodes` in topological order over `tensors` by name.
 
-    `input` and `outputs` name tensors; `input_shape` and `output_shapes` are those of the SavedModel, without batch.
+    `inputs` are shapes by tensor, in order; `outputs` name tensors, and `output_shapes` are theirs: shapes as the
+    SavedModel has them, without batch.
     """
 
     name: str
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    input: str = ""
-    input_shape: tuple[int, ...] = ()
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -348,13 +348,14 @@ class Graph:
 
     @property
     def is_fixed_point(self) -> bool:
-        """Whether the network computes on integers: its input, or what the host makes of it, has a grid."""
-        if self.tensors[self.input].position is not None:
-            return True
-        readers = self.consumers(self.input)
-        return bool(readers) and all(
-            isinstance(node.op, Affine) and self.tensors[node.output].position is not None for node in readers
-        )
+        """Whether the network computes on integers: its inputs, or what the host makes of them, have grids; inputs
+        that nobody reads don't count.
+        """
+        first = [name for name in self.inputs if name in self.outputs]
+        for node in self.nodes:
+            read = [name for name in node.inputs if name in self.inputs]
+            first += [node.output] if read and isinstance(node.op, Affine) else read
+        return bool(first) and all(self.tensors[name].position is not None for name in first)
 
     @property
     def ungridded(self) -> str | None:
@@ -372,7 +373,7 @@ class Graph:
         return iter(self.nodes)
 
     def __str__(self) -> str:
-        lines = [f"graph {self.name}: {self.input} -> {', '.join(self.outputs)}"]
+        lines = [f"graph {self.name}: {', '.join(self.inputs)} -> {', '.join(self.outputs)}"]
         for node in self.nodes:
             out = self.tensors[node.output]
             grid = "" if out.position is None else f" @{out.position}"

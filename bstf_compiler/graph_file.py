@@ -43,7 +43,7 @@ from bstf_compiler.graph import (
 )
 from bstf_compiler.passes.sums import check_sums
 
-_VERSION = 1
+_VERSION = 2
 _MOST_POSITION = 200  # no float32 has more bits behind or before its point
 _OPS = {
     op.__name__: op
@@ -84,7 +84,7 @@ def write(graph: Graph, path: str | Path) -> None:
     text = {
         "version": _VERSION,
         "name": graph.name,
-        "input": [graph.input, graph.input_shape],
+        "inputs": list(graph.inputs.items()),
         "outputs": list(zip(graph.outputs, graph.output_shapes)),
         "nodes": [[node.name, type(node.op).__name__, asdict(node.op), node.inputs] for node in graph],
         "tensors": [[one.name, one.shape, one.dtype, one.position] for one in graph.tensors.values()],
@@ -123,9 +123,9 @@ def _graph(text: dict[str, Any], constants: dict[str, np.ndarray]) -> Graph:
             raise ValueError(f"tensor '{name}' has position {position!r}")
         tensors[name] = Tensor(name, tuple(map(int, shape)), str(dtype), position, constants.get(name))
     nodes = [Node(str(name), _op(kind, fields), list(inputs)) for name, kind, fields, inputs in text["nodes"]]
-    name, shape = text["input"]
+    inputs = {str(name): tuple(map(int, shape)) for name, shape in text["inputs"]}
     outputs, output_shapes = zip(*((output, tuple(sizes)) for output, sizes in text["outputs"]))
-    return Graph(str(text["name"]), nodes, tensors, name, tuple(shape), list(outputs), list(output_shapes))
+    return Graph(str(text["name"]), nodes, tensors, inputs, list(outputs), list(output_shapes))
 
 
 def _op(kind: str, fields: dict[str, Any]) -> Op:
@@ -140,7 +140,7 @@ def _op(kind: str, fields: dict[str, Any]) -> Op:
 
 def _check(graph: Graph) -> None:
     """Raises ValueError or KeyError unless every node's tensors exist before it and have the shapes that it makes."""
-    known = {graph.input} | {tensor.name for tensor in graph.tensors.values() if tensor.is_constant}
+    known = set(graph.inputs) | {tensor.name for tensor in graph.tensors.values() if tensor.is_constant}
     fixed = graph.is_fixed_point
     for tensor in graph.tensors.values():
         data = tensor.data
@@ -185,7 +185,7 @@ def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
         (table,) = others
         return shape if table.is_constant and table.shape == (256,) and table.data.dtype == np.int8 else ()
     if isinstance(op, Affine):
-        ok = node.inputs[0] == graph.input and all(
+        ok = node.inputs[0] in graph.inputs and all(
             one.is_constant and one.data.size in (1, shape[-1]) and one.data.dtype == np.float32 for one in others
         )
         return shape if ok and len(others) == 2 else ()

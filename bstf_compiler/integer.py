@@ -7,6 +7,7 @@ is an integer below 2**53), everything else is int64. Rounding is `floor(x + 1/2
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from bstf_compiler.graph import (
 )
 
 INT8_MIN, INT8_MAX = -128, 127
+Images = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
+"""What a network is called with: images (n, h, w, c) of its one input; of several inputs a sequence in the order of
+`Graph.inputs`, or a dictionary by name."""
 
 
 def quantize(x: np.ndarray, position: int) -> np.ndarray:
@@ -169,30 +173,32 @@ def interpolation(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), place - 2 * factor * first
 
 
-def trace(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
+def trace(graph: Graph, x: Images) -> dict[str, np.ndarray]:
     """Every layer's output.
 
     Args:
         graph: a fixed-point graph, as `bstf_compiler.load` returns it.
-        x: float images (n, h, w, c); quantised by the input's position.
+        x: float images (n, h, w, c), of several inputs a list or a dictionary; quantised by the inputs' positions.
 
     Returns:
-        int8 integers (n, h, w, c) by tensor name, the input among them; float32 values of what only the host reads.
+        int8 integers (n, h, w, c) by tensor name, the inputs among them; float32 values of what only the host reads.
 
     Raises:
         ValueError: if the graph is not fixed-point or the images have another shape.
     """
     require_fixed_point(graph)
-    source = graph.tensors[graph.input]
-    images = require_images(graph, x).reshape(-1, *source.shape[1:])
-    fixed = source.position is not None
-    values = {source.name: quantize(images, source.position) if fixed else images.astype(np.float32)}
+    values = {}
+    for name, given in zip(graph.inputs, require_images(graph.inputs, x)):
+        tensor = graph.tensors[name]
+        images = given.reshape(-1, *tensor.shape[1:])
+        fixed = tensor.position is not None
+        values[name] = quantize(images, tensor.position) if fixed else images.astype(np.float32)
     for node in graph:
         values[node.output] = _value(graph, node, values)
     return values
 
 
-def run(graph: Graph, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+def run(graph: Graph, x: Images) -> np.ndarray | list[np.ndarray]:
     """The network's outputs as float32 values, in the shapes of the SavedModel; arguments as for `trace`."""
     return outputs(graph, trace(graph, x))
 
@@ -225,14 +231,44 @@ def require_fixed_point(graph: Graph) -> None:
         )
 
 
-def require_images(graph: Graph, x: np.ndarray) -> np.ndarray:
-    """The images as an array, or ValueError if their shape is not the network's or they hold NaN."""
-    x = np.asarray(x)
-    if x.shape[1:] != graph.input_shape:
-        wanted = ", ".join(map(str, graph.input_shape))
-        raise ValueError(f"input '{graph.input}' takes images of shape (n, {wanted}); got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"input '{graph.input}' holds NaN or infinite values; clean the images first")
+def require_images(inputs: Mapping[str, tuple[int, ...]], x: Images) -> list[np.ndarray]:
+    """The images of every input, in the order of the inputs.
+
+    Args:
+        inputs: shapes without batch by name, as `Graph.inputs`.
+        x: images.
+
+    Raises:
+        ValueError: an input has no images, or images of another shape, number or type than it takes, or with NaN.
+    """
+    arrays = [np.asarray(one) for one in _by_input(inputs, x)]
+    for (name, shape), array in zip(inputs.items(), arrays):
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"input '{name}' takes numbers; got {array.dtype}")
+        if array.shape[1:] != shape or not array.ndim:
+            wanted = ", ".join(map(str, shape))
+            raise ValueError(f"input '{name}' takes images of shape (n, {wanted}); got {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"input '{name}' holds NaN or infinite values; clean the images first")
+        if len(array) != len(arrays[0]):
+            raise ValueError(
+                f"input '{name}' has {len(array)} images and '{next(iter(inputs))}' has {len(arrays[0])}; give all "
+                "inputs equally many"
+            )
+    return arrays
+
+
+def _by_input(inputs: Mapping[str, tuple[int, ...]], x: Images) -> Sequence[np.ndarray]:
+    names = ", ".join(f"'{name}'" for name in inputs)
+    if isinstance(x, Mapping):
+        if set(x) != set(inputs):
+            raise ValueError(f"the network's inputs are {names}; got images of {', '.join(map(repr, x)) or 'none'}")
+        return [x[name] for name in inputs]
+    if len(inputs) == 1:
+        return [x]
+    if not isinstance(x, (list, tuple)) or len(x) != len(inputs):
+        got = f"{len(x)} arrays" if isinstance(x, (list, tuple)) else f"a {type(x).__name__}"
+        raise ValueError(f"the network has the inputs {names}; give a list of their images, or a dictionary; got {got}")
     return x
 
 

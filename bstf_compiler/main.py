@@ -53,33 +53,35 @@ def summary(program: Program, estimate: Estimate) -> Table:
     return table
 
 
-def random_images(program: Program, count: int) -> Iterator[np.ndarray]:
-    """Images whose values are spread evenly over what a program's input represents; the same ones at each call.
+def random_images(program: Program, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Images whose values are spread evenly over what a program's inputs represent; the same ones at each call.
 
     Args:
-        program: gives shape and range.
+        program: gives shapes and ranges.
         count: number of images.
 
     Yields:
-        Batches of one image, float32 (1, h, w, c).
+        For every input, by name, a batch of one image, float32 (1, h, w, c).
 
     Example:
         >>> program.simulate(next(random_images(program, 1)))
     """
     rng = np.random.default_rng(_SEED)
-    low, high = program.image_range
     for _ in range(count):
-        images = rng.uniform(low, high, (1, *program.input.shape)).astype(np.float32)
-        yield images.reshape(1, *program.input.user_shape)
+        images = {}
+        for port in program.inputs:
+            image = rng.uniform(*program.image_range(port), (1, *port.shape)).astype(np.float32)
+            images[port.tensor] = image.reshape(1, *port.user_shape)
+        yield images
 
 
-def first_difference(program: Program, graph: Graph, images: np.ndarray) -> str | None:
+def first_difference(program: Program, graph: Graph, images: integer.Images) -> str | None:
     """Simulates a program and compares every layer's output with the integer reference, bit for bit.
 
     Args:
         program: what was compiled from the graph.
         graph: the reference.
-        images: float images (n, h, w, c).
+        images: float images (n, h, w, c), of several inputs a list or a dictionary.
 
     Returns:
         A phrase that names the first layer with another value, or None if all are equal.

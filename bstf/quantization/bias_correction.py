@@ -8,6 +8,7 @@ rounding of the biases before, which later layers so take back too.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -32,26 +33,26 @@ class FirstImages:
     def __init__(self, network: Network):
         largest = max(4 * math.prod(op.shape) for op in network.operations.values())
         self.most = max(1, _LARGEST_TENSOR // largest)
-        self.batches: list[np.ndarray] = []
+        self.batches: list[list[np.ndarray]] = []
 
-    def add(self, batch: np.ndarray) -> None:
+    def add(self, batch: list[np.ndarray]) -> None:
         """Keeps those of a batch that are among the first."""
-        missing = self.most - sum(map(len, self.batches))
+        missing = self.most - sum(len(kept[0]) for kept in self.batches)
         if missing > 0:
-            self.batches.append(batch[:missing])
+            self.batches.append([images[:missing] for images in batch])
 
-    def all(self) -> np.ndarray:
-        """The images, float32 (n, *shape of the input)."""
-        return np.concatenate(self.batches)
+    def all(self) -> list[np.ndarray]:
+        """The images of every input, float32 (n, *shape of the input)."""
+        return [np.concatenate(images) for images in zip(*self.batches)]
 
 
-def corrected_biases(network: Network, model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
+def corrected_biases(network: Network, model: keras.Model, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Finds the biases with which every layer's outputs keep their means.
 
     Args:
         network: the folded float network.
         model: the fixed-point model of it.
-        images: float32 (n, *shape of the input), at least one; computed in one batch.
+        images: of every input, float32 (n, *shape of the input), at least one; computed in one batch.
 
     Returns:
         The bias (cout,), float32 and on no grid, of every layer with weights, by name.

@@ -7,7 +7,7 @@ held.
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,16 +41,15 @@ from bstf.quantization.network import (
 
 
 def calibrate(
-    network: Network, calibration: Any, rule: str = "min_mse", watch: Callable[[np.ndarray], None] | None = None
+    network: Network, calibration: Any, rule: str = "min_mse", watch: Callable[[list[np.ndarray]], None] | None = None
 ) -> dict[str, int]:
     """Finds the positions of all activations.
 
-    The input takes the non-overflow position, every other tensor the one that `rule` finds.
+    Inputs take the non-overflow position, every other tensor the one that `rule` finds.
 
     Args:
         network: the folded network.
-        calibration: an array (n, height, width, channels), a `tf.data.Dataset` or `keras.utils.PyDataset`
-            or any iterable of batches `x` or `(x, y)`. Read once.
+        calibration: as of `bstf.batches.image_batches`. Read once.
         rule: a key of `positions.ACTIVATION_RULES`.
         watch: called with every batch.
 
@@ -66,7 +65,7 @@ def calibrate(
     chosen: dict[str, list[int]] = defaultdict(list)
     batches = number_of_batches(calibration)
     progress = Progress(batches and len(network.operations) * batches, "operation")
-    for batch in image_batches(calibration, network.input.shape, network.input.name):
+    for batch in image_batches(calibration, network.inputs):
         if watch is not None:
             watch(batch)
         for name, values in run(network, batch):
@@ -88,24 +87,22 @@ def _position(network: Network, name: str, values: np.ndarray, rule: str) -> int
 
 
 def run(
-    network: Network, images: np.ndarray, change: Callable[[str, Any], Any] | None = None
+    network: Network, images: Sequence[np.ndarray], change: Callable[[str, Any], Any] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Computes the network in float32, operation by operation.
 
     Args:
         network: the folded network.
-        images: float32 (n, *shape of the input).
+        images: of every input, float32 (n, *shape of the input).
         change: called with every tensor's name and values; what it returns takes the tensor's place.
 
     Yields:
         Each tensor's name and values, in order of computation.
     """
     last_use = {name: op.name for op in network.operations.values() for name in op.inputs}
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Any] = {name: ops.convert_to_tensor(x) for name, x in zip(network.inputs, images)}
     for name, operation in network.operations.items():
-        if isinstance(operation, Input):
-            tensors[name] = ops.convert_to_tensor(images)
-        else:
+        if not isinstance(operation, Input):
             tensors[name] = _compute(operation, *(tensors[source] for source in operation.inputs))
         if change is not None:
             tensors[name] = change(name, tensors[name])

@@ -75,10 +75,14 @@ def _join(network: Network) -> None:
 
 
 def _prepare(network: Network) -> None:
-    """A scale and an offset of the input, if nothing else reads it, are what the host computes."""
-    first = network.only_consumer(network.input.name, network.consumers())
-    if not isinstance(first, BatchNorm):
-        return
+    """A scale and an offset of an input, if nothing else reads it, are what the host computes."""
+    for name in network.inputs:
+        first = network.only_consumer(name, network.consumers())
+        if isinstance(first, BatchNorm):
+            _prepare_input(network, first)
+
+
+def _prepare_input(network: Network, first: BatchNorm) -> None:
     with np.errstate(over="ignore"):
         constants = [_one_value(values).astype(np.float32) for values in (first.scale, first.offset)]
     if not all(np.isfinite(values).all() for values in constants):

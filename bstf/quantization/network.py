@@ -27,12 +27,12 @@ class Operation:
 
 
 class Input(Operation):
-    """The network's input."""
+    """An input of the network."""
 
 
 @dataclass(kw_only=True)
 class Affine(Operation):
-    """x * scale + offset, both float32 and for all channels or one a channel: what the host computes on the input,
+    """x * scale + offset, both float32 and for all channels or one a channel: what the host computes on an input,
     before it is put on a grid.
     """
 
@@ -199,24 +199,27 @@ class Network:
     """Operations in order of computation.
 
     Attributes:
-        operations: by name, every operation after its inputs. The first is the `Input`.
+        operations: by name, every operation after its inputs. The first ones are the `Input`s, in the
+            order of the Keras model's inputs.
         outputs: names of the tensors that the network yields, in the order of the Keras model's outputs.
         structure: the Keras model's outputs, which may be a list or a dictionary of tensors.
+        entry: the Keras model's inputs, in the same way.
     """
 
     operations: dict[str, Operation]
     outputs: tuple[str, ...]
     structure: Any = None
+    entry: Any = None
 
     @property
-    def input(self) -> Input:
-        """The only input."""
-        return next(iter(self.operations.values()))
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs by name, in order."""
+        return {name: op.shape for name, op in self.operations.items() if isinstance(op, Input)}
 
     @property
-    def prepared(self) -> bool:
-        """Whether the host computes something on the input before it is put on a grid."""
-        return any(isinstance(operation, Affine) for operation in self.operations.values())
+    def prepared(self) -> set[str]:
+        """The inputs on which the host computes something before that is put on a grid."""
+        return {operation.inputs[0] for operation in self.operations.values() if isinstance(operation, Affine)}
 
     def free_name(self, name: str) -> str:
         """The name, with a number if an operation has it."""
@@ -253,11 +256,11 @@ class Network:
     def grids(self) -> dict[str, str]:
         """Tensors that lie on a grid -> the operation that owns their position.
 
-        The input (or what the host makes of it), layers with weights, sums, products, functions and concatenations
+        The inputs (or what the host makes of them), layers with weights, sums, products, functions and concatenations
         own one; all other operations pass on the grid of their input.
         """
         fused, owners = self.fused(), {}
-        unprepared = self.input.name if self.prepared else None
+        prepared = self.prepared
         for name, operation in self.operations.items():
             if isinstance(operation, (Input, Affine, Weights, Unary, Add, Multiply, Concat)):
                 owner = name
@@ -266,4 +269,4 @@ class Network:
             else:
                 owner = owners.get(operation.inputs[0], operation.inputs[0])
             owners[name] = owner
-        return {name: owner for name, owner in owners.items() if name not in fused and name != unprepared}
+        return {name: owner for name, owner in owners.items() if name not in fused and name not in prepared}

@@ -80,20 +80,21 @@ def quantize(
     host: a last softmax, and scales and offsets of the input.
 
     Args:
-        model: a built Sequential or functional model (nested ones included) with one input of fixed size,
-            of Conv2D (grouped and dilated too), Conv2DTranspose, DepthwiseConv2D, SeparableConv2D, Dense, the
+        model: a built Sequential or functional model (nested ones included) with inputs of fixed size, of
+            Conv2D (grouped and dilated too), Conv2DTranspose, DepthwiseConv2D, SeparableConv2D, Dense, the
             masked layers, BatchNormalization, Rescaling and Normalization, ReLU and relu6, any function of one
             value (which becomes a table), Add, Subtract and Multiply (by one pixel too), Concatenate of channels,
             max, average and global pooling, ZeroPadding2D, Cropping2D, UpSampling2D, Flatten, Dropout and a last
             Softmax. It stays untouched.
         calibration: images like those the model will see: an array (n, height, width, channels), a
-            `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. A few dozen images suffice. Read
-            once.
+            `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. For a model of several inputs x is a tuple or
+            list of arrays in the order of `model.inputs`, or a dictionary by their names, also without batches. A few
+            dozen images suffice. Read once.
         activations: the rule that finds the positions of activations, batch by batch; the most common one wins.
             "min_mse": least squared error of the non-overflow position and the four finer ones (Vitis AI).
             "non_overflow": the finest that clips nothing (Vitis AI for TensorFlow 2). "non_overflow_rounded": the
             finest that clips nothing once it is rounded (Vitis AI for ONNX). "percentile": the finest that clips
-            0.01 % of the largest magnitudes. The input always takes "non_overflow".
+            0.01 % of the largest magnitudes. Inputs always take "non_overflow".
         equalize: whether to scale channels between layers first, so that one grid suits all channels
             (`bstf.quantization.equalize`). It helps where weights of channels differ much and no relu6 is between.
         compensate: whether every weight's rounding makes good for that of the weights before it, on the calibration
@@ -171,23 +172,26 @@ class Builder:
 
     def model(self, name: str) -> keras.Model:
         """The model, its outputs in the structure of the float model's."""
-        entry, outputs = self.build()
-        return keras.Model(entry, keras.tree.pack_sequence_as(self.network.structure, outputs), name=name)
+        entries, outputs = self.build()
+        pack, network = keras.tree.pack_sequence_as, self.network
+        return keras.Model(pack(network.entry, entries), pack(network.structure, outputs), name=name)
 
-    def build(self) -> tuple[Any, list[Any]]:
-        """Returns the Keras input and outputs."""
+    def build(self) -> tuple[list[Any], list[Any]]:
+        """Returns the Keras inputs and outputs."""
         tensors: dict[str, Any] = {}
+        entries = []
         for name, operation in self.network.operations.items():
             if isinstance(operation, Input):
                 entry = keras.Input(operation.shape, name=name, dtype="float32")
-                tensors[name] = entry if self.network.prepared else self.grid(name, entry)
+                entries.append(entry)
+                tensors[name] = entry if name in self.network.prepared else self.grid(name, entry)
                 continue
             inputs = [tensors[source] for source in operation.inputs]
             tensors[name] = self.layer(operation, inputs)
             requantised = isinstance(operation, (*REQUANTISED, Affine, Concat, Relu, Resize, Unary))
             if requantised and name not in self.fused:
                 tensors[name] = self.grid(name, tensors[name])
-        return entry, [tensors[name] for name in self.network.outputs]
+        return entries, [tensors[name] for name in self.network.outputs]
 
     def grid(self, name: str, tensor: Any) -> Any:
         """Puts an operation's tensor on its grid."""

@@ -134,7 +134,7 @@ def report(model: keras.Model, quantised: keras.Model, data: Any, *, sensitivity
     count = 0
     for images in _batches(network, data):
         comparison.add(images, sensitivity)
-        count += len(images)
+        count += len(images[0])
     if not count:
         raise ValueError("data holds no images; a report needs at least one.")
     rows = tuple(comparison.row(name, sensitivity) for name in comparison.grids)
@@ -151,7 +151,7 @@ class _Comparison:
         self.clipped = {name: _Mean() for name in grids}
         self.total = _Noise()
 
-    def add(self, images: np.ndarray, sensitivity: bool) -> None:
+    def add(self, images: list[np.ndarray], sensitivity: bool) -> None:
         exact, outputs = dict(run(self.network, images)), {}
         for step in walk(self.quantised, images):
             on_grid = isinstance(step.layer, FixedPoint)
@@ -269,10 +269,10 @@ def _layer_of(network: Network, name: str) -> str:
     return {relu: producer for producer, relu in network.fused().items()}.get(name, name)
 
 
-def _batches(network: Network, data: Any) -> Iterator[np.ndarray]:
-    for images in image_batches(data, network.input.shape, network.input.name):
-        for start in range(0, len(images), _IMAGES_AT_A_TIME):
-            yield images[start : start + _IMAGES_AT_A_TIME]
+def _batches(network: Network, data: Any) -> Iterator[list[np.ndarray]]:
+    for batch in image_batches(data, network.inputs):
+        for start in range(0, len(batch[0]), _IMAGES_AT_A_TIME):
+            yield [images[start : start + _IMAGES_AT_A_TIME] for images in batch]
 
 
 def _clips(values: np.ndarray, position: int) -> np.ndarray:
@@ -282,7 +282,7 @@ def _clips(values: np.ndarray, position: int) -> np.ndarray:
 
 
 def _run_alone(
-    network: Network, quantised: keras.Model, name: str, grid: FixedPoint, images: np.ndarray
+    network: Network, quantised: keras.Model, name: str, grid: FixedPoint, images: list[np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Computes the float network with one layer and its output on their grids."""
     op = network.operations[_layer_of(network, name)]

@@ -6,6 +6,7 @@ weights w, the rounding q that keeps |X q - X w|^2 small is found one input afte
 of input i, divided by its place in the Cholesky factor of H^-1, goes to all inputs after it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ _FEWEST_ROWS, _MOST_ROWS = 2048, 8192  # of X, if there are so many; four an inp
 _FEWEST_ROWS_AN_INPUT = 0.25  # with fewer, they say too little about the inputs' sums
 
 
-def compensated_kernels(network: Network, positions: Positions, images: np.ndarray) -> dict[str, np.ndarray]:
+def compensated_kernels(network: Network, positions: Positions, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Finds kernels on their grids with which the quantised network's layers give what the float network's give.
 
     Layers are taken in order. Each one is fitted to the float outputs on the inputs that it will have, from layers
@@ -35,7 +36,7 @@ def compensated_kernels(network: Network, positions: Positions, images: np.ndarr
     Args:
         network: the folded float network.
         positions: of all tensors.
-        images: float32 (n, *shape of the input), at least one; computed in one batch.
+        images: of every input, float32 (n, *shape of the input), at least one; computed in one batch.
 
     Returns:
         The kernels, float32, by layer.

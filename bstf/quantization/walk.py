@@ -1,6 +1,6 @@
 """A fixed-point model, computed layer by layer, with a look at what each layer reads and yields."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -23,15 +23,15 @@ class Step(NamedTuple):
 
 
 def walk(
-    model: keras.Model, images: Any, change: Callable[[keras.layers.Layer, Any], Any] | None = None
+    model: keras.Model, images: Sequence[Any], change: Callable[[keras.layers.Layer, Any], Any] | None = None
 ) -> Iterator[Step]:
-    """Computes a functional model of one input that holds no other models, one layer after another.
+    """Computes a functional model that holds no other models, one layer after another.
 
     Only the tensors that later layers still read are held.
 
     Args:
         model: from `bstf.quantize` or `bstf.quantization.prepare`.
-        images: float32 (n, *shape of the input).
+        images: of every input, float32 (n, *shape of the input).
         change: called with every layer and its output; what it returns takes the output's place.
 
     Yields:
@@ -44,7 +44,7 @@ def walk(
         if not node.is_input
     ]
     last_use = {id(tensor): number for number, node in enumerate(nodes) for tensor in node.input_tensors}
-    tensors = {id(model.inputs[0]): keras.ops.convert_to_tensor(images, "float32")}
+    tensors = {id(entry): keras.ops.convert_to_tensor(x, "float32") for entry, x in zip(model.inputs, images)}
     for number, node in enumerate(nodes):
         arguments, options = node.arguments.fill_in(tensors)
         output = node.operation(*arguments, **options)

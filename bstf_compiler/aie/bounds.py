@@ -70,7 +70,7 @@ class _Counter:
     def __init__(self, code: Code) -> None:
         self._code, self._space = code, AddressSpace(code)
         self._flags = np.zeros(self._space.starts["c0.0"], np.uint8)  # of DDR and memory tiles
-        names = {code.input.tensor, *(affine.tensor for affine in code.affines)}
+        names = {*(port.tensor for port in code.inputs), *(affine.tensor for affine in code.affines)}
         self._inputs = [self._range_in_ddr(name) for name in names & code.tensors.keys()]
         self._outputs = {port.tensor for port in code.outputs}
         self._memtiles = slice(self._space.starts["m0"], self._space.starts["c0.0"])

@@ -16,7 +16,7 @@ from bstf_compiler.aie.memory import Allocation, Place
 class Port:
     """An input or output of the network: tensor in DDR, logical shape (h, w, c), position, shape for the user without
     batch, and what the host does to it after the array ("none" or "softmax"). An input without a position is float:
-    the host makes others of it.
+    the host makes others of it, or nobody reads it.
     """
 
     tensor: str
@@ -28,10 +28,11 @@ class Port:
 
 @dataclass(frozen=True)
 class HostAffine:
-    """What the host makes of an image before the array: `tensor` = x * scale + offset in float32 (a number, or one a
-    channel), on the grid of `position`.
+    """What the host makes of the images of an input before the array: `tensor` = x * scale + offset in float32 (a
+    number, or one a channel), on the grid of `position`.
     """
 
+    input: str
     tensor: str
     scale: tuple[float, ...]
     offset: tuple[float, ...]
@@ -61,14 +62,14 @@ class Step:
 class Code:
     """A network compiled for a device.
 
-    `affines`: what the host makes of the input, if anything.
+    `affines`: what the host makes of inputs, if anything.
     `tensors`: place, logical channels and position of every activation; `data`: bytes of DDR that are known at compile
     time (the packed weights), from `data_address` on.
     """
 
     name: str
     device: DeviceSpec
-    input: Port
+    inputs: list[Port]
     affines: list[HostAffine]
     outputs: list[Port]
     tensors: dict[str, tuple[Place, int, int]]
@@ -85,16 +86,18 @@ class Code:
     @property
     def host_parts(self) -> tuple[str, ...]:
         """What the host computes, in words: no core does, and no estimate counts its time."""
-        before = [f"affine '{affine.tensor}' of the input" for affine in self.affines]
+        before = [f"affine '{affine.tensor}' of input '{affine.input}'" for affine in self.affines]
         return (*before, *(f"{port.host} of '{port.tensor}'" for port in self.outputs if port.host != "none"))
 
-    @property
-    def image_range(self) -> tuple[np.ndarray, np.ndarray]:
-        """The values of images, one or one a channel, between which the grid of the first tensor on the array lies."""
-        if self.input.position is not None:
-            ends = np.array([integer.INT8_MIN, integer.INT8_MAX]) * 2.0**-self.input.position
+    def image_range(self, port: Port) -> tuple[np.ndarray, np.ndarray]:
+        """The values of an input's images, one or one a channel, between which the grid of its first tensor on the
+        array lies; 0 and 1 if nobody reads it.
+        """
+        first = next((affine for affine in self.affines if affine.input == port.tensor), None)
+        if first is None:
+            grid = np.array([integer.INT8_MIN, integer.INT8_MAX]) * 2.0 ** -(port.position or 0)
+            ends = np.array([0.0, 1.0]) if port.position is None else grid
             return ends[:1], ends[1:]
-        first = self.affines[0]
         scale, offset = np.array(first.scale), np.array(first.offset)
         scale = np.where(scale == 0, 1.0, scale)  # any value does where the image doesn't count
         ends = [(end * 2.0**-first.position - offset) / scale for end in (integer.INT8_MIN, integer.INT8_MAX)]

@@ -43,7 +43,7 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
         host = "softmax" if node is not None and isinstance(node.op, Softmax) else "none"
         ports.append(_port(graph, array_name, shape, host))
     return Code(
-        graph.name, device, _port(graph, graph.input, graph.input_shape), _affines(graph), ports, tensors,
+        graph.name, device, [_port(graph, *one) for one in graph.inputs.items()], _affines(graph), ports, tensors,
         placement.allocations, steps, data_address, bytes(data),
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def _affines(graph: Graph) -> list[HostAffine]:
     for node in graph:
         if isinstance(node.op, Affine):
             scale, offset = (tuple(map(float, graph.tensors[name].data.ravel())) for name in node.inputs[1:])
-            found.append(HostAffine(node.output, scale, offset, graph.tensors[node.output].position))
+            found.append(HostAffine(node.inputs[0], node.output, scale, offset, graph.tensors[node.output].position))
     return found
 
 

@@ -196,15 +196,22 @@ def layers_of(graph: Graph, apart: Container[str] = ()) -> list[Layer]:
 
 
 def inputs_of(graph: Graph) -> list[str]:
-    """The tensors that the host gives to the array: the network's input, or what the host makes of it first."""
+    """The tensors that the host gives to the array: the network's inputs, or what the host makes of them first."""
     made = [node.output for node in graph if isinstance(node.op, Affine)]
-    return made if graph.tensors[graph.input].position is None else [graph.input]
+    read = (name for name in graph.inputs if graph.consumers(name))
+    return [*(name for name in read if graph.tensors[name].position is not None), *made]
 
 
 def outputs_of(graph: Graph) -> list[str]:
-    """For each output of the network the tensor that the array computes: the input of a host operation, or itself."""
+    """For each output of the network the tensor that the array computes: the input of a host operation, or itself.
+
+    Raises:
+        ValueError: an output is an input that no layer reads.
+    """
     names = []
     for name in graph.outputs:
+        if name in graph.inputs and not graph.consumers(name):
+            raise ValueError(f"output '{name}' is an input that no layer reads; end the network at layers")
         node = graph.producer(name)
         names.append(node.inputs[0] if node is not None and isinstance(node.op, Softmax) else name)
     return names
@@ -236,7 +243,7 @@ def _summed_convolutions(graph: Graph, outputs: list[str]) -> dict[str, str]:
 
 
 def _begins_network(graph: Graph, node: Node) -> bool:
-    return isinstance(node.op, Affine) and node.inputs[0] == graph.input and bool(graph.consumers(node.output))
+    return isinstance(node.op, Affine) and node.inputs[0] in graph.inputs and bool(graph.consumers(node.output))
 
 
 def _ends_network(graph: Graph, node: Node) -> bool:

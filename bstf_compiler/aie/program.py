@@ -12,6 +12,7 @@ from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.explain import Explanation, explain
 from bstf_compiler.aie.verify import verify
+from bstf_compiler.integer import Images
 
 _TEXT, _DATA = "program.asm", "data.bin"
 _FILES = {_TEXT, _DATA, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
@@ -42,11 +43,11 @@ class Program(Code):
         >>> program.write("build/resnet")
     """
 
-    def simulate(self, x: np.ndarray, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
+    def simulate(self, x: Images, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
         """Executes the program on byte-accurate memories.
 
         Args:
-            x: float images (n, h, w, c).
+            x: float images (n, h, w, c); of several inputs a list in the order of `inputs`, or a dictionary by name.
             seed: of a random order of all that runs in parallel, one that the locks allow: a missing lock shows as a
                 wrong answer. None: one fixed order.
 
@@ -58,7 +59,7 @@ class Program(Code):
         """
         return simulate.simulate(self, x, seed)
 
-    def trace(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def trace(self, x: Images) -> dict[str, np.ndarray]:
         """Every layer's output as int8 integers (n, h, w, c) by tensor name; arguments as for `simulate`."""
         return simulate.trace(self, x)
 

@@ -1,8 +1,8 @@
-"""Executes a program on byte-accurate memories: nothing but its instructions, its data image and the input."""
+"""Executes a program on byte-accurate memories: nothing but its instructions, its data image and the inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,9 +34,9 @@ class Machine:
                 self._memories[f"c{column}.{row}"] = np.full(device.core.memory_bytes, _POISON, np.int8)
         self._orders: dict[int, events.Events] = {}
 
-    def run(self, image: np.ndarray) -> Iterator[Step]:
-        """Executes all steps on one float32 image (h, w, c); yields each step when it is done."""
-        self._write_input(image)
+    def run(self, images: Sequence[np.ndarray]) -> Iterator[Step]:
+        """Executes all steps on one float32 image (h, w, c) of every input; yields each step when it is done."""
+        self._write_inputs(images)
         for number, step in enumerate(self._program.steps):
             if number not in self._orders:
                 self._orders[number] = _order(step, None if self._seed is None else self._seed + number)
@@ -65,14 +65,15 @@ class Machine:
         flat = self._memories[tile][place.address :]
         return np.lib.stride_tricks.as_strided(flat, (place.shape[0], width, place.length), strides)
 
-    def _write_input(self, image: np.ndarray) -> None:
-        """Puts what the array reads into DDR: the image on its grid, or what the host makes of it first."""
-        port = self._program.input
-        if port.position is not None:
-            self._write(port.tensor, integer.quantize(image, port.position))
+    def _write_inputs(self, images: Sequence[np.ndarray]) -> None:
+        """Puts what the array reads into DDR: the images on their grids, or what the host makes of them first."""
+        given = {port.tensor: image for port, image in zip(self._program.inputs, images)}
+        for port in self._program.inputs:
+            if port.position is not None:
+                self._write(port.tensor, integer.quantize(given[port.tensor], port.position))
         for affine in self._program.affines:
             scale, offset = (np.array(values, np.float32) for values in (affine.scale, affine.offset))
-            self._write(affine.tensor, integer.quantize(image * scale + offset, affine.position))
+            self._write(affine.tensor, integer.quantize(given[affine.input] * scale + offset, affine.position))
 
     def _write(self, tensor: str, values: np.ndarray) -> None:
         if tensor in self._program.tensors:
@@ -121,15 +122,15 @@ class Machine:
             raise ValueError(f"{do.unit} has operation '{do.op}', which no core knows; compile again")
 
 
-def simulate(program: Code, x: np.ndarray, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
+def simulate(program: Code, x: integer.Images, seed: int | None = None) -> np.ndarray | list[np.ndarray]:
     """The network's outputs for float images (n, ...), as float32: what `integer.run` gives, from the program."""
     images = _images(program, x)
     if seed is not None and not 0 <= seed < 2**31:
         raise ValueError(f"seed = {seed} must be from 0 to 2**31 - 1")
     machine = Machine(program, seed)
-    values = [np.empty((len(images), *port.shape), np.int8) for port in program.outputs]
-    for number, image in enumerate(images):
-        for _ in machine.run(image):
+    values = [np.empty((len(images[0]), *port.shape), np.int8) for port in program.outputs]
+    for number, one in enumerate(zip(*images)):
+        for _ in machine.run(one):
             pass
         for value, port in zip(values, program.outputs):
             value[number] = machine.tensor(port.tensor)
@@ -137,17 +138,17 @@ def simulate(program: Code, x: np.ndarray, seed: int | None = None) -> np.ndarra
     return finished[0] if len(finished) == 1 else finished
 
 
-def trace(program: Code, x: np.ndarray) -> dict[str, np.ndarray]:
+def trace(program: Code, x: integer.Images) -> dict[str, np.ndarray]:
     """Every layer's output as int8 integers (n, h, w, c) by tensor name, each read when its last step is done."""
     machine = Machine(program)
-    images = [_outputs(machine, program, image) for image in _images(program, x)]
+    images = [_outputs(machine, program, one) for one in zip(*_images(program, x))]
     return {name: np.stack([values[name] for values in images]) for name in images[0]} if images else {}
 
 
-def _outputs(machine: Machine, program: Code, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Every layer's output for one image, those of the host's layers before the array among them."""
+def _outputs(machine: Machine, program: Code, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Every layer's output for one image of every input, those of the host's layers before the array among them."""
     values = {}
-    for step in machine.run(image):
+    for step in machine.run(images):
         if not values:
             values = {affine.tensor: machine.tensor(affine.tensor) for affine in program.affines}
         if step.keeps:
@@ -166,16 +167,10 @@ def _order(step: Step, seed: int | None) -> events.Events:
     return order
 
 
-def _images(program: Code, x: np.ndarray) -> np.ndarray:
-    port = program.input
-    x = np.asarray(x)
-    if x.shape[1:] != port.user_shape:
-        raise ValueError(
-            f"program '{program.name}' takes images of shape (n, {', '.join(map(str, port.user_shape))}); got {x.shape}"
-        )
-    if not np.isfinite(x).all():
-        raise ValueError(f"the images for program '{program.name}' hold NaN or infinite values; clean them first")
-    return x.reshape(-1, *port.shape).astype(np.float32)
+def _images(program: Code, x: integer.Images) -> list[np.ndarray]:
+    """The images of every input, float32 (n, h, w, c)."""
+    arrays = integer.require_images({port.tensor: port.user_shape for port in program.inputs}, x)
+    return [array.reshape(-1, *port.shape).astype(np.float32) for port, array in zip(program.inputs, arrays)]
 
 
 def _finish(port: Port, values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import EACH, Access, Compute, Instruction, LockAction, Move, Transfer
 from bstf_compiler.aie.memory import Allocation, Place
 
-VERSION = 3
+VERSION = 4
 
 
 class _OtherVersion(ValueError):
@@ -32,7 +32,7 @@ def assembly(code: Code) -> str:
     lines = [
         _meta("program", {"version": VERSION, "name": code.name}),
         _meta("device", asdict(code.device)),
-        _meta("input", asdict(code.input)),
+        *(_meta("input", asdict(port)) for port in code.inputs),
         *(_meta("host_affine", asdict(affine)) for affine in code.affines),
         *(_meta("output", asdict(port)) for port in code.outputs),
         *(
@@ -88,7 +88,7 @@ def parse(text: str, data: bytes) -> Code:
     return Code(
         meta["program"][0]["name"],
         DeviceSpec.from_dict(meta["device"][0], "program text"),
-        _port(meta["input"][0]),
+        [_port(entry) for entry in meta["input"]],
         [_affine(entry) for entry in meta.get("host_affine", [])],
         [_port(entry) for entry in meta["output"]],
         {e["name"]: (_place(e["place"]), e["channels"], e["position"]) for e in meta["tensor"]},

@@ -193,7 +193,10 @@ def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
 
 def _mark_inputs(code: Code, written: np.ndarray) -> None:
     """What the host writes to DDR before the first step."""
-    for name in {code.input.tensor, *(affine.tensor for affine in code.affines)} & code.tensors.keys():
+    for name in {
+        *(port.tensor for port in code.inputs),
+        *(affine.tensor for affine in code.affines),
+    } & code.tensors.keys():
         place = code.tensors[name][0]
         pixels = np.lib.stride_tricks.as_strided(
             written[place.address :], (place.shape[0] * place.shape[1], place.length), (place.pixel, 1)

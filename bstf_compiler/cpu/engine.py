@@ -120,25 +120,25 @@ class Engine:
         self._memories: dict[int, deque[np.ndarray]] = {}
         self._planning = threading.Lock()
 
-    def __call__(self, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    def __call__(self, x: integer.Images) -> np.ndarray | list[np.ndarray]:
         """The network's outputs.
 
         Args:
-            x: (n, height, width, channels), finite numbers.
+            x: (n, height, width, channels), finite numbers; of several inputs a list in the order of `graph.inputs`, or
+                a dictionary by name.
 
         Returns:
             float32, in the shape of the SavedModel's output; a list if it has several.
 
         Raises:
-            ValueError: x has another shape, no images, or NaN or infinite values.
+            ValueError: images have another shape, or there are none, or they hold NaN or infinite values.
         """
-        x = np.asarray(x)
-        if x.dtype.kind not in "fiu":
-            raise ValueError(f"input '{self.graph.input}' takes numbers; got {x.dtype}")
-        x = integer.require_images(self.graph, x)
-        if not len(x):
-            raise ValueError(f"input '{self.graph.input}' has no images; give at least one")
-        parts = [self._infer(x[start : start + _MOST_IMAGES]) for start in range(0, len(x), _MOST_IMAGES)]
+        arrays = integer.require_images(self.graph.inputs, x)
+        count = len(arrays[0])
+        if not count:
+            raise ValueError(f"input '{next(iter(self.graph.inputs))}' has no images; give at least one")
+        starts = range(0, count, _MOST_IMAGES)
+        parts = [self._infer([array[start : start + _MOST_IMAGES] for array in arrays]) for start in starts]
         results = [np.concatenate(outputs) if len(parts) > 1 else outputs[0] for outputs in zip(*parts)]
         return results[0] if len(results) == 1 else results
 
@@ -163,34 +163,35 @@ class Engine:
         """Bytes of weights, biases and indices."""
         return sum(one.weights.nbytes for one in self._operations if one.weights is not None)
 
-    def profile(self, x: np.ndarray, repeats: int = 10) -> Profile:
+    def profile(self, x: integer.Images, repeats: int = 10) -> Profile:
         """Times every operation on images as for a call, at most `_MOST_IMAGES`; medians of `repeats` inferences."""
         self(x)
-        x = np.ascontiguousarray(x[:_MOST_IMAGES], np.float32)
-        plan, seconds = self._plan(len(x)), []
-        with self._memory(len(x), plan) as memory:
+        arrays = [array[:_MOST_IMAGES] for array in integer.require_images(self.graph.inputs, x)]
+        count, flat = len(arrays[0]), _flat(arrays)
+        plan, seconds = self._plan(count), []
+        with self._memory(count, plan) as memory:
             for _ in range(repeats):
                 seconds.append([])
                 for place in range(len(plan.steps)):
                     start = time.perf_counter()
-                    self._run(plan, x, memory, place, place + 1)
+                    self._run(plan, flat, memory, place, place + 1)
                     seconds[-1].append(time.perf_counter() - start)
         layers = []
         for one, times in zip(self._operations, zip(*seconds)):
             layout = plan.layouts[one.output]
-            pixels = len(x) * layout.height * layout.width
+            pixels = count * layout.height * layout.width
             layers.append(
                 LayerTime(
                     one.name,
                     one.kind_name,
                     statistics.median(times),
-                    2 * one.kept_macs * len(x),
-                    2 * one.macs * len(x),
+                    2 * one.kept_macs * count,
+                    2 * one.macs * count,
                     one.weights.nbytes if one.weights is not None else 0,
                     4 * layout.planes * pixels,
                 )
             )
-        return Profile(len(x), layers)
+        return Profile(count, layers)
 
     def _plan(self, images: int) -> Plan:
         with self._planning:
@@ -223,18 +224,19 @@ class Engine:
         finally:
             free.append(memory)
 
-    def _run(self, plan: Plan, x: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
-        """Runs the steps [first, last)."""
+    def _run(self, plan: Plan, flat: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
+        """Runs the steps [first, last) on the images of all inputs, one after another."""
         team.run(
             executor(self._isa, self._format), self.threads,
-            plan.steps, first, last, x.reshape(-1), memory, self._weights.values, plan.offsets, self._weights.starts,
+            plan.steps, first, last, flat, memory, self._weights.values, plan.offsets, self._weights.starts,
             self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
         )  # fmt: skip
 
-    def _infer(self, x: np.ndarray) -> list[np.ndarray]:
-        plan = self._plan(len(x))
-        with self._memory(len(x), plan) as memory:
-            self._run(plan, np.ascontiguousarray(x, np.float32), memory, 0, len(plan.steps))
+    def _infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        count = len(arrays[0])
+        plan = self._plan(count)
+        with self._memory(count, plan) as memory:
+            self._run(plan, _flat(arrays), memory, 0, len(plan.steps))
             found = [_images(memory, plan.layouts[name], self._isa) for name in self._ends]
         results = []
         for name, end, values, shape in zip(self.graph.outputs, self._ends, found, self.graph.output_shapes):
@@ -242,6 +244,12 @@ class Engine:
                 values = integer.dequantize(values, self.graph.tensors[end].position)
             results.append((values if name == end else integer.softmax(values)).reshape(-1, *shape))
         return results
+
+
+def _flat(arrays: list[np.ndarray]) -> np.ndarray:
+    """The elements of all arrays, float32, one array after another; of one array without a copy if it can be."""
+    flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in arrays]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat)
 
 
 def _read(path: str | Path) -> Graph:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -104,6 +105,7 @@ class Operation:
             weights of three rows for each row of a pixel's result, then those of columns.
         shifts: of a fixed-point operation.
         factor: from images to integers, of the load of a fixed-point network; the parameter of a function.
+        before: of a load, the elements an image of the inputs before.
         join: of an elementwise operation.
         function: name of a function of float32.
         macs: multiply-adds of the layer an image if all its weights were kept.
@@ -120,6 +122,7 @@ class Operation:
     constants: np.ndarray | None = None
     shifts: Shifts = Shifts()
     factor: float = 1.0
+    before: int = 0
     join: int = SUM
     function: str = ""
     macs: int = 0
@@ -142,15 +145,17 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     Raises:
         ValueError: the graph holds an operation that the engine doesn't know.
     """
-    host_part = graph.is_fixed_point and graph.tensors[graph.input].position is None
-    made = [] if host_part else [_load(graph, graph.input)]
+    fixed = graph.is_fixed_point
+    made = [_load(graph, name, name) for name in graph.inputs if _loads(graph, name)]
     for node in graph:
         if isinstance(node.op, Conv):
             made += _convolution(graph, node, isa)
         elif isinstance(node.op, Concat):
             made += _concat(graph, node, made, isa)
-        elif isinstance(node.op, Affine) and host_part:
-            made.append(replace(_load(graph, node.output), constants=_affine(graph, node).view(np.int32)))
+        elif isinstance(node.op, Affine) and fixed:
+            made.append(
+                replace(_load(graph, node.inputs[0], node.output), constants=_affine(graph, node).view(np.int32))
+            )
         elif not isinstance(node.op, Softmax):
             made.append(_elementwise(graph, node) or _pool(graph, node) or _enlarging(graph, node))
             if made[-1] is None:
@@ -160,13 +165,21 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     return _fuse_sums(graph, _fuse_scales(graph, made))
 
 
-def _load(graph: Graph, tensor: str) -> Operation:
-    """The network's input on the grid of a tensor."""
+def _loads(graph: Graph, name: str) -> bool:
+    """Whether an input is loaded as it is: not if nothing but the host reads it."""
+    return name in graph.outputs or any(
+        not (isinstance(node.op, Affine) and graph.is_fixed_point) for node in graph.consumers(name)
+    )
+
+
+def _load(graph: Graph, name: str, tensor: str) -> Operation:
+    """An input on the grid of a tensor."""
+    before = sum(math.prod(shape) for _, shape in takewhile(lambda one: one[0] != name, graph.inputs.items()))
     position = graph.tensors[tensor].position
     if position is None:
-        return Operation(LOAD, tensor, (), tensor)
+        return Operation(LOAD, tensor, (), tensor, before=before)
     bounds = tuple(math.ldexp(bound, -position) for bound in (integer.INT8_MIN, integer.INT8_MAX))
-    return Operation(LOAD, tensor, (), tensor, bounds=bounds, factor=math.ldexp(1.0, position))
+    return Operation(LOAD, tensor, (), tensor, bounds=bounds, factor=math.ldexp(1.0, position), before=before)
 
 
 def _affine(graph: Graph, node: Node) -> np.ndarray | None:

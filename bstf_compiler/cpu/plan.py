@@ -141,7 +141,7 @@ def make_plan(
             _describe(step, "x", layouts[one.inputs[0]], lanes)
         step["channels"] = layouts[one.inputs[0]].planes if one.inputs else y.channels
         if one.kind == LOAD:
-            step["x_height"], step["x_width"] = y.height, y.width
+            step["x_height"], step["x_width"], step["image"] = y.height, y.width, images * one.before
         if one.kind in (FUNCTION, PIXELS):
             step["channels"] = y.channels if one.kind == PIXELS else -(-y.channels // format.channels)
         if one.function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from functools import cached_property
@@ -22,6 +23,7 @@ _KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
 _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
+_NUMBER = re.compile(r"_\d+$")
 _SIDECAR = Path("assets.extra") / "bstf.json"
 
 
@@ -29,7 +31,7 @@ def read(path: str | Path) -> Graph:
     """A SavedModel as a graph, one node an operation.
 
     Args:
-        path: the SavedModel folder, with a `serving_default` signature of one float NHWC image input of fixed size.
+        path: the SavedModel folder, with a `serving_default` signature of float NHWC images of fixed size.
 
     Returns:
         The graph, constants evaluated; node names are the layers' names. Operations are as TensorFlow has them:
@@ -49,8 +51,8 @@ def read(path: str | Path) -> Graph:
     return graph
 
 
-def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[str]]:
-    """The serving function with its variables as constants, and the names of its outputs."""
+def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[str], list[str]]:
+    """The serving function with its variables as constants, the names of its outputs, and those of its variables."""
     try:
         loaded = tf.saved_model.load(str(path))  # kept: its variables die with it
     except (OSError, DecodeError, tf.errors.OpError, ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -65,7 +67,7 @@ def _frozen(path: Path) -> tuple[tf.types.experimental.ConcreteFunction, list[st
         )
     function = loaded.signatures["serving_default"]
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False)
-    return _inlined(frozen), list(function.structured_outputs)
+    return _inlined(frozen), list(function.structured_outputs), [variable.name for variable in function.variables]
 
 
 def _inlined(function: tf.types.experimental.ConcreteFunction) -> tf.types.experimental.ConcreteFunction:
@@ -89,11 +91,63 @@ def _inlined(function: tf.types.experimental.ConcreteFunction) -> tf.types.exper
     return convert_variables_to_constants_v2(whole.prune(*ends), lower_control_flow=False)
 
 
+class _Scopes:
+    """Finds the layer of an operation in the operation's name.
+
+    Keras 3 opens the name scopes of a model and of each layer twice a call, and TensorFlow numbers the second, which
+    holds the operations: those of layer `conv2d` are in `conv2d_1`, of `conv2d_1` in `conv2d_1_2`. Other exports keep
+    a layer's name.
+    """
+
+    def __init__(self, operations: list[str], variables: list[str]) -> None:
+        own = [name for name in operations if not name.startswith("Func/")]  # the others pass on arguments of calls
+        self._filled = {scope for name in own for scope in itertools.accumulate(_parts(name)[:-1], _join)}
+        self._twice = self._are_opened_twice(variables)
+        self._models = {scope.split("/")[0] for scope in self._filled if "/" in scope and self._is_second(scope)}
+
+    def layer(self, operation: str) -> str:
+        """The layer's name, with those of the models in the model that it is in: `inner/conv2d`."""
+        parts = _parts(operation)
+        scopes = list(itertools.accumulate(parts[:-1], _join))
+        inside = list(itertools.takewhile(self._is_second, scopes)) if self._twice else []
+        if not inside:
+            return (parts or [operation])[1 if len(parts) > 2 else 0]
+        if inside == scopes[:1] and inside[0] in self._models:  # a function that the model itself calls
+            return parts[1]
+        return "/".join(_NUMBER.sub("", part) for part in parts[min(1, len(inside) - 1) : len(inside)])
+
+    def _are_opened_twice(self, variables: list[str]) -> bool:
+        """Whether a layer with variables computes in a numbered scope only; without variables, whether all do."""
+        if not variables:
+            return all(self._is_second(scope) for scope in self._filled if scope.count("/") < 2)
+        owners = {name.split("/")[-2] for name in variables if "/" in name}
+        filled = {scope.rpartition("/")[2] for scope in self._filled}
+        numbered = {_NUMBER.sub("", scope) for scope in filled if _NUMBER.search(scope)}
+        return bool((owners & numbered) - filled)
+
+    def _is_second(self, scope: str) -> bool:
+        """Whether a scope is a layer's second; it isn't where the first holds operations, except those of another."""
+        first = _NUMBER.sub("", scope)
+        return first != scope and (first not in self._filled or self._is_second(first))
+
+
+def _parts(name: str) -> list[str]:
+    """The scopes of an operation and its own name, less what TensorFlow wraps around."""
+    return [part for part in name.split("/") if part not in _WRAPPERS]
+
+
+def _join(scope: str, part: str) -> str:
+    return f"{scope}/{part}"
+
+
 class _Reader:
     """Walks a frozen function once; handlers call its `add`, `constant` and `input` methods."""
 
-    def __init__(self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str]) -> None:
+    def __init__(
+        self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str], variables: list[str]
+    ) -> None:
         self._function, self._signature = function, signature
+        self._scopes = _Scopes([op.name for op in function.graph.get_operations()], variables)
         self._graph = Graph(name)
         self._names: dict[str, str] = {}  # TensorFlow tensor name -> ours
         self._constants: set[str] = set()  # TensorFlow tensors that are known
@@ -113,17 +167,14 @@ class _Reader:
                 )
             self._graph.outputs.append(self._names[tensor.name])
             self._graph.output_shapes.append(self.shape(tensor)[1:])
+        self._graph.inputs = {name: self._graph.inputs[name] for name in sorted(self._graph.inputs, key=_natural)}
         return self._graph
 
     def _outputs(self) -> list[tuple[str, tf.Tensor]]:
-        """The outputs in the order of their names: output_2 before output_10."""
+        """The outputs in the order of their names."""
         names = sorted(self._signature)  # the order in which TensorFlow flattens them
         flat = dict(zip(names, self._function.outputs, strict=True))
-
-        def natural(name: str) -> list[tuple[int, str]]:
-            return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-        return [(name, flat[name]) for name in sorted(names, key=natural)]
+        return [(name, flat[name]) for name in sorted(names, key=_natural)]
 
     # --- what handlers use ---
 
@@ -173,12 +224,7 @@ class _Reader:
 
     def layer(self, op: tf.Operation) -> str:
         """Name of the layer that an operation belongs to."""
-        scopes = [part for part in op.name.split("/") if part not in _WRAPPERS]
-        if len(scopes) < 3:
-            return scopes[0] if scopes else op.name
-        model, layer = scopes[:2]
-        # Keras opens the name scopes of the model and of each layer a second time when it traces for serving.
-        return layer.removesuffix("_1") if model.endswith("_1") else layer
+        return self._scopes.layer(op.name)
 
     def output(self, op: tf.Operation) -> str:
         """Our name of what an operation has made so far."""
@@ -249,19 +295,13 @@ class _Reader:
     def _visit(self, op: tf.Operation) -> None:
         output = op.outputs[0]
         if op.type == "Placeholder":
-            if self._graph.input:
-                raise ValueError(
-                    f"network '{self._graph.name}' has several inputs ('{self._graph.input}', '{op.name}'); "
-                    "one image input is supported: export a model of one input"
-                )
             if output.shape.rank not in (2, 4):
                 raise ValueError(
                     f"input '{op.name}' has shape {output.shape}; an image (n, height, width, channels) or a vector "
                     "(n, channels) is supported"
                 )
             self._graph.tensors[op.name] = Tensor(op.name, self.shape(output))
-            self._graph.input = op.name
-            self._graph.input_shape = self.shape(output)[1:]
+            self._graph.inputs[op.name] = self.shape(output)[1:]
             self._names[output.name] = op.name
         elif output.dtype in (tf.int32, tf.int64):
             return  # shape arithmetic: shapes are static here, nothing reads it
@@ -277,6 +317,11 @@ class _Reader:
                 f"layer '{self.layer(op)}': operation '{op.type}' is not supported by the compiler "
                 f"(supported: {', '.join(sorted(HANDLERS))}); replace the layer or end the network before it"
             )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names with numbers by these: output_2 before output_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _keeps_values(cast: tf.Operation) -> bool:
@@ -307,12 +352,13 @@ def _check_against_sidecar(graph: Graph, path: Path) -> None:
 
 def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
     """Compares one node with what is recorded of its layer; raises ValueError where they differ."""
-    grid = recorded.get("positions", {}).get(node.name.removesuffix(":grid"))
+    name = node.name.partition(":")[0]  # of a layer that is called twice, too
+    grid = recorded.get("positions", {}).get(name)
     if isinstance(node.op, FakeQuant) and grid not in (None, node.op.position):
         raise _Mismatch(
             f"layer '{node.name}': bstf.json says position {grid}, the graph {node.op.position}; export it again"
         )
-    layer = recorded["layers"].get(node.name)
+    layer = recorded["layers"].get(name)
     kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
     if layer is None or not kernels:
         return

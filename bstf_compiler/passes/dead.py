@@ -12,4 +12,4 @@ def remove_dead(graph: Graph) -> None:
         if node.output in needed:
             needed.update(node.inputs)
     graph.nodes = [node for node in graph.nodes if node.output in needed]
-    graph.tensors = {n: t for n, t in graph.tensors.items() if n in needed or n == graph.input}
+    graph.tensors = {n: t for n, t in graph.tensors.items() if n in needed or n in graph.inputs}

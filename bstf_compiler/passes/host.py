@@ -9,17 +9,17 @@ from bstf_compiler.passes.affine import is_per_channel
 
 
 class FormAffine:
-    """A scale and a shift of the input, then a grid: one operation of the host."""
+    """A scale and a shift of an input, then a grid: one operation of the host."""
 
     def match(self, graph: Graph, node: Node) -> bool:
-        """A grid, right behind a product and a sum with constants of the input; nobody else reads any of them."""
+        """A grid, right behind a product and a sum with constants of an input; nobody else reads any of them."""
         return isinstance(node.op, FakeQuant) and self._chain(graph, node) is not None
 
     def rewrite(self, graph: Graph, node: Node) -> None:
         """Makes the grid's node the operation; the constants keep their values, for equal rounding."""
-        scale, shift = self._chain(graph, node)
+        tensor, scale, shift = self._chain(graph, node)
         position, node.op = node.op.position, Affine()
-        node.inputs = [graph.input]
+        node.inputs = [tensor]
         for what, link, neutral in (("scale", scale, 1.0), ("offset", shift, 0.0)):
             data = np.float32([neutral]) if link is None else graph.tensors[link.inputs[1]].data.reshape(-1)
             node.inputs.append(graph.add_constant(f"{node.name} {what}", data))
@@ -28,8 +28,8 @@ class FormAffine:
             del graph.tensors[link.output]
         graph.tensors[node.output].position = position
 
-    def _chain(self, graph: Graph, node: Node) -> tuple[Node | None, Node | None] | None:
-        """The product and the sum between the input and the grid, if there is one of them at least."""
+    def _chain(self, graph: Graph, node: Node) -> tuple[str, Node | None, Node | None] | None:
+        """The input, and the product and the sum between it and the grid, if there is one of them at least."""
         found: dict[type, Node] = {}
         tensor = node.inputs[0]
         for kind in (BiasAdd, Multiply):
@@ -39,6 +39,6 @@ class FormAffine:
             if graph.only_consumer(tensor) is None or not is_per_channel(graph, link):
                 return None
             found[kind], tensor = link, link.inputs[0]
-        if not found or tensor != graph.input or graph.only_consumer(tensor) is None:
+        if not found or tensor not in graph.inputs or graph.only_consumer(tensor) is None:
             return None
-        return found.get(Multiply), found.get(BiasAdd)
+        return tensor, found.get(Multiply), found.get(BiasAdd)

@@ -45,7 +45,7 @@ def images():
 
 def mean_errors(model, quantised, images):
     """Mean of (quantised - float) of each channel, by layer."""
-    exact = dict(run(flatten(model), images))
+    exact = dict(run(flatten(model), [images]))
     found = {}
     for name in "abc":
         output = np.asarray(keras.Model(quantised.input, quantised.get_layer(name).output)(images))
@@ -69,7 +69,7 @@ def test_the_correction_has_the_right_sign(images):
     """Weights that lose by rounding lower the mean of a layer with positive inputs: its bias must rise by that."""
     model = build()
     network, quantised = flatten(model), quantize(model, images, compensate=False, correct_bias=False)
-    biases = corrected_biases(network, quantised, images)
+    biases = corrected_biases(network, quantised, [images])
     op = network.operations["a"]
     lost = op.kernel - to_grid(op.kernel, quantised.get_layer("a").kernel_position, half_even)
     lost[0, 0, 0, 0] = 0
@@ -88,7 +88,7 @@ def test_later_layers_take_back_what_rounding_left_before_them(images):
     """With its own corrected bias, not on a grid, behind those on their grids, each layer has the float's means."""
     model = build()
     network, quantised = flatten(model), quantize(model, images, compensate=False, correct_bias=False)
-    biases = corrected_biases(network, quantised, images)
+    biases = corrected_biases(network, quantised, [images])
     for name in "abc":
         layer = quantised.get_layer(name)
         layer.quantised_bias = lambda name=name: keras.ops.convert_to_tensor(biases[name])
@@ -103,11 +103,11 @@ def test_the_first_images_are_kept_that_fit(images, monkeypatch):
     monkeypatch.setattr(room, "_LARGEST_TENSOR", 8 * 4 * 144)  # the image has 144 values, the first layer 128
     first = room.FirstImages(network)
     for start in range(0, 48, 6):
-        first.add(images[start : start + 6])
-    assert np.array_equal(first.all(), images[:8])
+        first.add([images[start : start + 6]])
+    assert np.array_equal(first.all(), [images[:8]])
     few = quantize(model, images, compensate=False, correct_bias=True)
     monkeypatch.undo()
-    biases = corrected_biases(network, quantize(model, images, compensate=False, correct_bias=False), images[:8])
+    biases = corrected_biases(network, quantize(model, images, compensate=False, correct_bias=False), [images[:8]])
     layer = few.get_layer("a")
     assert np.array_equal(layer.bias, to_grid(biases["a"], layer.bias_position, half_even))
     assert not np.array_equal(

@@ -26,7 +26,7 @@ def build(*middle, size=9, channels=6, tail=None):
 
 
 def assert_same_function(model, images):
-    before, after = (dict(run(net, images)) for net in (flatten(model), equalize(flatten(model))))
+    before, after = (dict(run(net, [images])) for net in (flatten(model), equalize(flatten(model))))
     last = list(before)[-1]
     scale = np.abs(before[last]).max()
     np.testing.assert_allclose(after[last], before[last], atol=1e-5 * scale)

@@ -40,12 +40,12 @@ def rounded(model, images):
             op.kernel[..., 0] *= 20
     kernels = {op.name: min_mse(op.kernel, half_even) for op in net.operations.values() if isinstance(op, Weights)}
     positions = Positions(calibrate(net, images), kernels, {})
-    return net, positions, compensated_kernels(net, positions, images)
+    return net, positions, compensated_kernels(net, positions, [images])
 
 
 def output(net, images, kernels):
     changed = {name: replace(net.operations[name], kernel=kernel) for name, kernel in kernels.items()}
-    *_, (_, values) = run(replace(net, operations=net.operations | changed), images)
+    *_, (_, values) = run(replace(net, operations=net.operations | changed), [images])
     return values
 
 
@@ -57,7 +57,7 @@ def test_outputs_are_closer_than_by_rounding_to_the_nearest(kind):
     nearest = {name: to_grid(net.operations[name].kernel, positions.kernel[name], half_even) for name in kernels}
     for name, kernel in kernels.items():
         assert np.array_equal(kernel, to_grid(kernel, positions.kernel[name], half_even))
-    *_, (_, wanted) = run(net, images)
+    *_, (_, wanted) = run(net, [images])
     errors = [np.square(output(net, images, found) - wanted).mean() for found in (kernels, nearest)]
     if kind == "transposed":
         assert errors[0] == errors[1]

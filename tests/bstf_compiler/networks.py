@@ -36,10 +36,10 @@ class Builder:
     rng: np.random.Generator
     graph: Graph = field(default_factory=lambda: Graph("random"))
 
-    def input(self, height: int, width: int, channels: int, position: int = 4) -> str:
-        self.graph.tensors["image"] = Tensor("image", (1, height, width, channels), position=position)
-        self.graph.input, self.graph.input_shape = "image", (height, width, channels)
-        return "image"
+    def input(self, height: int, width: int, channels: int, position: int = 4, name: str = "image") -> str:
+        self.graph.tensors[name] = Tensor(name, (1, height, width, channels), position=position)
+        self.graph.inputs[name] = (height, width, channels)
+        return name
 
     def conv(
         self, x: str, channels: int, window: Window, ratio: float = 0.5, activation: str = "relu", groups: int = 1
@@ -190,11 +190,17 @@ def network_of_everything(seed: int, layers: int = 7, most_channels: int = 28, m
     size = [int(rng.integers(1, most_size + 1)) for _ in range(2)]
     x = build.input(*size, int(rng.integers(1, most_channels + 1)))
     made = [build.affine(x, int(rng.integers(2, 6))) if rng.random() < 0.3 else x]
+    if rng.random() < 0.5:
+        sizes = size if rng.random() < 0.5 else [int(n) for n in rng.integers(1, most_size + 1, 2)]
+        x = build.input(*sizes, build.graph.tensors[x].shape[3] if rng.random() < 0.5 else 3, 5, name="second")
+        made.append(build.affine(x, int(rng.integers(2, 6))) if rng.random() < 0.3 else x)
     for _ in range(layers):
         x = made[-1] if rng.random() < 0.7 else made[int(rng.integers(len(made)))]
         made.append(_GROW[rng.integers(len(_GROW))](build, x, made, most_size))
-    outputs = {made[-1], *(rng.choice(made[1:], 1) if rng.random() < 0.2 else ())}
-    return build.finish(*sorted(map(str, outputs)), softmax=len(outputs) == 1 and rng.random() < 0.2)
+    outputs = {made[-1], *(rng.choice(made[2:], 1) if rng.random() < 0.2 else ())}
+    graph = build.finish(*sorted(map(str, outputs)), softmax=len(outputs) == 1 and rng.random() < 0.2)
+    graph.nodes = [node for node in graph if not isinstance(node.op, Affine) or graph.consumers(node.output)]
+    return graph
 
 
 def _dilated(rng: np.random.Generator, height: int, width: int) -> Window:
@@ -277,8 +283,10 @@ def _grow_pool(build: Builder, x: str, made: list[str], most_size: int) -> str:
 _GROW = (_grow_conv, _grow_conv, _grow_pair, _grow_concat, _grow_size, _grow_value, _grow_pool)
 
 
-def random_images(seed: int, graph: Graph, count: int = 1) -> np.ndarray:
-    """Images that reach both ends of the input's grid."""
-    rng = np.random.default_rng(seed)
-    reach = 2.0 ** (8 - (graph.tensors[graph.input].position or 0))
-    return rng.uniform(-reach, reach, (count, *graph.input_shape)).astype(np.float32)
+def random_images(seed: int, graph: Graph, count: int = 1) -> np.ndarray | list[np.ndarray]:
+    """Images that reach both ends of the inputs' grids."""
+    rng, images = np.random.default_rng(seed), []
+    for name, shape in graph.inputs.items():
+        reach = 2.0 ** (8 - (graph.tensors[name].position or 0))
+        images.append(rng.uniform(-reach, reach, (count, *shape)).astype(np.float32))
+    return images if len(images) > 1 else images[0]

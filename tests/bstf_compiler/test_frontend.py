@@ -237,15 +237,32 @@ def test_missing_and_damaged_folders(tmp_path):
             bstf_compiler.load(path)
 
 
-def test_several_inputs_and_open_sizes_are_refused(tmp_path):
+def test_open_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not fixed"):
         bstf_compiler.load(save(tmp_path / "open", lambda x: tf.nn.relu(x), shape=(None, None, None, 8)))
+
+
+def test_inputs_come_in_the_order_of_their_names(tmp_path):
     module = tf.Module()
-    spec = tf.TensorSpec((None, 4, 4, 8), tf.float32)
-    module.serve = tf.function(lambda a, b: a + b, input_signature=[spec, spec])
+    specs = [tf.TensorSpec((None, 4, 4, 8), tf.float32, name) for name in ("x_10", "x_9")]
+    module.serve = tf.function(lambda x_10, x_9: x_10 - tf.nn.relu(x_9), input_signature=specs)
     tf.saved_model.save(module, str(tmp_path / "two"), signatures={"serving_default": module.serve})
-    with pytest.raises(ValueError, match="several inputs"):
-        bstf_compiler.load(tmp_path / "two")
+    graph = bstf_compiler.load(tmp_path / "two")
+    assert graph.inputs == {"x_9": (4, 4, 8), "x_10": (4, 4, 8)} and list(graph.inputs) == ["x_9", "x_10"]
+    x = np.random.default_rng(0).normal(size=(2, 2, 4, 4, 8)).astype(np.float32)
+    expected = x[0] - np.maximum(x[1], 0)
+    engine = bstf_compiler.Engine(graph)
+    np.testing.assert_array_equal(engine([x[1], x[0]]), expected)
+    np.testing.assert_array_equal(engine({"x_10": x[0], "x_9": x[1]}), expected)
+    for wrong, sentence in (
+        (x[0], "give a list of their images.*got a ndarray"),
+        ([x[0]], "got 1 arrays"),
+        ({"x_9": x[0]}, "inputs are 'x_9', 'x_10'; got images of 'x_9'"),
+        ([x[0], x[1, :1]], "'x_10' has 1 images and 'x_9' has 2"),
+        ([x[0], x[1, ..., :3]], "'x_10' takes images of shape"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            engine(wrong)
 
 
 def test_sidecar_is_checked_and_not_needed(tmp_path):

@@ -57,7 +57,7 @@ def test_functions_are_read_and_found(tmp_path, function, operations):
 
 
 def test_what_others_read_too_stays():
-    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, "x", (4, 4, 2), ["y", "s"], [(4, 4, 2)] * 2)
+    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, {"x": (4, 4, 2)}, ["y", "s"], [(4, 4, 2)] * 2)
     graph.nodes = [Node("s", Function("sigmoid"), ["x"]), Node("y", Product(), ["x", "s"])]
     graph.tensors |= {name: Tensor(name, (1, 4, 4, 2)) for name in "sy"}
     assert apply(FormFunction(), graph) == 0
@@ -68,7 +68,7 @@ def test_what_others_read_too_stays():
 
 
 def test_numbers_of_their_own_for_channels_are_no_function_of_a_value():
-    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, "x", (4, 4, 2), ["y"], [(4, 4, 2)])
+    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, {"x": (4, 4, 2)}, ["y"], [(4, 4, 2)])
     graph.tensors |= {name: Tensor(name, (1, 4, 4, 2)) for name in "rsy"}
     graph.add_constant("c", np.array([1, 1], np.float32))
     graph.nodes = [
@@ -113,7 +113,7 @@ def test_a_network_with_squeeze_and_excitation_runs(tmp_path):
 
 
 def test_a_file_with_an_unknown_function_is_refused(tmp_path):
-    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, "x", (4, 4, 2), ["y"], [(4, 4, 2)])
+    graph = Graph("g", [], {"x": Tensor("x", (1, 4, 4, 2))}, {"x": (4, 4, 2)}, ["y"], [(4, 4, 2)])
     graph.nodes, graph.tensors["y"] = [Node("y", Function("sine"), ["x"])], Tensor("y", (1, 4, 4, 2))
     with pytest.raises(ValueError, match="layer 'y': the CPU engine has no function like this"):
         bstf_compiler.Engine(graph)

@@ -28,7 +28,7 @@ from bstf_compiler.passes.transposed import SinkDepthToSpace, SubpixelConv
 
 def graph_of(shape, *links):
     """A row of nodes over an image: (operation, shape of its output, constants...)."""
-    graph = Graph("test", input="image", input_shape=shape[1:])
+    graph = Graph("test", inputs={"image": shape[1:]})
     graph.tensors["image"] = Tensor("image", shape)
     last = "image"
     for place, (op, out, *constants) in enumerate(links):

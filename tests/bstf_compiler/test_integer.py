@@ -146,7 +146,7 @@ def test_refuses_float_graphs_and_wrong_images():
     with pytest.raises(ValueError, match="takes images of shape"):
         integer.run(graph, np.zeros((1, 99, 1, 1)))
     with pytest.raises(ValueError, match="NaN"):
-        integer.run(graph, np.full((1, *graph.input_shape), np.nan))
+        integer.run(graph, np.full((1, *graph.inputs["image"]), np.nan))
     graph.tensors[graph.outputs[0]].position = None
     with pytest.raises(ValueError, match="no fixed-point grid"):
         integer.run(graph, random_images(0, graph))
@@ -240,3 +240,24 @@ def test_a_file_keeps_every_operation(tmp_path):
     assert loaded.is_fixed_point and [node.op for node in loaded] == [node.op for node in graph]
     assert isinstance(loaded.nodes[0].op, Affine)
     assert np.array_equal(integer.run(loaded, images), integer.run(graph, images))
+
+
+@pytest.mark.parametrize(
+    ("images", "made", "outputs", "fixed"),
+    [
+        (4, 3, ["y"], True),
+        (None, 3, ["y"], True),  # the host makes it
+        (None, None, ["y"], False),
+        (4, 3, ["image"], True),
+        (None, 3, ["image", "y"], False),  # an output without a grid
+    ],
+)
+def test_a_network_of_integers_is_known_by_its_inputs(images, made, outputs, fixed):
+    build = Builder(np.random.default_rng(0))
+    build.input(4, 4, 3, name="nobody reads it")
+    made_by_host = build.affine(build.input(4, 4, 3))
+    graph = build.finish(made_by_host)
+    graph.tensors["nobody reads it"].position, graph.tensors["image"].position = None, images
+    graph.tensors[made_by_host].position = made
+    graph.outputs = [made_by_host if name == "y" else name for name in outputs]
+    assert graph.is_fixed_point == fixed

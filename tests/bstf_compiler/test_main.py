@@ -117,11 +117,13 @@ def test_difference_is_reported(models, tmp_path, compile_program, monkeypatch):
 
 def test_random_images_fill_the_grid_and_are_the_same_again(models):
     program = bstf_compiler.compile(bstf_compiler.load(models / "int8"))
-    images = np.concatenate(list(main.random_images(program, 8)))
+    (port,) = program.inputs
+    images = np.concatenate([one[port.tensor] for one in main.random_images(program, 8)])
     assert images.shape == (8, 8, 8, 3) and images.dtype == np.float32
-    integers = integer.quantize(images, program.input.position)
+    integers = integer.quantize(images, port.position)
     assert integers.min() < -120 and integers.max() > 120
-    np.testing.assert_array_equal(images, np.concatenate(list(main.random_images(program, 8))))
+    again = np.concatenate([one[port.tensor] for one in main.random_images(program, 8)])
+    np.testing.assert_array_equal(images, again)
 
 
 def damaged(folder, models):
@@ -241,7 +243,7 @@ import bstf_compiler
 heavy = {"tensorflow", "keras", "bstf", "matplotlib"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 program = bstf_compiler.Program.load(sys.argv[1])
-program.simulate(np.zeros((1, *program.input.user_shape), np.float32))
+program.simulate([np.zeros((1, *port.user_shape), np.float32) for port in program.inputs][0])
 program.estimate()
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 program.write(sys.argv[2])

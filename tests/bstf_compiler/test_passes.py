@@ -47,7 +47,7 @@ class Chain:
     """A graph of nodes in a row."""
 
     def __init__(self, *shape):
-        self.graph = Graph("test", input="image", input_shape=shape[1:])
+        self.graph = Graph("test", inputs={"image": shape[1:]})
         self.graph.tensors["image"] = Tensor("image", shape)
         self.last = "image"
 

@@ -126,6 +126,66 @@ def test_one_set_of_numbers(name, tmp_path):
     assert noise < 10 ** (-18 / 10), f"{-10 * np.log10(noise):.1f} dB"
 
 
+def two_inputs(photo, depth):
+    """Images of different sizes and channels, one rescaled, the other read twice."""
+    first = layers.MaxPooling2D()(conv(activation="relu")(layers.Rescaling(1 / 127.5, -1)(photo)))
+    second = layers.Add()([conv(5)(depth), depth])
+    joined = layers.Concatenate()([first, second])
+    gated = layers.Multiply()([conv(8)(joined), layers.GlobalAveragePooling2D(keepdims=True)(first)])
+    return layers.Dense(4)(layers.Flatten()(layers.Add()([gated, conv(8, 1)(second)])))
+
+
+@pytest.mark.parametrize("unused", [False, True])
+@pytest.mark.parametrize("way", ["list", "dictionary", "batches", "labelled"])
+def test_several_inputs(way, unused, tmp_path):
+    rng = np.random.default_rng(1)
+    photo, depth = keras.Input((12, 8, 3), name="photo"), keras.Input((6, 4, 5), name="depth")
+    inputs = [photo, depth, *([keras.Input((7,), name="age")] if unused else ())]
+    as_dictionary = way == "dictionary"
+    model = keras.Model({one.name: one for one in inputs} if as_dictionary else inputs, two_inputs(photo, depth))
+    x = {"photo": rng.uniform(0, 255, (4, 12, 8, 3)), "depth": rng.normal(size=(4, 6, 4, 5))}
+    x = {name: images.astype(np.float32) for name, images in (x | ({"age": np.ones((4, 7))} if unused else {})).items()}
+    given = x if as_dictionary else list(x.values())
+    labels = np.zeros(4)
+    calibration = {
+        "list": given,
+        "dictionary": given,
+        "batches": [[images[:3] for images in x.values()], [images[3:] for images in x.values()]],
+        "labelled": tf.data.Dataset.from_tensor_slices((tuple(x.values()), labels)).batch(2),
+    }[way]
+    quantised = bstf.quantize(model, calibration)
+    assert [tensor.name for tensor in quantised.inputs] == [tensor.name for tensor in model.inputs]
+    expected = quantised.predict(given, verbose=0)
+    bstf.export(quantised, tmp_path / "model")
+    served = tf.saved_model.load(tmp_path / "model").signatures["serving_default"](**x)
+    assert np.array_equal(next(iter(served.values())), expected)
+    graph = bstf_compiler.load(tmp_path / "model")
+    assert list(graph.inputs) == sorted(x)
+    assert np.array_equal(integer.run(graph, x), expected)
+    program = bstf_compiler.compile(graph, "aie2_2x2")
+    assert np.array_equal(program.simulate({name: images[:1] for name, images in x.items()}), expected[:1])
+    program.write(tmp_path / "program")
+    again = bstf_compiler.Program.load(tmp_path / "program")
+    assert again.inputs == program.inputs and again.affines == program.affines
+    engine = bstf_compiler.Engine(graph)
+    assert np.array_equal(engine([x[name] for name in sorted(x)]), expected)
+    engine.save(tmp_path / "engine")
+    assert np.array_equal(bstf_compiler.Engine(tmp_path / "engine")(x), expected)
+    bstf_compiler.draw(graph, tmp_path / "graph.svg")
+    floats = model.predict(given, verbose=0)
+    assert np.square(floats - expected).mean() < np.square(floats).mean() * 10 ** (-18 / 10)
+
+
+def test_sparsify_keeps_several_inputs():
+    photo, depth = keras.Input((12, 8, 3), name="photo"), keras.Input((6, 4, 5), name="depth")
+    sparse = bstf.sparsify(keras.Model([photo, depth], two_inputs(photo, depth)))
+    assert [tensor.name for tensor in sparse.inputs] == ["photo", "depth"]
+    with pytest.raises(TypeError, match="images of the inputs 'photo', 'depth': a tuple of arrays in this order"):
+        bstf.quantize(sparse, np.zeros((4, 12, 8, 3), np.float32))
+    with pytest.raises(ValueError, match="all inputs need equally many"):
+        bstf.quantize(sparse, [np.zeros((4, 12, 8, 3), np.float32), np.zeros((3, 6, 4, 5), np.float32)])
+
+
 def test_a_function_without_a_value_somewhere_is_refused():
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.ops.sqrt(layers.Conv2D(3, 1, name="c")(image)))

@@ -56,7 +56,8 @@ def node_of_tensorflow(graph: Graph, node: Node, x: list[tf.Tensor]) -> tf.Tenso
 
 def run(graph: Graph, x: np.ndarray) -> np.ndarray:
     values = {name: tensor.data for name, tensor in graph.tensors.items() if tensor.is_constant}
-    values[graph.input] = tf.reshape(x, (-1, *graph.tensors[graph.input].shape[1:]))
+    (name,) = graph.inputs
+    values[name] = tf.reshape(x, (-1, *graph.tensors[name].shape[1:]))
     for node in graph:
         value = node_of_tensorflow(graph, node, [values[name] for name in node.inputs])
         assert value.shape[1:] == graph.tensors[node.output].shape[1:], node.name

@@ -146,7 +146,8 @@ def _convolution(isa: Isa, format: Format) -> Callable:
 def executor(isa: Isa, format: Format) -> Callable:
     """The compiled walk through a table of steps (`STEP`) on activations in a format; it compiles at its first call.
 
-    It takes the table, the steps [first, last), the images (flat, NHWC), the memory of all activations,
+    It takes the table, the steps [first, last), the images (flat, NHWC, those of one input after
+    another's), the memory of all activations,
     values, offsets, starts and biases of the convolutions, the masks, counters of tasks taken and of tasks done for
     each step, and the team.
     """

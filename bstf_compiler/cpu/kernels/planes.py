@@ -79,7 +79,7 @@ def load(step, first, last, images, memory, biases, line):
     """Rows [first, last) of the images."""
     width, channels, height = step.x_width, step.channels, step.x_height
     for row in range(first, last):
-        source, image = row * width * channels, row // height
+        source, image = step.image + row * width * channels, row // height
         at = step.y + (image * step.y_rows + row % height) * step.y_pitch
         for channel in range(channels):
             for column in range(width):

@@ -32,6 +32,8 @@ STEP = np.dtype(
             # What stands for zero; a tensor to add, or -1; channels of the image to load or that PIXELS makes, planes
             # of channels that FUNCTION makes, else planes of the input.
             *("zero", "other", "other_plane", "images", "channels"),
+            # Where the first image to load is among those of all inputs.
+            "image",
             # How to join the other tensor; from an image of it to the next if it has one pixel for all, or 0.
             *("join", "other_image"),
             # Address of the loop of a FUNCTION in float32.

@@ -25,7 +25,7 @@ def load(step, first, last, images, memory, biases, line):
     low, high, factor = np.float32(step.low), np.float32(step.high), np.float32(step.factor)
     planes = (channels + _CHANNELS - 1) // _CHANNELS
     for row in range(first, last):
-        source, image = row * width * channels, row // height
+        source, image = step.image + row * width * channels, row // height
         at = step.y + (image * step.y_rows + row % height) * step.y_pitch
         for place in range(width * channels):
             value = images[source + place]

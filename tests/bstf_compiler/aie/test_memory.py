@@ -24,7 +24,9 @@ def residual_network(size=16):
 def placed(memtile, columns=2):
     graph = residual_network()
     device = small_device(columns, columns, 65536, memtile)
-    return memory.place(layers_of(graph), [graph.input], graph.outputs, device, lambda layer, rows: (256, 1e-6)), device
+    return memory.place(
+        layers_of(graph), list(graph.inputs), graph.outputs, device, lambda layer, rows: (256, 1e-6)
+    ), device
 
 
 def test_what_is_held_together_does_not_overlap():

@@ -225,10 +225,17 @@ def test_random_images_for_the_host_reach_both_ends_of_what_it_makes():
     build.graph.tensors["image scale"].data[:] = [-2.0, 0.5, 0.0]
     graph = build.finish(build.conv(a, 9, SAME))
     program = bstf_compiler.compile(graph, "aie2_1x1")
-    (images,) = random_grid_images(program, 1)
+    ((images,),) = (one.values() for one in random_grid_images(program, 1))
     made = integer.trace(graph, np.repeat(images, 2, axis=0))[a]
     assert np.ptp(made[..., 0].astype(int)) > 200 and np.ptp(made[..., 1].astype(int)) > 200
     assert np.ptp(made[..., 2]) == 0
+
+
+def test_an_output_that_no_layer_reads_is_refused():
+    build, x = builder(8)
+    graph = build.finish(build.conv(x, 8, SAME), build.input(4, 4, 3, name="other"))
+    with pytest.raises(ValueError, match="output 'other' is an input that no layer reads"):
+        bstf_compiler.compile(graph, "aie2_1x1")
 
 
 def test_equal_tiles_of_a_resize_are_one_instruction():

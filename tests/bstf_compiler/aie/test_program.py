@@ -199,8 +199,11 @@ def test_the_hosts_part_is_in_the_text_and_named(tmp_path):
     x = build.affine(build.input(6, 5, 3))
     graph = build.finish(build.conv(x, 10, Window((3, 3))), softmax=True)
     program = bstf_compiler.compile(graph, "aie2_2x2")
-    assert program.host_parts == ("affine 'affine0' of the input", "softmax of 'conv1'")
-    assert f'.host_affine {{"tensor":"affine0","scale":[{graph.tensors["image scale"].data[0]}' in program.assembly
+    assert program.host_parts == ("affine 'affine0' of input 'image'", "softmax of 'conv1'")
+    assert (
+        f'.host_affine {{"input":"image","tensor":"affine0","scale":[{graph.tensors["image scale"].data[0]}'
+        in program.assembly
+    )
     again = bstf_compiler.Program.load(program.write(tmp_path / "program"))
     images = random_images(0, graph, 2)
     assert again == program and np.array_equal(again.simulate(images), integer.run(graph, images))

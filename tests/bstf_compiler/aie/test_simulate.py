@@ -113,7 +113,7 @@ def test_several_outputs_and_an_output_that_is_read_again():
 def test_no_images_give_no_outputs():
     graph = random_network(0)
     program = bstf_compiler.compile(graph, "aie2_1x1")
-    none = np.zeros((0, *graph.input_shape), np.float32)
+    none = np.zeros((0, *graph.inputs["image"]), np.float32)
     assert np.array_equal(program.simulate(none), integer.run(graph, none))
     assert program.simulate(none).shape == (0, *graph.output_shapes[0])
 

@@ -80,7 +80,7 @@ def test_sums_that_begin_nowhere():
 
 def test_an_input_that_the_host_does_not_write():
     program = program_of()
-    program.input = dataclasses.replace(program.input, tensor="another")
+    program.inputs = [dataclasses.replace(program.inputs[0], tensor="another")]
     assert "LOAD on load.0 reads byte 0x300 of ddr" in only_violation(program)
 
 

@@ -46,7 +46,7 @@ class Network:
     """Builds a graph, and beside it the function of TensorFlow that computes the same."""
 
     def __init__(self, shape):
-        self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape))}, "x", tuple(shape))
+        self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape))}, {"x": tuple(shape)})
         self.functions = {"x": lambda x: x}
 
     def add(self, op, inputs, function, constants=(), name=None):
@@ -58,7 +58,7 @@ class Network:
             return function(*(one(x) for one in before))
 
         self.functions[name] = compute
-        shape = compute(np.zeros((1, *self.graph.input_shape), np.float32)).shape
+        shape = compute(np.zeros((1, *self.graph.inputs["x"]), np.float32)).shape
         self.graph.tensors[name] = Tensor(name, (1, *shape[1:]))
         self.graph.nodes.append(Node(name, op, [*inputs, *names]))
         return name
@@ -307,7 +307,7 @@ def test_operations_on_pixels_in_their_places_and_larger_images(data):
         outs.append(name)
     outs.append(conv(name, 8))  # needs zeros around
     outs = list(dict.fromkeys(one for one in outs if one != "x"))
-    x = rng.normal(size=(images, *network.graph.input_shape)).astype(np.float32)
+    x = rng.normal(size=(images, *network.graph.inputs["x"])).astype(np.float32)
     network.check(x, *outs, threads=draw(1, 2))
 
 
@@ -367,7 +367,7 @@ def test_concatenation(data):
     whole = network.add(Concat(), parts, lambda *parts: np.concatenate(parts, axis=3))
     cin = network.graph.tensors[whole].shape[-1]
     last = network.conv(whole, blocks(rng, (3, 3, cin, 8), 0.7), np.ones(8, np.float32), padding=(1, 1, 1, 1))
-    x = rng.normal(size=(images, height, width, network.graph.input_shape[-1])).astype(np.float32)
+    x = rng.normal(size=(images, height, width, network.graph.inputs["x"][-1])).astype(np.float32)
     network.check(x, whole, last, threads=draw(1, 2))
 
 
@@ -589,8 +589,9 @@ def test_same_bits_for_any_number_of_threads(saved):
 )
 def test_bad_input_is_refused_in_a_sentence(saved, call, words):
     engine = Engine(saved[1])
+    (shape,) = engine.graph.inputs.values()
     with pytest.raises(ValueError, match=words):
-        call(engine, np.ones((2, *engine.graph.input_shape), np.float32))
+        call(engine, np.ones((2, *shape), np.float32))
 
 
 def test_unknown_operations_are_refused_by_name():

@@ -37,7 +37,7 @@ class Network:
         self.data = data
         self.rng = np.random.default_rng(self.draw(0, 9999))
         shape = self.draw(1, 9), self.draw(1, 40), self.draw(1, 20)
-        self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape), "int8", self.draw(2, 6))}, "x", shape)
+        self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape), "int8", self.draw(2, 6))}, {"x": shape})
 
     def draw(self, low, high):
         return self.data.draw(st.integers(low, high))
@@ -179,7 +179,7 @@ def test_every_element_equals_the_integer_reference(data):
         check_sums(graph)
     except ValueError:  # positions too far from each other, refused when a graph is loaded
         reject()
-    images = network.rng.normal(size=(network.draw(1, 3), *graph.input_shape)).astype(np.float32)
+    images = network.rng.normal(size=(network.draw(1, 3), *graph.inputs["x"])).astype(np.float32)
     images *= 2.0 ** (5 - position)
     for name, found, expected in zip(
         graph.outputs, Engine(graph, threads=network.draw(1, 2))(images), integer.run(graph, images)
@@ -214,7 +214,7 @@ def test_activations_take_a_quarter_of_the_bytes(saved, tmp_path):
 
 
 def test_softmax_is_computed_in_float():
-    graph = Graph("n", [], {"x": Tensor("x", (1, 1, 1, 9), "int8", 3)}, "x", (9,), ["p"], [(9,)])
+    graph = Graph("n", [], {"x": Tensor("x", (1, 1, 1, 9), "int8", 3)}, {"x": (9,)}, ["p"], [(9,)])
     graph.tensors["k"] = Tensor("k", (1, 1, 9, 9), "int8", 7, np.eye(9, dtype=np.int8).reshape(1, 1, 9, 9) * 64)
     graph.tensors["b"] = Tensor("b", (9,), "int8", 7, np.zeros(9, np.int8))
     graph.tensors["y"], graph.tensors["p"] = Tensor("y", (1, 1, 1, 9), "int8", 3), Tensor("p", (1, 1, 1, 9))
