@@ -44,6 +44,16 @@ def test_a_transfer_that_moves_nothing_leaves_its_reader_without_data(step, kind
     assert reader in only_violation(program) and "before it is written" in only_violation(program)
 
 
+def test_an_output_that_is_not_written():
+    program = program_of()
+    program.steps[2].instructions = [i for i in program.steps[2].instructions if i.kind != "WRITE"]
+    program.steps[2].locks["m0:done"] = program.steps[2].locks["m1:done"] = 0
+    for index, i in enumerate(program.steps[2].instructions):
+        kept = tuple(action for action in i.release if not action.lock.endswith("done"))
+        program.steps[2].instructions[index] = dataclasses.replace(i, release=kept)
+    assert only_violation(program) == "output 'add2' is not whole when the last step ends"
+
+
 def test_a_core_that_does_not_wait_for_its_input_reads_too_early():
     program = program_of()
     for step in program.steps:
