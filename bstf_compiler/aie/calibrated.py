@@ -8,6 +8,21 @@ Three factors, each from a source, and nothing fitted to our own programs:
 * A channel between array and DDR carries 3.9 bytes a cycle at most: one shim channel of Phoenix, 7.0 GB/s at 1.8 GHz.
 * A stream inside the array carries 4 bytes a cycle at most: 32 bits (AM020, AIE-ML stream switch).
 
+How far times are from what was measured:
+
+====================================================== ============ ======= ==========
+anchor                                                 measured     exact   calibrated
+====================================================== ============ ======= ==========
+open int8 matrix product, Phoenix, MACs/cycle and core 107          256     115 (+7 %)
+its inner loop                                         228          256     115 (-50 %)
+one shim channel, Phoenix, GB/s                        7.0          7.0     7.0
+dense ResNet-50, 16 convolution and 4 other cores of a
+VE2802 at 1.25 GHz (DPUCV2DX8G), ms an image           2.97         3.28    3.70 (+25 %)
+====================================================== ============ ======= ==========
+
+The last row is our program for ve2802_4x4: two of its four columns have a NoC DMA, and loading all weights for every
+image takes 2.4 ms of it; it has no cores besides for what isn't a convolution.
+
 Not in it, for want of a measurement: efficiency of element operations, cycles of a lock or of a buffer descriptor, the
 time to program the array. Work on a part whose DDR is slower than its channels needs `ddr` rates in the device file.
 """

@@ -154,14 +154,16 @@ def _locks(code: Code, step: Step) -> Iterator[str]:
 
 def _reads(code: Code) -> Iterator[str]:
     """Every byte that an instruction reads was written before: earlier in the step, in a tensor that is still held from
-    an earlier step, in a staging buffer in the step before, in the packed data, or in the network's input. It needs a
-    program that keeps the other rules.
+    an earlier step, in a staging buffer in the step before, in the packed data, or in the network's inputs; and so were
+    the network's outputs. It needs a program that keeps the other rules.
     """
     space = AddressSpace(code)
     written = np.zeros(space.bytes, np.uint8)
     memtiles, cores = space.starts["m0"], space.starts["c0.0"]
     written[code.data_address : memtiles] = 1
-    _mark_inputs(code, written)
+    host_written = {part.tensor for part in (*code.inputs, *code.affines)}
+    for name in host_written & code.tensors.keys():
+        footprint.mark(written, _box_of(space, code, name), np.ones(1, np.int64), np.ones(1, np.uint8))
     tiles = written[memtiles:cores].reshape(code.device.memtiles, -1)
     staging = [a for a in code.allocations if a.name.startswith(_STAGING)]
     for number, step in enumerate(code.steps):
@@ -178,6 +180,18 @@ def _reads(code: Code) -> Iterator[str]:
         after = code.steps[number + 1].stage if number + 1 < len(code.steps) else step.stage + 1
         for held in _given_up(code, step.stage, after):
             tiles[:, held.address : held.address + held.bytes] = 0
+    for port in code.outputs:
+        box, once = _box_of(space, code, port.tensor), np.zeros(1, np.int64)
+        if footprint.first_unwritten(written, box, np.zeros(1, np.bool_), np.arange(2), once, once)[0] >= 0:
+            yield f"output '{port.tensor}' is not whole when the last step ends"
+
+
+def _box_of(space: AddressSpace, code: Code, name: str) -> np.ndarray:
+    """The bytes of a tensor in DDR, as a box."""
+    place = code.tensors[name][0]
+    sizes = (place.shape[0], place.shape[1], place.length)
+    access = Access(("ddr",), place.address, sizes, (place.shape[1] * place.pixel, place.pixel))
+    return np.array(space.boxes(access), np.int64)
 
 
 def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
@@ -189,19 +203,6 @@ def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
             ends = held.last < after and (held.address, held.bytes) not in heirs
             if ends or held.name == _CHUNKS:
                 yield held
-
-
-def _mark_inputs(code: Code, written: np.ndarray) -> None:
-    """What the host writes to DDR before the first step."""
-    for name in {
-        *(port.tensor for port in code.inputs),
-        *(affine.tensor for affine in code.affines),
-    } & code.tensors.keys():
-        place = code.tensors[name][0]
-        pixels = np.lib.stride_tricks.as_strided(
-            written[place.address :], (place.shape[0] * place.shape[1], place.length), (place.pixel, 1)
-        )
-        pixels[:] = 1
 
 
 def _first_unwritten(space: AddressSpace, step: Step, written: np.ndarray) -> str | None:

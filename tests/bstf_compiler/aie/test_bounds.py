@@ -68,7 +68,7 @@ def test_halos_and_bands_do_not_raise_the_bound(memtile):
     """Rows that two bands or two columns of cores read count once."""
     window = Window((3, 3), padding=(1, 1, 1, 1))
     program = program_of(16, 24, window, small_device(2, 2, 16384, memtile))
-    assert (len(program.steps) > 1) == (memtile == 4096)
+    assert len(program.steps) > 1
     times = program.estimate()
     assert times.layers[0].unavoidable["LOADFM"] == pytest.approx(24 * 24 * 16 / 2 / RATE)
     assert times.layers[0].unavoidable["LOAD"] == pytest.approx(24 * 24 * 16 / 2 / RATE)

@@ -44,6 +44,16 @@ def test_a_transfer_that_moves_nothing_leaves_its_reader_without_data(step, kind
     assert reader in only_violation(program) and "before it is written" in only_violation(program)
 
 
+def test_an_output_that_is_not_written():
+    program = program_of()
+    last = program.steps[-1]
+    last.instructions = [i for i in last.instructions if i.kind != "WRITE"]
+    for index, i in enumerate(last.instructions):
+        kept = tuple(action for action in i.release if not action.lock.endswith("done"))
+        last.instructions[index] = dataclasses.replace(i, release=kept)
+    assert only_violation(program) == "output 'add2' is not whole when the last step ends"
+
+
 def test_a_core_that_does_not_wait_for_its_input_reads_too_early():
     program = program_of()
     for step in program.steps:
