@@ -68,9 +68,8 @@ class Explanation:
 
     def table(self) -> Table:
         """A row a layer: times in microseconds, bound, gain over dense, reason, what helps and the time then."""
-        title = (
-            f"{self.name} on {self.device}: {self.seconds * 1e3:.3f} ms, at least {self.lower_bound_seconds * 1e3:.3f}"
-        )
+        seconds, least = self.seconds * 1e3, self.lower_bound_seconds * 1e3
+        title = f"{self.name} on {self.device}: {seconds:.3f} ms, at least {least:.3f} ms"
         table = Table(title=title, caption=self._doubled())
         for column, justify in (("layer", "left"), ("us", "right"), ("least us", "right"), ("bound", "left")):
             table.add_column(column, justify=justify, overflow="fold")
