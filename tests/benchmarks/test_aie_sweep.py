@@ -52,11 +52,15 @@ def test_published_totals_stand_beside_ours(tmp_path):
     table.write_text("mesh,model,dense_s,sparse_s\n4x4,Resnet,0.02,0.01\n5x5,Resnet,failed,0.005\n")
     published = aie_sweep.read_published(str(table))
     about = {"network": "ResNet50", "side": 224, "block": 8, "result": "ok", "cores": 16, "device": "aie2_4x4"}
-    lines = [about | {"ratio": 0.0, "seconds": 0.004}, about | {"ratio": 0.5, "seconds": 0.002}]
+    lines = [
+        about | {"ratio": 0.0, "seconds": 0.004, "lower_bound_seconds": 0.003},
+        about | {"ratio": 0.5, "seconds": 0.002, "lower_bound_seconds": 0.002},
+    ]
     (tmp_path / "sweep.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut short')
     sweep = aie_sweep.Sweep(tmp_path, 1, False)
     (row,) = sweep.rows(published)
     assert row["published_dense_ms"] == 20 and row["published_sparse_ms"] == 10 and row["speedup_50%"] == 2
+    assert row["dense_over_bound"] == pytest.approx(4 / 3) and row["sparse_50%_over_bound"] == 1
     with pytest.raises(ValueError, match="there is no file"):
         aie_sweep.read_published(str(tmp_path / "nothing.csv"))
 
