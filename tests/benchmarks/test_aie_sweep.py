@@ -1,25 +1,18 @@
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from benchmarks import aie_sweep
 
 
 @pytest.fixture
-def sweep_flags():
-    if "side_divisor" not in flags.FLAGS:
-        aie_sweep.define_flags()
-    with flagsaver.flagsaver():
-        yield flags.FLAGS
-
-
-@pytest.fixture
-def run(sweep_flags, tmp_path):
-    def sweep(*arguments):
-        sweep_flags(["aie_sweep", "--networks=small_resnet", "--jobs=1", f"--output={tmp_path}", *arguments])
+def run(tmp_path, monkeypatch):
+    def sweep(**given):
+        values = {"networks": ["small_resnet"], "devices": ["aie2_2x2"], "ratios": ["0", "0.5"], "block": 8, "jobs": 1}
+        values |= {"side_divisor": 1, "simulate": False, "published": None, "output": str(tmp_path)}
+        monkeypatch.setattr(aie_sweep, "FLAGS", SimpleNamespace(**values | given))
         aie_sweep.main([])
         return [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()]
 
@@ -29,7 +22,7 @@ def run(sweep_flags, tmp_path):
 def test_cells_are_compiled_simulated_and_kept(run, tmp_path, capsys):
     published = tmp_path / "totals.csv"
     published.write_text("mesh,model,dense_s,sparse_s\n2x2,Resnet,0.02,failed\n")
-    records = run("--devices=aie2_2x2,aie2_2x1", "--simulate", f"--published={published}")
+    records = run(devices=["aie2_2x2", "aie2_2x1"], simulate=True, published=str(published))
     assert [(r["device"], r["ratio"]) for r in records] == [
         ("aie2_2x2", 0.0), ("aie2_2x1", 0.0), ("aie2_2x2", 0.5), ("aie2_2x1", 0.5),
     ]  # fmt: skip
@@ -37,7 +30,7 @@ def test_cells_are_compiled_simulated_and_kept(run, tmp_path, capsys):
     times = {(r["device"], r["ratio"]): r["seconds"] for r in records}
     assert times["aie2_2x2", 0.0] < times["aie2_2x1", 0.0] and times["aie2_2x1", 0.5] < times["aie2_2x1", 0.0]
     # A second run adds what is missing and nothing else.
-    again = run("--devices=aie2_2x2,aie2_1x1", "--ratios=0", "--simulate")
+    again = run(devices=["aie2_2x2", "aie2_1x1"], ratios=["0"], simulate=True)
     assert again[:4] == records and [r["device"] for r in again[4:]] == ["aie2_1x1"]
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -73,11 +66,11 @@ def test_the_front_has_no_beaten_record():
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("--networks=AlexNet", "no network 'AlexNet'"),
-        ("--devices=aie3_2x2", "unknown device 'aie3_2x2'"),
-        ("--ratios=half", "--ratios holds 'half'"),
+        ({"networks": ["AlexNet"]}, "no network 'AlexNet'"),
+        ({"devices": ["aie3_2x2"]}, "unknown device 'aie3_2x2'"),
+        ({"ratios": ["half"]}, "--ratios holds 'half'"),
     ],
 )
 def test_wrong_arguments_end_in_a_sentence(run, argument, sentence):
     with pytest.raises(SystemExit, match=sentence):
-        run(argument)
+        run(**argument)
