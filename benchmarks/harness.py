@@ -298,7 +298,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in names},
         "commit": git.stdout.strip(),
-        "arguments": sys.argv[1:],
+        "arguments": [argument for argument in sys.argv[1:] if not argument.startswith("--output")],
     }
 
 
