@@ -218,28 +218,25 @@ def outputs_of(graph: Graph) -> list[str]:
 
 
 def _summed_convolutions(graph: Graph, outputs: list[str]) -> dict[str, str]:
-    """Sums that a convolution can finish before it writes: the sum's tensor, and the convolution's own, which nobody
-    else reads. The last convolution before the sum does it: all that it adds to is there by then.
+    """Sums that a convolution can finish before it writes: the sum's tensor, and the convolution's own. Of two such
+    convolutions the second operand's.
     """
     found: dict[str, str] = {}
     for node in graph:
-        if not isinstance(node.op, Add) or node.inputs[0] == node.inputs[1]:
+        if not isinstance(node.op, Add) or len({graph.tensors[name].shape for name in node.inputs}) > 1:
             continue
-        shapes = {graph.tensors[name].shape for name in (*node.inputs, node.output)}
         for name, other in (node.inputs, node.inputs[::-1]):
             maker = graph.producer(name)
-            if (
-                len(shapes) == 1
-                and maker is not None
-                and isinstance(maker.op, Conv)
-                and not maker.op.groups == graph.tensors[maker.inputs[0]].shape[-1] > 1
-                and len(graph.consumers(name)) == 1
-                and name not in outputs
-                and maker.inputs[0] != other
-                and not (node.op.subtract and name == node.inputs[1])
-            ):
-                found[node.output] = name  # of two, the second, which the graph's order has later or doesn't care
+            first = not node.op.subtract or name == node.inputs[0]
+            unread = len(graph.consumers(name)) == 1 and name not in outputs
+            sums = maker is not None and isinstance(maker.op, Conv) and not _is_depthwise(graph, maker)
+            if first and unread and sums and other not in (name, maker.inputs[0]):
+                found[node.output] = name
     return found
+
+
+def _is_depthwise(graph: Graph, node: Node) -> bool:
+    return node.op.groups == graph.tensors[node.inputs[0]].shape[-1] > 1
 
 
 def _begins_network(graph: Graph, node: Node) -> bool:
@@ -286,7 +283,7 @@ def _convolution(
     graph: Graph, node: Node, image: tuple[str, int, int, int], shape: tuple[int, int, int], channels: tuple[int, int]
 ) -> Layer:
     op, kernel = node.op, graph.tensors[node.inputs[1]].data
-    if op.groups == channels[0] > 1:
+    if _is_depthwise(graph, node):
         source = _under(op.window, *image, spread=channels[1] // channels[0])
         return Layer(node.name, "depthwise", (source,), node.output, shape, channels, op.window)
     kept = bsr.nonzero_blocks(bsr.ungrouped(kernel, op.groups), (BLOCK, BLOCK))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bstf_compiler.aie import tiling
+from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
 from bstf_compiler.aie.code import Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
@@ -143,7 +144,7 @@ class StepWriter:
                 start, stop, _ = source.rows.reach(*self._stage.bands[number])
                 span = self._input_spans(source)[self._device.activation_tiles.index(tile)]
                 if span[1] > span[0]:
-                    box = _ddr_box(self._places[source.tensor], (start, stop), span)
+                    box = ddr_box(self._places[source.tensor], (start, stop), span)
                     target = self._staging_box(source.tensor, number, f"m{tile}", stop - start, span, box.sizes[2])
                     moves.append(Move(box, target))
             give = (LockAction(f"m{tile}:ready", readers.count(tile)),) if number == self._number else ()
@@ -185,10 +186,10 @@ class StepWriter:
             if not writers:
                 continue
             staged = self._staging_box(self._layer.output, number, f"m{tile}", rows, span, length)
-            whole = _ddr_box(place, band, span)
+            whole = ddr_box(place, band, span)
             moves = []
             for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
-                moves.append(Move(_part(staged, before, blocks), _part(whole, first, blocks)))
+                moves.append(Move(part(staged, before, blocks), part(whole, first, blocks)))
             take = (LockAction(f"m{tile}:done", len(writers)),) if number == self._number else ()
             self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=take))
 
@@ -213,19 +214,19 @@ class StepWriter:
             memtile_ring = replace(ring, address=self._stage.chunks + slot_of_row * ring.total)
             free, full = _weight_locks(self._device, row)
             for use, chunk in enumerate(self._chunk_order(row)):
-                slot = _slot((f"m{tile}",), memtile_ring, chunk.bytes, use)
+                chunk_slot = slot((f"m{tile}",), memtile_ring, chunk.bytes, use)
                 ddr = Access(("ddr",), chunk.address, (1, 1, chunk.bytes))
                 self._emit(
                     Transfer(
-                        "LOADW", f"loadw.{row}", (Move(ddr, slot),),
+                        "LOADW", f"loadw.{row}", (Move(ddr, chunk_slot),),
                         acquire=(LockAction(free),), release=(LockAction(full),),
                     )
                 )  # fmt: skip
                 cores = tuple(_core(column, row) for column in self._columns)
-                target = _slot(cores, ring, chunk.bytes, use)
+                target = slot(cores, ring, chunk.bytes, use)
                 self._emit(
                     Transfer(
-                        "LOADWM", f"loadwm.{row}", (Move(slot, target),),
+                        "LOADWM", f"loadwm.{row}", (Move(chunk_slot, target),),
                         acquire=(LockAction(full), *(LockAction(f"{core}:w_free") for core in cores)),
                         release=(LockAction(free), *(LockAction(f"{core}:w_full") for core in cores)),
                     )
@@ -310,7 +311,7 @@ class StepWriter:
                             sizes,
                             (pixel, pixel),
                         )
-                        moves.append(Move(box, replace(_slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
+                        moves.append(Move(box, replace(slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
         return moves
 
     def _loadfm(
@@ -385,10 +386,10 @@ class StepWriter:
     def _input_box(self, source: Source, ring: Ring, core: str, k: int, run: _Run, blocks: Piece, load: int) -> Access:
         """A core's input tile."""
         if source.broadcast:
-            return replace(_slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK)), tiles=(core,))
+            return replace(slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK)), tiles=(core,))
         top, bottom, _ = source.rows.reach(*run.rows)
         left, right, _ = _columns_under(source, run.columns)
-        return _box((core,), ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
+        return tile_box((core,), ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
 
     def _comp(
         self, column: int, row: int, j: int, load: int, tile: int, position: int, plan: list[tuple[int, _Run]]
@@ -422,8 +423,8 @@ class StepWriter:
                 unit=f"core.{column}.{row}",
                 op=layer.op,
                 inputs=tuple(inputs),
-                parameters=_slot((core,), tiles.weights, chunk.bytes, use, moves_on=False),
-                output=_box((core,), tiles.output, (rows, columns, piece.blocks * BLOCK), tile),
+                parameters=slot((core,), tiles.weights, chunk.bytes, use, moves_on=False),
+                output=tile_box((core,), tiles.output, (rows, columns, piece.blocks * BLOCK), tile),
                 block=piece.start,
                 kernel=layer.window.kernel,
                 strides=layer.window.strides,
@@ -464,9 +465,9 @@ class StepWriter:
         moves = []
         for row in active:
             piece = self._pieces[k][row]
-            made = _box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
+            made = tile_box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
             for before, first, blocks in cut_runs(runs, piece.start, piece.stop):
-                source = _part(made, before, blocks)
+                source = part(made, before, blocks)
                 target = Access(
                     (f"m{memtile}",),
                     base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + first * BLOCK,
@@ -504,35 +505,3 @@ def _advance(source: Source, run: _Run) -> int:
 def _columns_under(source: Source, columns: tuple[int, int]) -> tuple[int, int, int]:
     """Input columns under output columns; none under none."""
     return source.columns.reach(*columns) if columns[1] > columns[0] else (0, 0, 0)
-
-
-def _ddr_box(place: Place, rows: tuple[int, int], columns: tuple[int, int]) -> Access:
-    pitch = place.shape[1] * place.pixel
-    address = place.address + rows[0] * pitch + columns[0] * place.pixel
-    sizes = (rows[1] - rows[0], columns[1] - columns[0], place.length)
-    return Access(("ddr",), address, sizes, (pitch, place.pixel))
-
-
-def _part(box: Access, first: int, blocks: int) -> Access:
-    """Channel blocks [first, first + blocks) of a box."""
-    return replace(box, address=box.address + first * BLOCK, sizes=(*box.sizes[:2], blocks * BLOCK))
-
-
-def _slot(tiles: tuple[str, ...], ring: Ring, size: int, use: int, moves_on: bool = True) -> Access:
-    """A ring's slot for the `use`-th chunk; `moves_on`: iterations walk the ring."""
-    if not moves_on or ring.slots == 1:
-        return Access(tiles, ring.address + use % ring.slots * ring.bytes, (1, 1, size))
-    return Access(tiles, ring.address, (1, 1, size), advance=ring.bytes, ring=ring.slots, first=use % ring.slots)
-
-
-def _slot_of_round(ring: Ring, k: int, sizes: tuple[int, int, int]) -> Access:
-    """The slot of a buffer that keeps one for each round."""
-    return Access((), ring.address + k * ring.bytes, sizes, (sizes[2], sizes[2]))
-
-
-def _box(tiles: tuple[str, ...], ring: Ring, shape: tuple[int, int, int], use: int) -> Access:
-    """A ring's slots from the `use`-th on, each holding a tile of `shape`."""
-    _, columns, length = shape
-    return Access(
-        tiles, ring.address, shape, (columns * length, length), ring.bytes, ring.slots, use % ring.slots
-    )  # fmt: skip
