@@ -29,6 +29,7 @@ import numpy as np
 from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.console import Console
 
 import bstf
@@ -232,6 +233,10 @@ def _plot(records: Sequence[dict[str, Any]], path: Path) -> None:
                 label=f"{ratio:.0%} zero blocks",
             )  # fmt: skip
         axes.set(title=network, xlabel="cores", ylabel="ms an image", xscale="log", yscale="log")
+        axes.set_xticks(sorted({one["cores"] for one in records}))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(ScalarFormatter() if axis is axes.yaxis else NullFormatter())
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
