@@ -23,6 +23,7 @@ from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Transfer
+from bstf_compiler.aie.memory import STAGING
 from bstf_compiler.aie.reach import BLOCK
 
 ON_ARRAY = ("LOADFM", "LOADWM", "COMP", "WRITEFM")
@@ -126,7 +127,7 @@ class _Counter:
         """Bytes that a layer's cores read of its inputs, each counted once; of the first input the part `met`."""
         memtiles = self._flags[self._memtiles]
         tiles = memtiles.reshape(self._code.device.memtiles, -1)
-        held = [a for a in self._code.allocations if a.name.startswith("staging ")]
+        held = [a for a in self._code.allocations if a.name.startswith(STAGING)]
         held = [a for a in held if a.first <= steps[0].stage <= a.last]
         staged = np.zeros(2)
         for step in steps:

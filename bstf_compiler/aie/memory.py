@@ -16,7 +16,8 @@ from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
-_CHUNKS = "weight chunks"
+CHUNKS, STAGING = "weight chunks", "staging "
+"""Names of allocations that hold nothing, or little, from step to step; the second stands before a tensor's name."""
 _MOST_BANDS = 4
 """Times as many bands as must be are tried: smaller ones wait less for the first load and the last write."""
 
@@ -208,7 +209,7 @@ class _Attempt:
             sizes = {name: buffers * size for name, size in bytes_of.items()}
             if fresh:
                 sizes[whole] = self._piece(whole)
-            sizes[_CHUNKS], seconds = self._cost(layer, height)
+            sizes[CHUNKS], seconds = self._cost(layer, height)
             if (addresses := self._first_fit(sizes)) is not None:
                 seconds = self._seconds(layer, bytes_of, len(bands), seconds)
                 if best is None or seconds < best[0]:
@@ -221,10 +222,10 @@ class _Attempt:
         if fresh:
             self._take(whole, addresses.pop(whole), sizes[whole], index)
         self._placement.allocations += [
-            Allocation(name if name == _CHUNKS else f"staging {name}", addresses[name], sizes[name], index, index)
+            Allocation(name if name == CHUNKS else f"{STAGING}{name}", addresses[name], sizes[name], index, index)
             for name in addresses
         ]
-        chunks, buffers = addresses.pop(_CHUNKS), min(2, len(bands))
+        chunks, buffers = addresses.pop(CHUNKS), min(2, len(bands))
         staging = {
             name: tuple(address + slot * (sizes[name] // buffers) for slot in range(buffers))
             for name, address in addresses.items()

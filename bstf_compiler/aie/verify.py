@@ -12,9 +12,8 @@ from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
-from bstf_compiler.aie.memory import Allocation
+from bstf_compiler.aie.memory import CHUNKS, STAGING, Allocation
 
-_CHUNKS, _STAGING = "weight chunks", "staging "  # names of allocations that hold nothing, or little, from step to step
 _OLD = 2  # a byte of a staging buffer that was written in the step before
 
 
@@ -165,7 +164,7 @@ def _reads(code: Code) -> Iterator[str]:
     for name in host_written & code.tensors.keys():
         footprint.mark(written, _box_of(space, code, name), np.ones(1, np.int64), np.ones(1, np.uint8))
     tiles = written[memtiles:cores].reshape(code.device.memtiles, -1)
-    staging = [a for a in code.allocations if a.name.startswith(_STAGING)]
+    staging = [a for a in code.allocations if a.name.startswith(STAGING)]
     for number, step in enumerate(code.steps):
         staged = [tiles[:, a.address : a.address + a.bytes] for a in staging if a.first <= step.stage <= a.last]
         for buffer in staged:
@@ -201,7 +200,7 @@ def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
         if held.first <= stage <= held.last:
             # An output may take the place of an input that its step still reads.
             ends = held.last < after and (held.address, held.bytes) not in heirs
-            if ends or held.name == _CHUNKS:
+            if ends or held.name == CHUNKS:
                 yield held
 
 
