@@ -194,9 +194,9 @@ def _worth_a_try(
     if even is None:
         return [first]
     second = _Dealt(layer, device, parameter_bytes, even, input_chunks)
-    if second.cycles.sum() > _WORTH_IT * first.cycles.sum():
+    if second.total_cycles > _WORTH_IT * first.total_cycles:
         return [first]
-    return [second] if second.loads.sum() <= first.loads.sum() else [first, second]
+    return [second] if second.total_loads <= first.total_loads else [first, second]
 
 
 def _tile_widths(width: int) -> list[int]:
@@ -236,6 +236,9 @@ class _Dealt:
         self.cycles = layer.work(1, 1) * self.kept.max(axis=1) / rate
         self.cycles[:, -1] += layer.added(1, 1) * blocks.max(axis=1) / device.core.elementwise_per_cycle
         self.weight_bytes = self.chunks.max(axis=1)
+        # Of all rounds and input chunks together.
+        self.total_cycles, self.total_weight_bytes = float(self.cycles.sum()), int(self.weight_bytes.sum())
+        self.total_loads = [int(loads.sum()) for loads in self.loads]
 
     def _channel_by_channel(self, parameter_bytes: int) -> None:
         layer = self._layer
@@ -271,15 +274,15 @@ class _Dealt:
         widths = [stop - start for start, stop in cuts(_widest(layer, self._device), tiling.tile_columns)]
         pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
         loaded = 0
-        for source, loads in zip(layer.sources, self.loads):
+        for source, loads in zip(layer.sources, self.total_loads):
             if not source.broadcast:
                 area = sum(map(source.rows.most, heights)) * sum(map(source.columns.most, widths))
-                loaded += area * int(loads.sum()) * BLOCK
-        weight_bytes = int(self.weight_bytes.sum()) * (tiles if self.input_chunks > 1 else 1)
+                loaded += area * loads * BLOCK
+        weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else 1)
         return max(
             loaded / rate("LOADFM"),
-            pixels * float(self.cycles.sum()) / self._device.clock_hz,
-            pixels * int(self.written.sum()) * BLOCK / rate("WRITEFM"),
+            pixels * self.total_cycles / self._device.clock_hz,
+            pixels * layer.blocks * BLOCK / rate("WRITEFM"),
             weight_bytes / min(rate("LOADW"), rate("LOADWM")),
         )
 
