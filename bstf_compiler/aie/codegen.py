@@ -118,11 +118,10 @@ def _pack(
         return {(0, row, 0): shared for row in range(device.rows)}
     packer = Packer(graph, layer)
     inputs = share(layer.sources[0].shape[2], tiles.input_chunks)
-    dealt = tiling.pieces(layer, device, tiles.rounds)
     for row in range(device.rows):
-        for k, pieces in enumerate(dealt):
+        for k, pieces in enumerate(tiles.pieces):
             for j, chunk in enumerate(inputs):
                 if pieces[row].blocks:
-                    span = tiling.input_spans(layer, layer.sources[0], pieces, chunk)[row]
-                    chunks[k, row, j] = append(packer.chunk((pieces[row].start, pieces[row].stop), span))
+                    needs = tiling.input_blocks(layer, layer.sources[0], pieces, chunk)[row]
+                    chunks[k, row, j] = append(packer.chunk(pieces[row].numbers, needs.span))
     return chunks

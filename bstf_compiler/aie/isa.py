@@ -104,9 +104,10 @@ class Compute:
     """A core's instruction: one operation on buffers of its own memory.
 
     `parameters` holds the chunk of the packed tensor that the operation reads (see weights.py). The boxes of `inputs`
-    and `output` are (rows, pixels, channels) of the tile; `block`: the output's first channel block in its tensor;
-    `padding` (top, left): rows and pixels of the reach that lie before the tile (see reach.py). `begin` and `finish`
-    frame a sum over several chunks of input channels, kept in int32 at `scratch`.
+    and `output` are (rows, pixels, channels) of the tile; `blocks`: the layer's output blocks that the tile holds one
+    after the other, as ascending runs [start, stop); `padding` (top, left): rows and pixels of the reach that lie
+    before the tile (see reach.py). `begin` and `finish` frame a sum over several chunks of input channels, kept in
+    int32 at `scratch`.
     A convolution with a second input adds it to its result. Of one iteration: `work`, multiply-adds of whole blocks
     (conv) or element operations (the rest), and `added`, element operations of that sum, are what time is counted by;
     `macs`, effective multiply-adds, leaves the padding of ragged blocks out.
@@ -117,7 +118,7 @@ class Compute:
     inputs: tuple[Access, ...]
     parameters: Access
     output: Access
-    block: int
+    blocks: tuple[tuple[int, int], ...]
     kernel: tuple[int, int]
     strides: tuple[int, int]
     dilation: tuple[int, int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -100,19 +100,19 @@ class Layer:
         """Kernel positions."""
         return self.window.kernel[0] * self.window.kernel[1]
 
-    def weight_blocks(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> int:
-        """Weight blocks between input blocks [start, stop) and output blocks [start, stop); those of other operations
-        are the output blocks.
+    def weight_blocks(self, inputs: tuple[int, int], outputs: Sequence[int]) -> int:
+        """Weight blocks between input blocks [start, stop) and some output blocks; those of other operations are the
+        output blocks.
         """
         if self.sums_channels:
-            return int(self.kept[slice(*inputs), slice(*outputs)].sum())
-        return outputs[1] - outputs[0]
+            return int(self.kept[slice(*inputs), outputs].sum())
+        return len(outputs)
 
-    def needed(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> tuple[int, int]:
-        """The input blocks [start, stop), of those given, from the first to the last that is kept for output blocks
-        [start, stop).
+    def needed(self, inputs: tuple[int, int], outputs: Sequence[int]) -> tuple[int, int]:
+        """The input blocks [start, stop), of those given, from the first to the last that is kept for some output
+        blocks.
         """
-        used = np.flatnonzero(self.kept[slice(*inputs), slice(*outputs)].any(axis=1))
+        used = np.flatnonzero(self.kept[slice(*inputs), outputs].any(axis=1))
         return (inputs[0] + int(used[0]), inputs[0] + int(used[-1]) + 1) if used.size else (inputs[0], inputs[0])
 
     @property
@@ -133,15 +133,27 @@ class Layer:
             return pixels * self.taps * blocks * BLOCK * BLOCK
         return pixels * blocks * BLOCK * _ELEMENT_OPERATIONS.get(self.op, self.taps)
 
-    def macs(self, pixels: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> int:
+    def macs(self, pixels: int, inputs: tuple[int, int], outputs: Sequence[int]) -> int:
         """Effective multiply-adds of `pixels` output pixels: those of a depthwise convolution, or of the kept blocks
-        between input blocks [start, stop) and output blocks [start, stop) with their true channels and groups.
+        between input blocks [start, stop) and some output blocks with their true channels and groups.
         """
         if self.op == "depthwise":
-            return pixels * self.taps * (min(BLOCK * outputs[1], self.channels[1]) - BLOCK * outputs[0])
+            return pixels * self.taps * sum(min(BLOCK, self.channels[1] - BLOCK * block) for block in outputs)
         if not self.sums_channels:
             return 0
-        return pixels * self.taps * int(self._multiplies[slice(*inputs), slice(*outputs)].sum())
+        return pixels * self.taps * int(self._multiplies[slice(*inputs), outputs].sum())
+
+    @cached_property
+    def kept_from(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is kept of each output block, by an input block from 0 to all of them and the output block: how many
+        input blocks before it, the first one from it on (their number if none), and the last one before it (-1).
+        """
+        depth, edge = len(self.kept), np.zeros_like(self.kept[:1], np.int64)
+        number = np.arange(depth)[:, None]
+        before = np.concatenate([edge, np.cumsum(self.kept, axis=0)])
+        first = np.concatenate([np.where(self.kept, number, depth), edge + depth])
+        last = np.concatenate([edge - 1, np.where(self.kept, number, -1)])
+        return before, np.minimum.accumulate(first[::-1])[::-1], np.maximum.accumulate(last)
 
     @cached_property
     def _multiplies(self) -> np.ndarray:

@@ -97,12 +97,12 @@ class Machine:
         x, *others = (access.start(iteration) for access in do.inputs)
         y, chunk = do.output.start(iteration), do.parameters.start(iteration)
         shape, out_shape = do.inputs[0].sizes, do.output.sizes
-        window = (do.kernel, do.strides, do.dilation, do.padding)
+        window, block = (do.kernel, do.strides, do.dilation, do.padding), do.blocks[0][0]
         if do.op == "conv":
             residual = others[0] if others else -1
             kernels.conv(memory, x, residual, y, chunk, do.scratch, do.begin, do.finish, shape, out_shape, *window)
         elif do.op == "depthwise":
-            kernels.depthwise(memory, x, y, chunk, shape, out_shape, do.block, *window)
+            kernels.depthwise(memory, x, y, chunk, shape, out_shape, block, *window)
         elif do.op in ("maxpool", "averagepool"):
             getattr(kernels, do.op)(memory, x, y, chunk, shape, out_shape, *window)
         elif do.op in ("add", "product"):
@@ -113,11 +113,11 @@ class Machine:
         elif do.op in ("nearest", "bilinear"):
             getattr(pointwise, do.op)(memory, x, y, chunk, shape, out_shape, do.padding)
         elif do.op == "depthtospace":
-            pointwise.depthtospace(memory, x, y, chunk, shape, out_shape, do.padding, do.block)
+            pointwise.depthtospace(memory, x, y, chunk, shape, out_shape, do.padding, block)
         elif do.op == "concat":
             for part, (access, start) in enumerate(zip(do.inputs, (x, *others))):
                 if access.bytes:
-                    pointwise.join(memory, start, y, chunk, part, access.sizes[2], out_shape, do.block)
+                    pointwise.join(memory, start, y, chunk, part, access.sizes[2], out_shape, block)
         else:
             raise ValueError(f"{do.unit} has operation '{do.op}', which no core knows; compile again")
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from bstf_compiler.aie import tiling
 from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
 from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Step
+from bstf_compiler.aie.dealing import Piece
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
 from bstf_compiler.aie.memory import Place, Stage, tile_spans
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
-from bstf_compiler.aie.tiling import Piece, Ring, Tiling
+from bstf_compiler.aie.tiling import Ring, Tiling
 from bstf_compiler.aie.weight_stream import Chunk, WeightStream
 
 
@@ -55,8 +56,8 @@ class StepWriter:
         self._device, self._places, self._stage, self._tiles = device, places, stage, tiles
         self._chunks, self._number, self._layer = chunks, number, stage.layer
         self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
-        self._pieces = tiling.pieces(stage.layer, device, tiles.rounds)
-        self._needs = self._input_spans_of_cores()
+        self._pieces = tiles.pieces
+        self._needs = self._input_blocks_of_cores()
         self._spans = share(stage.layer.output_shape[1], device.columns)
         self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
         self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
@@ -91,14 +92,12 @@ class StepWriter:
         if following.sent:
             self._step.buffers.append((WEIGHTS_AHEAD, following.ring.address, following.ring.total))
 
-    def _input_spans_of_cores(self) -> dict[tuple[int, int], list[list[Piece]]]:
+    def _input_blocks_of_cores(self) -> dict[tuple[int, int], list[list[Piece]]]:
         """The input blocks that cores need by (round, input chunk): of each source, by row of cores."""
         layer = self._layer
         chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
         return {
-            (k, j): [
-                [Piece(*span) for span in tiling.input_spans(layer, source, pieces, chunk)] for source in layer.sources
-            ]
+            (k, j): [tiling.input_blocks(layer, source, pieces, chunk) for source in layer.sources]
             for k, pieces in enumerate(self._pieces)
             for j, chunk in enumerate(chunks)
         }
@@ -286,7 +285,7 @@ class StepWriter:
                     if blocks.blocks:
                         box = Access(
                             (f"m{self._device.activation_tiles[0]}",),
-                            base + blocks.start * BLOCK,
+                            base + blocks.span[0] * BLOCK,
                             sizes,
                             (pixel, pixel),
                         )
@@ -336,30 +335,25 @@ class StepWriter:
         """The moves that bring one input tile together from the memory tiles that hold its columns."""
         base, origin, pixel = self._origin(source)
         top, bottom, _ = source.rows.reach(*run.rows)
-        length = blocks.blocks * BLOCK
-        if top >= bottom or not length:
+        if top >= bottom:
             return []
         left, right, _ = _columns_under(source, run.columns)
         spans = self._input_spans(source)
+        tile = tile_box(cores, ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
         moves = []
-        for tile, first, last in self._held(source, run.columns):
-            start, stop = spans[self._device.activation_tiles.index(tile)]
+        for holder, first, last in self._held(source, run.columns):
+            start, stop = spans[self._device.activation_tiles.index(holder)]
             pitch = (stop - start) * pixel
             box = Access(
-                (f"m{tile}",),
-                base + (top - origin) * pitch + (first - start) * pixel + blocks.start * BLOCK,
-                (bottom - top, last - first, length),
+                (f"m{holder}",),
+                base + (top - origin) * pitch + (first - start) * pixel,
+                (bottom - top, last - first, 0),
                 (pitch, pixel),
                 advance=_advance(source, run) * pitch if run.count > 1 else 0,
             )
-            target = Access(
-                cores,
-                ring.address + (first - left) * length,
-                box.sizes,
-                ((right - left) * length, length),
-                advance=ring.bytes, ring=ring.slots, first=load % ring.slots,
-            )  # fmt: skip
-            moves.append(Move(box, target))
+            columns = replace(tile, address=tile.address + (first - left) * tile.sizes[2], sizes=box.sizes)
+            for before, block, count in blocks.places:
+                moves.append(Move(part(box, block, count), part(columns, before, count)))
         return moves
 
     def _input_box(self, source: Source, ring: Ring, core: str, k: int, run: _Run, blocks: Piece, load: int) -> Access:
@@ -375,8 +369,7 @@ class StepWriter:
     ) -> None:
         """COMP: one core computes the run's tiles."""
         layer, tiles, core, (k, run) = self._layer, self._tiles, _core(column, row), plan[position]
-        piece, needs = self._pieces[k][row], self._needs[k, j][0][row]
-        span = needs.start, needs.stop
+        piece, span = self._pieces[k][row], self._needs[k, j][0][row].span
         begin, finish = j == 0, j == tiles.input_chunks - 1
         chunk, use = self._chunks[k if layer.has_weights else 0, row, j], 0
         if layer.has_weights:
@@ -396,7 +389,7 @@ class StepWriter:
         ]
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         first = layer.sources[0]
-        blocks = layer.weight_blocks(span, (piece.start, piece.stop))
+        blocks = layer.weight_blocks(span, piece.numbers)
         self._emit(
             Compute(
                 unit=f"core.{column}.{row}",
@@ -404,14 +397,14 @@ class StepWriter:
                 inputs=tuple(inputs),
                 parameters=slot((core,), tiles.weights, chunk.bytes, use, moves_on=False),
                 output=tile_box((core,), tiles.output, (rows, columns, piece.blocks * BLOCK), tile),
-                block=piece.start,
+                blocks=piece.runs,
                 kernel=layer.window.kernel,
                 strides=layer.window.strides,
                 dilation=layer.window.dilation,
                 padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
                 work=layer.work(rows * columns, blocks),
                 added=layer.added(rows * columns, piece.blocks) if finish else 0,
-                macs=layer.macs(rows * columns, span, (piece.start, piece.stop)),
+                macs=layer.macs(rows * columns, span, piece.numbers),
                 scratch=tiles.sums.address,
                 begin=begin,
                 finish=finish,
@@ -445,17 +438,17 @@ class StepWriter:
         for row in active:
             piece = self._pieces[k][row]
             made = tile_box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
-            for before, first, blocks in cut_runs(runs, piece.start, piece.stop):
-                source = part(made, before, blocks)
-                target = Access(
-                    (f"m{memtile}",),
-                    base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel + first * BLOCK,
-                    source.sizes,
-                    (pitch, pixel),
-                    advance=rows * pitch if run.count > 1 else 0,
-                )
-                if target.bytes:
-                    moves.append(Move(source, target))
+            place_of_tile = Access(
+                (f"m{memtile}",),
+                base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel,
+                made.sizes,
+                (pitch, pixel),
+                advance=rows * pitch if run.count > 1 else 0,
+            )
+            if made.bytes:
+                for before, number, count in piece.places:
+                    for after, first, blocks in cut_runs(runs, number, number + count):
+                        moves.append(Move(part(made, before + after, blocks), part(place_of_tile, first, blocks)))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
         if final and self._last and place.memory == "ddr":

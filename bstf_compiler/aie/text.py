@@ -3,9 +3,10 @@
     LOADFM loadfm.0 x28 m0@0x1f00+1792[2x14x64/896,64] > c0.0,c0.1@0x0+4096%2#0[2x14x64/896,64] wait ... give ...
 
 An access is `tiles@address`, `+advance` a iteration (`%slots#first`: around a ring), then the box `[rows x pixels x
-bytes / row stride, pixel stride]`. `wait` and `give` list locks: `c0.0:in_free`, `*2` for a count, `!first` or `!last`
-if not in each iteration. `ahead`: for the layer of the next step. Lines that begin with a dot describe the rest in
-JSON: `.host_affine` and the `host` of an `.output` are what the host computes before and after the array.
+bytes / row stride, pixel stride]`. `blocks=0:2,5:6` are the output blocks of a tile, in runs [start, stop). `wait` and
+`give` list locks: `c0.0:in_free`, `*2` for a count, `!first` or `!last` if not in each iteration. `ahead`: for the
+layer of the next step. Lines that begin with a dot describe the rest in JSON: `.host_affine` and the `host` of an
+`.output` are what the host computes before and after the array.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def _format(instruction: Instruction) -> str:
             "in=" + ";".join(_access(access) for access in instruction.inputs),
             "chunk=" + _access(instruction.parameters),
             "out=" + _access(instruction.output),
-            f"block={instruction.block}",
+            f"blocks={_runs(instruction.blocks)}",
             f"kernel={_sizes(instruction.kernel)}",
             f"strides={_sizes(instruction.strides)}",
             f"dilation={_sizes(instruction.dilation)}",
@@ -158,6 +159,10 @@ def _format(instruction: Instruction) -> str:
 
 def _sizes(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes))
+
+
+def _runs(runs: tuple[tuple[int, int], ...]) -> str:
+    return ",".join(f"{start}:{stop}" for start, stop in runs)
 
 
 def _access(access: Access) -> str:
@@ -178,7 +183,7 @@ _ACCESS = re.compile(
 )  # fmt: skip
 _LOCK = re.compile(r"([\w.]+:\w+)(?:\*(\d+))?(?:!(first|last))?$")
 _COMPUTE = re.compile(
-    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) block=(\d+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
+    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) blocks=([\d:,]+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
     r"before=(-?\d+),(-?\d+) work=(\d+)\+(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
 )  # fmt: skip
 
@@ -200,10 +205,10 @@ def _parse(line: str) -> Instruction:
             moves.append(Move(_parse_access(source), _parse_access(target)))
         return Transfer(kind, unit, tuple(moves), iterations, **locks, ahead=ahead)
     found = _COMPUTE.match(content).groups()
-    op, images, chunk, out, block, kernel, strides, dilation, top, left, work, added, macs, sums, begin, finish = found
+    op, images, chunk, out, blocks, kernel, strides, dilation, top, left, work, added, macs, sums, begin, finish = found
     return Compute(
         unit, op, tuple(_parse_access(image) for image in images.split(";")), _parse_access(chunk),
-        _parse_access(out), int(block), _parse_sizes(kernel), _parse_sizes(strides), _parse_sizes(dilation),
+        _parse_access(out), _parse_runs(blocks), _parse_sizes(kernel), _parse_sizes(strides), _parse_sizes(dilation),
         (int(top), int(left)), int(work), int(added), int(macs), int(sums, 16), bool(begin), bool(finish),
         iterations, **locks,
     )  # fmt: skip
@@ -211,6 +216,11 @@ def _parse(line: str) -> Instruction:
 
 def _parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
+
+
+def _parse_runs(text: str) -> tuple[tuple[int, int], ...]:
+    pairs = (run.split(":") for run in text.split(","))
+    return tuple((int(start), int(stop)) for start, stop in pairs)
 
 
 def _parse_access(text: str) -> Access:

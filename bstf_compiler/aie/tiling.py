@@ -1,20 +1,21 @@
 """Sub-volumes: what one core computes at a time, chosen by the time of the layer's pipeline.
 
-The output is cut evenly by width, a piece a column of cores. Its channel blocks are dealt in `rounds`, each round an
-even share to every row of cores. A core walks its piece in tiles of `tile_rows` x `tile_columns` pixels, rows first.
+The output is cut evenly by width, a part a column of cores. Its channel blocks are dealt in rounds, each round a piece
+to every row of cores (dealing.py). A core walks its part in tiles of `tile_rows` x `tile_columns` pixels, rows first.
 A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numba as nb
 import numpy as np
 
 from bstf_compiler.aie import weights
+from bstf_compiler.aie.dealing import Piece, Pieces, balanced, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK, Source
@@ -24,6 +25,7 @@ _CALL_CYCLES = 64
 """What a call of a kernel and its locks take on a core, about. Times don't count it; it tells apart tilings that would
 otherwise be alike, and keeps programs short.
 """
+_WORTH_IT = 0.995  # neighbouring blocks take fewer moves: others must leave no more of the time than this
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Tiling:
     `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
     """
 
-    rounds: int
+    pieces: Pieces
     tile_rows: int
     tile_columns: int
     input_chunks: int
@@ -62,6 +64,11 @@ class Tiling:
     sums: Ring
     seconds: float = 0.0
     idle: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """How many pieces a core computes one after the other, at the most."""
+        return len(self.pieces)
 
     @property
     def input_slots(self) -> int:
@@ -85,26 +92,6 @@ class Tiling:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Piece:
-    """The channel blocks of one core in one round: outputs [start, stop); empty if the core has none."""
-
-    start: int
-    stop: int
-
-    @property
-    def blocks(self) -> int:
-        """Number of output blocks."""
-        return self.stop - self.start
-
-
-def pieces(layer: Layer, device: DeviceSpec, rounds: int) -> list[list[Piece]]:
-    """Output blocks by round and row of cores."""
-    parts = share(layer.blocks, rounds * device.rows)
-    rows = device.rows
-    return [[Piece(*part) for part in parts[k * rows : (k + 1) * rows]] for k in range(rounds)]
-
-
 def cuts(size: int, length: int) -> list[tuple[int, int]]:
     """[0, size) in runs of `length`, the last one shorter: [(start, stop), ...]."""
     return [(start, min(start + length, size)) for start in range(0, size, length)]
@@ -123,13 +110,13 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
     Raises:
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
-    budget = buffer_bytes(device)
+    budget, width = buffer_bytes(device), _widest(layer, device)
     best, shortest, smallest = None, (True, math.inf), None
     for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
         smallest = min(smallest or tiling.stop, tiling.stop)
-        tiles = -(-rows // tiling.tile_rows) * -(-_widest(layer, device) // tiling.tile_columns)
+        tiles = -(-rows // tiling.tile_rows) * -(-width // tiling.tile_columns)
         calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
-        crowds = tiling.weights.total > device.memtile.memory_bytes // 2  # its chunks leave tensors no room there
+        crowds = _crowds(tiling, device)
         calls += dealt.ahead(tiling.weights.slots, idle).late
         if tiling.stop > budget or (crowds, dealt.bound(tiling, rows, idle) + calls) >= shortest:
             continue
@@ -142,7 +129,46 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
             f"its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
             f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
         )
-    return best
+    return _dealt_well(layer, device, parameter_bytes, rows, idle, best)
+
+
+def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
+    """Whether the chunks of weights leave tensors no room in a memory tile."""
+    return tiling.weights.total > device.memtile.memory_bytes // 2
+
+
+def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float, best: Tiling) -> Tiling:
+    """The tiling with its blocks dealt as well as can be; in shares of neighbours unless others save time."""
+    costs = _costs(layer, device, best.input_chunks)
+    if not np.ptp(costs, axis=0).any():
+        return best
+    neighbours, found = contiguous(layer.blocks, best.rounds, device.rows), [best]
+    for pieces in (refined(best.pieces, costs), neighbours):
+        dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
+        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns, _widest(layer, device))
+        if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
+            seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
+            found.append(replace(tiling, seconds=seconds, idle=idle_seconds))
+    fastest = min(reversed(found), key=lambda tiling: tiling.seconds)
+    if found[-1].pieces == neighbours and _WORTH_IT * found[-1].seconds <= fastest.seconds:
+        return found[-1]
+    return fastest
+
+
+def _costs(layer: Layer, device: DeviceSpec, input_chunks: int) -> np.ndarray:
+    """What each output block costs a core by input chunk, in integers that are proportional to cycles."""
+    if not layer.sums_channels:
+        return np.ones((layer.blocks, 1), np.int64)
+    before, (macs, elements) = layer.kept_from[0], (device.core.macs_per_cycle, device.core.elementwise_per_cycle)
+    kept = np.diff(before[_edges(len(layer.kept), input_chunks)], axis=0).T
+    costs = layer.work(1, 1) * kept * elements
+    costs[:, -1] += layer.added(1, 1) * macs
+    return costs
+
+
+def _edges(total: int, parts: int) -> np.ndarray:
+    """Where the even parts of `total` blocks begin, and where the last one ends."""
+    return np.array([0, *(stop for _, stop in share(total, parts))])
 
 
 def buffer_bytes(device: DeviceSpec) -> int:
@@ -168,13 +194,32 @@ def _divisions(total: int) -> list[int]:
 def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
     width = _widest(layer, device)
     heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
-    channel_parts = -(-layer.blocks // device.rows)
+    channel_parts, costs = -(-layer.blocks // device.rows), _costs(layer, device, 1)[:, 0]
+    deals = []
+    for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
+        even = balanced(costs, rounds, device.rows) if np.ptp(costs) else None
+        deals.append((contiguous(layer.blocks, rounds, device.rows), even))
     for input_chunks in _input_chunk_counts(layer):
-        for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
-            dealt = _Dealt(layer, device, parameter_bytes, rounds, input_chunks)
-            for columns in _tile_widths(width):
-                for height in sorted(heights, reverse=True):
-                    yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
+        for neighbours, even in deals:
+            for dealt in _worth_a_try(layer, device, parameter_bytes, neighbours, even, input_chunks):
+                for columns in _tile_widths(width):
+                    for height in sorted(heights, reverse=True):
+                        yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
+
+
+def _worth_a_try(
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, neighbours: Pieces, even: Pieces | None, input_chunks: int
+) -> list[_Dealt]:
+    """Shares of neighbours, even ones where they cost less, or both where each has its advantage: where groups read
+    different channels, rows that share a group load more.
+    """
+    first = _Dealt(layer, device, parameter_bytes, neighbours, input_chunks)
+    if even is None:
+        return [first]
+    second = _Dealt(layer, device, parameter_bytes, even, input_chunks)
+    if second.total_cycles > _WORTH_IT * first.total_cycles:
+        return [first]
+    return [second] if second.total_loads <= first.total_loads else [first, second]
 
 
 def _tile_widths(width: int) -> list[int]:
@@ -194,16 +239,17 @@ class _Dealt:
     by (round, input chunk); `most`: blocks of a pixel in a core, by source.
     """
 
-    def __init__(self, layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, input_chunks: int) -> None:
-        self.rounds, self.input_chunks = rounds, input_chunks
+    def __init__(
+        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int
+    ) -> None:
+        self.pieces, self.rounds, self.input_chunks = pieces, len(pieces), input_chunks
         self._layer, self._device = layer, device
-        self.pieces = pieces(layer, device, rounds)
         self._ahead: dict[tuple[int, float], Ahead] = {}
         blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
         self.outputs = int(blocks.max())
         self.written = blocks.sum(axis=1)  # blocks of each pixel, by round
         if layer.sums_channels:
-            self._sum_channels(blocks)
+            self._sum_channels()
         else:
             self._channel_by_channel(parameter_bytes)
         used = np.broadcast_to(blocks[..., None] > 0, self.chunks.shape)
@@ -214,6 +260,9 @@ class _Dealt:
         self.cycles = layer.work(1, 1) * self.kept.max(axis=1) / rate
         self.cycles[:, -1] += layer.added(1, 1) * blocks.max(axis=1) / device.core.elementwise_per_cycle
         self.weight_bytes = self.chunks.max(axis=1)
+        # Of all rounds and input chunks together.
+        self.total_cycles, self.total_weight_bytes = float(self.cycles.sum()), int(self.weight_bytes.sum())
+        self.total_loads = [int(loads.sum()) for loads in self.loads]
 
     def _channel_by_channel(self, parameter_bytes: int) -> None:
         layer = self._layer
@@ -224,39 +273,22 @@ class _Dealt:
         self.most = [0] * len(layer.sources)
         for place, source in enumerate(layer.sources):
             for k, row in enumerate(self.pieces):
-                sizes = [stop - start for start, stop in {*input_spans(layer, source, row, (0, 0))}]
+                sizes = [needs.blocks for needs in {*input_blocks(layer, source, row, (0, 0))}]
                 self.loads[place, k] = sum(sizes)
                 self.most[place] = max(self.most[place], *sizes)
 
-    def _sum_channels(self, blocks: np.ndarray) -> None:
-        """As `input_spans` and `Layer.weight_blocks` have it, for all pieces and chunks at once."""
-        kept, (depth, _) = self._layer.kept, self._layer.kept.shape
-        edges = np.array([0, *(stop for _, stop in share(depth, self.input_chunks))])
-        first = np.array([[piece.start for piece in row] for row in self.pieces])
-        before = np.pad(np.cumsum(kept, axis=1), ((0, 0), (1, 0)))  # kept blocks of an input block before an output
-        own = before[:, first + blocks] - before[:, first]  # by (input block, round, row)
-        total = np.concatenate([np.zeros_like(own[:1]), np.cumsum(own, axis=0)])
-        self.kept = np.moveaxis(total[edges[1:]] - total[edges[:-1]], 0, -1)
-        self.chunks = np.zeros_like(self.kept)
-        index = np.arange(depth).reshape(-1, 1, 1)
-        none = np.full_like(own[:1], depth)
-        following = np.minimum.accumulate(np.concatenate([np.where(own, index, depth), none])[::-1])[::-1]
-        previous = np.maximum.accumulate(np.concatenate([none - depth - 1, np.where(own, index, -1)]))
-        some = self.kept > 0
-        start = np.where(some, np.moveaxis(following[edges[:-1]], 0, -1), depth)
-        stop = np.where(some, np.moveaxis(previous[edges[1:]], 0, -1) + 1, 0)
-        sizes = np.where(some, stop - start, 0)
-        together = np.maximum(stop.max(axis=1) - start.min(axis=1), 0)  # by (round, input chunk)
-        apart = np.zeros_like(together)
-        for r in range(sizes.shape[1]):
-            earlier = (start[:, :r] == start[:, r : r + 1]) & (stop[:, :r] == stop[:, r : r + 1])
-            apart += np.where(earlier.any(axis=1), 0, sizes[:, r])
-        self.loads = np.minimum(apart, together)[None]
-        self.most = [int(np.where(apart <= together, sizes.max(axis=1), together).max())]
+    def _sum_channels(self) -> None:
+        """As `input_blocks` and `Layer.weight_blocks` have it, for all pieces and chunks at once."""
+        parts = [piece for row in self.pieces for piece in row]
+        order = np.array([block for piece in parts for block in piece.numbers])
+        starts = np.cumsum([0, *(piece.blocks for piece in parts)])
+        edges = _edges(len(self._layer.kept), self.input_chunks)
+        self.kept, loads, most = _sum_blocks(*self._layer.kept_from, order, starts, self._device.rows, edges)
+        self.chunks, self.loads, self.most = np.zeros_like(self.kept), loads[None], [most]
         if self._layer.residual is not None:  # comes with the last chunk
-            added = np.zeros_like(self.loads[0])
+            added = np.zeros_like(loads)
             added[:, -1] = self.written
-            self.loads = np.stack([self.loads[0], added])
+            self.loads = np.stack([loads, added])
             self.most.append(self.outputs)
 
     def ahead(self, slots: int, idle: float) -> Ahead:
@@ -274,16 +306,16 @@ class _Dealt:
         widths = [stop - start for start, stop in cuts(_widest(layer, self._device), tiling.tile_columns)]
         pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
         loaded = 0
-        for source, loads in zip(layer.sources, self.loads):
+        for source, loads in zip(layer.sources, self.total_loads):
             if not source.broadcast:
                 area = sum(map(source.rows.most, heights)) * sum(map(source.columns.most, widths))
-                loaded += area * int(loads.sum()) * BLOCK
-        weight_bytes = int(self.weight_bytes.sum()) * (tiles if self.input_chunks > 1 else 1)
+                loaded += area * loads * BLOCK
+        weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else 1)
         weight_bytes -= self.ahead(tiling.weights.slots, idle).bytes
         return max(
             loaded / rate("LOADFM"),
-            pixels * float(self.cycles.sum()) / self._device.clock_hz,
-            pixels * int(self.written.sum()) * BLOCK / rate("WRITEFM"),
+            pixels * self.total_cycles / self._device.clock_hz,
+            pixels * layer.blocks * BLOCK / rate("WRITEFM"),
             weight_bytes / min(rate("LOADW"), rate("LOADWM")),
         )
 
@@ -316,21 +348,65 @@ def ahead(chunks: np.ndarray, device: DeviceSpec, slots: int, idle: float) -> Ah
     return Ahead(loaded, sent, int(chunks[:loaded].sum()), max(0.0, ends[loaded - 1] - idle) if loaded else 0.0)
 
 
-def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tuple[int, int]) -> list[tuple[int, int]]:
-    """The blocks [start, stop) of an input that each row of cores needs for its piece and a chunk of input channels.
+@nb.njit(cache=True)
+def _sum_blocks(before, first, last, order, starts, rows, edges):  # noqa: ANN001
+    """What pieces keep and read of a convolution (see `Layer.kept_from`).
 
-    Of a convolution, all rows get what any of them needs, at once, or, where that is no more, each row its own: groups
-    read different channels.
+    Args:
+        before: kept blocks of each output block before an input block.
+        first: the first kept one from there on.
+        last: the last kept one before.
+        order: the output blocks of all pieces.
+        starts: where each piece begins in `order`; one more entry for the end.
+        rows: pieces of a round.
+        edges: where each input chunk begins; one more entry for the end.
+
+    Returns:
+        Kept blocks by (round, row, input chunk), blocks of each pixel that a column of cores loads by (round, input
+        chunk), and the most of them in a core.
+    """
+    rounds, chunks = (len(starts) - 1) // rows, len(edges) - 1
+    kept, loads, most = np.zeros((rounds, rows, chunks), np.int64), np.zeros((rounds, chunks), np.int64), 0
+    low, high = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    for k in range(rounds):
+        for j in range(chunks):
+            start, stop, apart, widest = edges[j], edges[j + 1], 0, 0
+            for r in range(rows):
+                low[r], high[r] = len(before), 0
+                for block in order[starts[k * rows + r] : starts[k * rows + r + 1]]:
+                    kept[k, r, j] += before[stop, block] - before[start, block]
+                    low[r], high[r] = min(low[r], first[start, block]), max(high[r], last[stop, block] + 1)
+                if not kept[k, r, j]:
+                    low[r], high[r] = len(before), 0
+                elif not ((low[:r] == low[r]) & (high[:r] == high[r])).any():
+                    apart += high[r] - low[r]
+                    widest = max(widest, high[r] - low[r])
+            together = max(high.max() - low.min(), 0)
+            loads[k, j] = min(apart, together)
+            most = max(most, widest if apart <= together else together)
+    return kept, loads, most
+
+
+def input_blocks(layer: Layer, source: Source, row_pieces: Sequence[Piece], chunk: tuple[int, int]) -> list[Piece]:
+    """The blocks of an input that each row of cores needs for its piece and a chunk of input channels [start, stop).
+
+    Of a convolution, all rows get what any of them needs, from the first to the last, at once, or, where that is no
+    more, each row its own: groups read different channels.
     """
     if not layer.sums_channels or source is layer.residual:
-        return [source.blocks(piece.start, piece.stop) if piece.blocks else (0, 0) for piece in row_pieces]
-    own = [layer.needed(chunk, (piece.start, piece.stop)) for piece in row_pieces]
-    used = {(start, stop) for start, stop in own if stop > start}
+        spans = [[source.blocks(*run) for run in piece.runs] for piece in row_pieces]
+        return [Piece(tuple(span for span in own if span[0] < span[1])) for own in spans]
+    own = [_one_run(layer.needed(chunk, piece.numbers)) for piece in row_pieces]
+    used = {piece.span for piece in own if piece.runs}
     if not used:
         return own
     together = min(start for start, _ in used), max(stop for _, stop in used)
     apart = sum(stop - start for start, stop in used) <= together[1] - together[0]
-    return own if apart else [together] * len(own)
+    return own if apart else [_one_run(together)] * len(own)
+
+
+def _one_run(span: tuple[int, int]) -> Piece:
+    return Piece((span,) if span[0] < span[1] else ())
 
 
 def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, width: int) -> Tiling:
@@ -353,7 +429,7 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
         return ring(slots, source.rows.most(height) * source.columns.most(columns) * blocks * BLOCK)
 
     return Tiling(
-        rounds=dealt.rounds,
+        pieces=dealt.pieces,
         tile_rows=height,
         tile_columns=columns,
         input_chunks=dealt.input_chunks,

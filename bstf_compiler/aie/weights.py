@@ -1,6 +1,7 @@
 """The packed tensor: weights, bias, Γ indices and parameters of a layer, cut into the chunks that cores read.
 
-A chunk of a convolution, for some output blocks and some input blocks, little endian, each part padded to 16 bytes:
+A chunk of a convolution, for the output blocks of a piece (the computation that reads it names them) and some input
+blocks, little endian, each part padded to 16 bytes:
 
     int32  shift, smallest, largest, output blocks     requantisation, then clamping
     int32  bias[8 * output blocks]                     already on the grid of the products
@@ -154,18 +155,20 @@ class Packer:
         bounds = integer.activation_bounds(node.op.activation, graph.tensors[node.output].position)
         self._requantisation = (integer.shift_cut(graph, node), *bounds)
 
-    def chunk(self, outputs: tuple[int, int], inputs: tuple[int, int]) -> bytes:
-        """The chunk of output blocks [start, stop) and input blocks [start, stop); rows count from the first input."""
-        channels = slice(outputs[0] * BLOCK, outputs[1] * BLOCK)
+    def chunk(self, outputs: Sequence[int], inputs: tuple[int, int]) -> bytes:
+        """The chunk of some output blocks, ascending, and input blocks [start, stop); rows count from the first one."""
+        channels = (np.array(outputs)[:, None] * BLOCK + np.arange(BLOCK)).ravel()
         bias = self._bias[channels].tobytes()
+        channels = channels[channels < self._kernel.shape[-1]]  # the last block may be ragged
         if self._depthwise:
             part = self._kernel[:, :, 0, channels]
-            part = np.pad(part, ((0, 0), (0, 0), (0, BLOCK * (outputs[1] - outputs[0]) - part.shape[-1])))
+            part = np.pad(part, ((0, 0), (0, 0), (0, BLOCK * len(outputs) - part.shape[-1])))
             values = part.tobytes()
             return self._head(self._spread) + bias + values.ljust(_padded(len(values)), b"\0")
-        packed = bsr.pack(self._kernel[..., inputs[0] * BLOCK : inputs[1] * BLOCK, channels], (BLOCK, BLOCK))
+        kernel = self._kernel[:, :, inputs[0] * BLOCK : inputs[1] * BLOCK]
+        packed = bsr.pack(kernel[..., channels], (BLOCK, BLOCK))
         index = np.concatenate([np.diff(packed.starts), packed.rows]).astype("<u2").tobytes()
-        head = self._head(outputs[1] - outputs[0])
+        head = self._head(len(outputs))
         return head + bias + index.ljust(_padded(len(index)), b"\0") + packed.blocks.tobytes() + self._sum
 
     def _head(self, last: int) -> bytes:
