@@ -56,13 +56,15 @@ class StepWriter:
         self._device, self._places, self._stage, self._tiles = device, places, stage, tiles
         self._chunks, self._number, self._layer = chunks, number, stage.layer
         self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
-        self._pieces = tiles.pieces
+        self._pieces = self._pieces_of_columns()
         self._needs = self._input_blocks_of_cores()
-        self._spans = share(stage.layer.output_shape[1], device.columns)
-        self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
-        self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
+        width = stage.layer.output_shape[1]
+        self._spans = [(0, width)] * device.columns if tiles.spread else share(width, device.columns)
+        busy = [[column[0][row].blocks > 0 for row in range(device.rows)] for column in self._pieces]
+        self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start and any(busy[c])]
+        self._rows = [r for r in range(device.rows) if any(column[r] for column in busy)]
         self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
-        cores = {row: tuple(_core(column, row) for column in self._columns) for row in self._rows}
+        cores = {row: tuple(_core(column, row) for column in self._columns if busy[column][row]) for row in self._rows}
         orders = {row: self._chunk_order(row) for row in self._rows}
         self.weights = WeightStream(device, tiles.weights, stage.chunks, orders, cores)
         self.following: WeightStream | None = None
@@ -92,15 +94,27 @@ class StepWriter:
         if following.sent:
             self._step.buffers.append((WEIGHTS_AHEAD, following.ring.address, following.ring.total))
 
-    def _input_blocks_of_cores(self) -> dict[tuple[int, int], list[list[Piece]]]:
-        """The input blocks that cores need by (round, input chunk): of each source, by row of cores."""
+    def _pieces_of_columns(self) -> list[list[tuple[Piece, ...]]]:
+        """The output blocks of each core by column, round and row."""
+        columns, rows, dealt = self._device.columns, self._device.rows, self._tiles.pieces
+        if not self._tiles.spread:
+            return [list(dealt)] * columns
+        return [[pieces[column * rows : (column + 1) * rows] for pieces in dealt] for column in range(columns)]
+
+    def _input_blocks_of_cores(self) -> list[dict[tuple[int, int], list[list[Piece]]]]:
+        """The input blocks that cores need by column, and (round, input chunk): of each source, by row of cores."""
         layer = self._layer
         chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
-        return {
-            (k, j): [tiling.input_blocks(layer, source, pieces, chunk) for source in layer.sources]
-            for k, pieces in enumerate(self._pieces)
-            for j, chunk in enumerate(chunks)
-        }
+        found: list[dict[tuple[int, int], list[list[Piece]]]] = []
+        for column in self._pieces if self._tiles.spread else self._pieces[:1]:
+            found.append(
+                {
+                    (k, j): [tiling.input_blocks(layer, source, pieces, chunk) for source in layer.sources]
+                    for k, pieces in enumerate(column)
+                    for j, chunk in enumerate(chunks)
+                }
+            )
+        return found if self._tiles.spread else found * self._device.columns
 
     # --- locks and buffers ---
 
@@ -186,7 +200,7 @@ class StepWriter:
         place, band = self._places[self._layer.output], self._stage.bands[number]
         rows, length = band[1] - band[0], self._layer.blocks * BLOCK
         for tile, span in zip(self._device.activation_tiles, tile_spans(self._layer.output_shape[1], self._device)):
-            writers = [column for column in self._columns if self._tile_of(column)[0] == tile]
+            writers = [column for column in self._columns if tile in dict(self._tiles_of(column))]
             if not writers:
                 continue
             staged = self._staging_box(self._layer.output, number, f"m{tile}", rows, span, length)
@@ -197,10 +211,12 @@ class StepWriter:
             take = (LockAction(f"m{tile}:done", len(writers)),) if number == self._number else ()
             self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=take))
 
-    def _tile_of(self, column: int) -> tuple[int, tuple[int, int]]:
-        """The memory tile that a column of cores writes, and the output columns that it holds."""
-        place = self._device.activation_tile(column)
-        return self._device.activation_tiles[place], tile_spans(self._layer.output_shape[1], self._device)[place]
+    def _tiles_of(self, column: int) -> list[tuple[int, tuple[int, int]]]:
+        """The memory tiles that a column of cores writes, its own one first, and the output columns that each holds."""
+        spans, own = tile_spans(self._layer.output_shape[1], self._device), self._device.activation_tile(column)
+        left, right = self._spans[column]
+        found = list(zip(self._device.activation_tiles, spans))
+        return [(tile, span) for tile, span in found[own:] + found[:own] if max(left, span[0]) < min(right, span[1])]
 
     def _staging_box(
         self, name: str, number: int, tile: str, rows: int, columns: tuple[int, int], length: int
@@ -255,6 +271,7 @@ class StepWriter:
     def _column(self, column: int) -> None:
         runs = self._runs(column)
         plan = [(k, run) for k in range(self._tiles.rounds) for run in runs]
+        pieces = self._pieces[column]
         waits = self._staged_tiles(column, 0) if self._number == 0 else []  # later bands were loaded before
         ready = tuple(LockAction(f"m{tile}:ready", 1, FIRST) for tile in waits)
         if moves := self._broadcasts(column):
@@ -262,7 +279,7 @@ class StepWriter:
             ready = ()
         tile = 0  # how many tiles came before: where the rings stand
         for position, (k, run) in enumerate(plan):
-            active = [row for row in self._rows if self._pieces[k][row].blocks]
+            active = [row for row in self._rows if pieces[k][row].blocks]
             for j in range(self._tiles.input_chunks):
                 load = tile * self._tiles.input_chunks + j
                 self._loadfm(column, k, run, j, load, active, ready)
@@ -279,7 +296,7 @@ class StepWriter:
             if not source.broadcast:
                 continue
             base, _, pixel = self._origin(source)
-            for (k, _), needs in self._needs.items():
+            for (k, _), needs in self._needs[column].items():
                 for row, blocks in enumerate(needs[place]):
                     sizes = (1, 1, blocks.blocks * BLOCK)
                     if blocks.blocks:
@@ -297,7 +314,7 @@ class StepWriter:
     ) -> None:
         """LOADFM: input tiles, from the memory tiles that hold them to the cores that need them."""
         moves = []
-        for source, ring, needs, use in self._inputs(k, j, load):
+        for source, ring, needs, use in self._inputs(column, k, j, load):
             if source.broadcast:
                 continue
             wanted: dict[Piece, list[str]] = {}  # cores that need the same channels get them at once
@@ -311,12 +328,12 @@ class StepWriter:
             Transfer("LOADFM", f"loadfm.{column}", tuple(moves), run.count, (*acquire, *ready), tuple(release))
         )  # fmt: skip
 
-    def _inputs(self, k: int, j: int, load: int) -> Iterator[tuple[Source, Ring, list[Piece], int]]:
+    def _inputs(self, column: int, k: int, j: int, load: int) -> Iterator[tuple[Source, Ring, list[Piece], int]]:
         """What cores read in a load: source, buffer, blocks by row of cores, how many tiles used the buffer before. A
         residual comes once a tile, with the last chunk of input channels.
         """
         chunks = self._tiles.input_chunks
-        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[k, j]):
+        for source, ring, needs in zip(self._layer.sources, self._tiles.inputs, self._needs[column][k, j]):
             if source is not self._layer.residual:
                 yield source, ring, needs, load
             elif j == chunks - 1:
@@ -341,7 +358,11 @@ class StepWriter:
         spans = self._input_spans(source)
         tile = tile_box(cores, ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
         moves = []
-        for holder, first, last in self._held(source, run.columns):
+        held = self._held(source, run.columns)
+        if self._tiles.spread:  # not all columns read from one memory tile at a time
+            own = self._device.activation_tile(int(cores[0][1:].split(".")[0]))
+            held = held[own:] + held[:own]
+        for holder, first, last in held:
             start, stop = spans[self._device.activation_tiles.index(holder)]
             pitch = (stop - start) * pixel
             box = Access(
@@ -369,13 +390,13 @@ class StepWriter:
     ) -> None:
         """COMP: one core computes the run's tiles."""
         layer, tiles, core, (k, run) = self._layer, self._tiles, _core(column, row), plan[position]
-        piece, span = self._pieces[k][row], self._needs[k, j][0][row].span
+        piece, span = self._pieces[column][k][row], self._needs[column][k, j][0][row].span
         begin, finish = j == 0, j == tiles.input_chunks - 1
         chunk, use = self._chunks[k if layer.has_weights else 0, row, j], 0
         if layer.has_weights:
             use = load if tiles.input_chunks > 1 else k
         acquire, release = [LockAction(f"{core}:in_full")], [LockAction(f"{core}:in_free")]
-        takes, gives = self._weight_changes(row, position, plan)
+        takes, gives = self._weight_changes(self._pieces[column], row, position, plan)
         if takes and self.weights.waits(row, use):
             acquire.append(LockAction(f"{core}:w_full", 1, FIRST))
         if gives and self.weights.frees(row, use):
@@ -385,7 +406,7 @@ class StepWriter:
             release.append(LockAction(f"{core}:out_full"))
         inputs = [
             self._input_box(source, ring, core, k, run, blocks[row], use)
-            for source, ring, blocks, use in self._inputs(k, j, load)
+            for source, ring, blocks, use in self._inputs(column, k, j, load)
         ]
         rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
         first = layer.sources[0]
@@ -414,45 +435,48 @@ class StepWriter:
             )
         )
 
-    def _weight_changes(self, row: int, position: int, plan: list[tuple[int, _Run]]) -> tuple[bool, bool]:
+    def _weight_changes(
+        self, pieces: list[tuple[Piece, ...]], row: int, position: int, plan: list[tuple[int, _Run]]
+    ) -> tuple[bool, bool]:
         """Whether a core takes a new chunk at a position of the plan, and whether it is done with it there."""
         if self._tiles.input_chunks > 1:
             return True, True
         if self._layer.has_weights:
             before, now, after = (plan[i][0] if 0 <= i < len(plan) else None for i in range(position - 1, position + 2))
             return before != now, after != now
-        return position == 0, all(not self._pieces[k][row].blocks for k, _ in plan[position + 1 :])
+        return position == 0, all(not pieces[k][row].blocks for k, _ in plan[position + 1 :])
 
     def _writefm(self, column: int, k: int, run: _Run, tile: int, active: list[int], final: bool) -> None:
-        """WRITEFM: output tiles of a column's cores to the memory tile of that column."""
+        """WRITEFM: output tiles of a column's cores to the memory tiles that hold their columns."""
         layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
-        memtile, (start, stop) = self._tile_of(column)
         base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
         if place.memory == "ddr":  # the staging buffer has no gaps between runs
             base, origin = self._stage.staging_of(layer.output, self._number), self._band[0]
             pixel = layer.blocks * BLOCK
             runs = ((0, layer.blocks),)
-        pitch = (stop - start) * pixel
-        rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
+        rows, (left, right) = run.rows[1] - run.rows[0], run.columns
         moves = []
-        for row in active:
-            piece = self._pieces[k][row]
-            made = tile_box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
-            place_of_tile = Access(
+        for memtile, (start, stop) in self._tiles_of(column):
+            first, last, pitch = max(left, start), min(right, stop), (stop - start) * pixel
+            there = Access(
                 (f"m{memtile}",),
-                base + (run.rows[0] - origin) * pitch + (run.columns[0] - start) * pixel,
-                made.sizes,
+                base + (run.rows[0] - origin) * pitch + (first - start) * pixel,
+                (rows, last - first, 0),
                 (pitch, pixel),
                 advance=rows * pitch if run.count > 1 else 0,
             )
-            if made.bytes:
+            for row in active if first < last else []:
+                piece = self._pieces[column][k][row]
+                length = piece.blocks * BLOCK
+                made = tile_box((_core(column, row),), ring, (rows, right - left, length), tile)
+                made = replace(made, address=made.address + (first - left) * length, sizes=(rows, last - first, length))
                 for before, number, count in piece.places:
-                    for after, first, blocks in cut_runs(runs, number, number + count):
-                        moves.append(Move(part(made, before + after, blocks), part(place_of_tile, first, blocks)))
+                    for after, block, blocks in cut_runs(runs, number, number + count):
+                        moves.append(Move(part(made, before + after, blocks), part(there, block, blocks)))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
         if final and self._last and place.memory == "ddr":
-            release.append(LockAction(f"m{memtile}:done", 1, LAST))
+            release += [LockAction(f"m{memtile}:done", 1, LAST) for memtile, _ in self._tiles_of(column)]
         self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
 
     def _emit(self, instruction: Transfer | Compute) -> None:

@@ -2,7 +2,9 @@
 
 The output is cut evenly by width, a part a column of cores. Its channel blocks are dealt in rounds, each round a piece
 to every row of cores (dealing.py). A core walks its part in tiles of `tile_rows` x `tile_columns` pixels, rows first.
-A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core.
+A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core. What
+works channel by channel, without weights, may be `spread`: channel blocks are dealt to all cores, and each core walks
+the whole image, so that no pixel is loaded twice and narrow images keep all columns of cores busy.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class Ring:
 class Tiling:
     """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums.
 
+    `pieces`: by round and row of cores; if `spread`, by round and core, column by column.
+
     `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
     """
 
@@ -64,6 +68,7 @@ class Tiling:
     sums: Ring
     seconds: float = 0.0
     idle: float = 0.0
+    spread: bool = False
 
     @property
     def rounds(self) -> int:
@@ -110,11 +115,11 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
     Raises:
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
-    budget, width = buffer_bytes(device), _widest(layer, device)
+    budget = buffer_bytes(device)
     best, shortest, smallest = None, (True, math.inf), None
     for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
         smallest = min(smallest or tiling.stop, tiling.stop)
-        tiles = -(-rows // tiling.tile_rows) * -(-width // tiling.tile_columns)
+        tiles = -(-rows // tiling.tile_rows) * -(-dealt.width // tiling.tile_columns)
         calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
         crowds = _crowds(tiling, device)
         calls += dealt.ahead(tiling.weights.slots, idle).late
@@ -145,7 +150,7 @@ def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: in
     neighbours, found = contiguous(layer.blocks, best.rounds, device.rows), [best]
     for pieces in (refined(best.pieces, costs), neighbours):
         dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
-        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns, _widest(layer, device))
+        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns)
         if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
             seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
             found.append(replace(tiling, seconds=seconds, idle=idle_seconds))
@@ -192,19 +197,32 @@ def _divisions(total: int) -> list[int]:
 
 
 def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
-    width = _widest(layer, device)
     heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
     channel_parts, costs = -(-layer.blocks // device.rows), _costs(layer, device, 1)[:, 0]
     deals = []
     for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
         even = balanced(costs, rounds, device.rows) if np.ptp(costs) else None
         deals.append((contiguous(layer.blocks, rounds, device.rows), even))
-    for input_chunks in _input_chunk_counts(layer):
-        for neighbours, even in deals:
-            for dealt in _worth_a_try(layer, device, parameter_bytes, neighbours, even, input_chunks):
-                for columns in _tile_widths(width):
-                    for height in sorted(heights, reverse=True):
-                        yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
+    found = [
+        dealt
+        for input_chunks in _input_chunk_counts(layer)
+        for neighbours, even in deals
+        for dealt in _worth_a_try(layer, device, parameter_bytes, neighbours, even, input_chunks)
+    ]
+    if not (layer.has_weights or layer.sums_channels):
+        found += _spread(layer, device, parameter_bytes)
+    for dealt in found:
+        for columns in _tile_widths(dealt.width):
+            for height in sorted(heights, reverse=True):
+                yield dealt, _lay_out(layer, dealt, rows, height, columns)
+
+
+def _spread(layer: Layer, device: DeviceSpec, parameter_bytes: int) -> Iterator[_Dealt]:
+    """Ways to deal channel blocks to all cores."""
+    cores = device.rows * device.columns
+    most = -(-layer.blocks // cores)
+    for rounds in sorted({-(-most // size) for size in _divisions(most)}):
+        yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1, spread=True)
 
 
 def _worth_a_try(
@@ -233,21 +251,24 @@ def _widest(layer: Layer, device: DeviceSpec) -> int:
 
 
 class _Dealt:
-    """Chunk sizes, kept blocks and blocks to load of a way to deal the output blocks.
+    """Chunk sizes, kept blocks and blocks to load of a way to deal output blocks; `width`: output columns of a core.
 
     `chunks`, `kept` by (round, row, input chunk); `loads` by source, blocks that a column of cores loads of each pixel
     by (round, input chunk); `most`: blocks of a pixel in a core, by source.
     """
 
     def __init__(
-        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int
-    ) -> None:
+        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int,
+        spread: bool = False,
+    ) -> None:  # fmt: skip
         self.pieces, self.rounds, self.input_chunks = pieces, len(pieces), input_chunks
-        self._layer, self._device = layer, device
+        self._layer, self._device, self.spread = layer, device, spread
+        self.width = layer.output_shape[1] if spread else _widest(layer, device)
         self._ahead: dict[tuple[int, float], Ahead] = {}
         blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
         self.outputs = int(blocks.max())
-        self.written = blocks.sum(axis=1)  # blocks of each pixel, by round
+        # Blocks of each pixel by round, of the column of cores that has most.
+        self.written = blocks.reshape(self.rounds, -1, device.rows).sum(axis=2).max(axis=1)
         if layer.sums_channels:
             self._sum_channels()
         else:
@@ -262,7 +283,7 @@ class _Dealt:
         self.weight_bytes = self.chunks.max(axis=1)
         # Of all rounds and input chunks together.
         self.total_cycles, self.total_weight_bytes = float(self.cycles.sum()), int(self.weight_bytes.sum())
-        self.total_loads = [int(loads.sum()) for loads in self.loads]
+        self.total_loads, self.total_written = [int(loads.sum()) for loads in self.loads], int(self.written.sum())
 
     def _channel_by_channel(self, parameter_bytes: int) -> None:
         layer = self._layer
@@ -272,10 +293,12 @@ class _Dealt:
         self.loads = np.zeros((len(layer.sources), self.rounds, 1), np.int64)
         self.most = [0] * len(layer.sources)
         for place, source in enumerate(layer.sources):
-            for k, row in enumerate(self.pieces):
-                sizes = [needs.blocks for needs in {*input_blocks(layer, source, row, (0, 0))}]
-                self.loads[place, k] = sum(sizes)
-                self.most[place] = max(self.most[place], *sizes)
+            for k, cores in enumerate(self.pieces):
+                for first in range(0, len(cores), self._device.rows):
+                    column = cores[first : first + self._device.rows]
+                    sizes = [needs.blocks for needs in {*input_blocks(layer, source, column, (0, 0))}]
+                    self.loads[place, k] = max(self.loads[place, k, 0], sum(sizes))
+                    self.most[place] = max(self.most[place], *sizes)
 
     def _sum_channels(self) -> None:
         """As `input_blocks` and `Layer.weight_blocks` have it, for all pieces and chunks at once."""
@@ -303,7 +326,7 @@ class _Dealt:
         """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
         layer, rate = self._layer, self._device.rate
         heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-        widths = [stop - start for start, stop in cuts(_widest(layer, self._device), tiling.tile_columns)]
+        widths = [stop - start for start, stop in cuts(self.width, tiling.tile_columns)]
         pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
         loaded = 0
         for source, loads in zip(layer.sources, self.total_loads):
@@ -315,7 +338,7 @@ class _Dealt:
         return max(
             loaded / rate("LOADFM"),
             pixels * self.total_cycles / self._device.clock_hz,
-            pixels * layer.blocks * BLOCK / rate("WRITEFM"),
+            pixels * self.total_written * BLOCK / rate("WRITEFM"),
             weight_bytes / min(rate("LOADW"), rate("LOADWM")),
         )
 
@@ -409,9 +432,9 @@ def _one_run(span: tuple[int, int]) -> Piece:
     return Piece((span,) if span[0] < span[1] else ())
 
 
-def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, width: int) -> Tiling:
+def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int) -> Tiling:
     """Buffers of a core for tiles of `height` x `columns` output pixels."""
-    tiles = -(-rows // height) * -(-width // columns) * dealt.rounds
+    tiles = -(-rows // height) * -(-dealt.width // columns) * dealt.rounds
     loads = tiles * dealt.input_chunks
     chunks = loads if dealt.input_chunks > 1 else dealt.rounds if layer.has_weights else 1
     address = 0
@@ -437,6 +460,7 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
         inputs=tuple(input_ring(source, blocks) for source, blocks in zip(layer.sources, dealt.most)),
         output=ring(min(2, tiles), height * columns * dealt.outputs * BLOCK),
         sums=ring(1, 4 * height * columns * dealt.outputs * BLOCK if dealt.input_chunks > 1 else 0),
+        spread=dealt.spread,
     )
 
 
@@ -447,7 +471,7 @@ def _seconds(
     nothing to do at its end.
     """
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-    widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
+    widths = [stop - start for start, stop in cuts(dealt.width, tiling.tile_columns)]
     pixels = np.outer(widths, heights).ravel()
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
     for source, blocks in zip(layer.sources, dealt.loads):
