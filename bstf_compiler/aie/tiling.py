@@ -25,7 +25,8 @@ _CALL_CYCLES = 64
 """What a call of a kernel and its locks take on a core, about. Times don't count it; it tells apart tilings that would
 otherwise be alike, and keeps programs short.
 """
-_WORTH_IT = 0.995  # neighbouring blocks take fewer moves: others must leave no more of the time than this
+_MOVE_CYCLES = 8
+"""What a move more for each tile takes, about: blocks that aren't neighbours have to save as much."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,16 @@ def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: in
     budget, costs = device.core.memory_bytes - device.core.reserved_bytes, _costs(layer, device, best.input_chunks)
     if not np.ptp(costs, axis=0).any():
         return best
-    neighbours, found = contiguous(layer.blocks, best.rounds, device.rows), [best]
-    for pieces in (refined(best.pieces, costs), neighbours):
+    width, found = _widest(layer, device), []
+    tiles = -(-rows // best.tile_rows) * -(-width // best.tile_columns)
+    for pieces in (contiguous(layer.blocks, best.rounds, device.rows), refined(best.pieces, costs), best.pieces):
         dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
-        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns, _widest(layer, device))
+        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns, width)
         if tiling.stop <= budget and _crowds(tiling, device) <= _crowds(best, device):
-            found.append(replace(tiling, seconds=_seconds(layer, device, dealt, tiling, rows)))
-    fastest = min(reversed(found), key=lambda tiling: tiling.seconds)
-    if found[-1].pieces == neighbours and _WORTH_IT * found[-1].seconds <= fastest.seconds:
-        return found[-1]
-    return fastest
+            moves = tiles * sum(len(piece.runs) for row in pieces for piece in row)
+            tiling = replace(tiling, seconds=_seconds(layer, device, dealt, tiling, rows))
+            found.append((tiling.seconds + moves * _MOVE_CYCLES / device.clock_hz, tiling))
+    return min(found, key=lambda one: one[0])[1]
 
 
 def _costs(layer: Layer, device: DeviceSpec, input_chunks: int) -> np.ndarray:
@@ -194,7 +195,7 @@ def _worth_a_try(
     if even is None:
         return [first]
     second = _Dealt(layer, device, parameter_bytes, even, input_chunks)
-    if second.total_cycles > _WORTH_IT * first.total_cycles:
+    if second.total_cycles >= first.total_cycles:
         return [first]
     return [second] if second.total_loads <= first.total_loads else [first, second]
 
