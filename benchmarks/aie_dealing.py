@@ -2,7 +2,7 @@
 
     python -m benchmarks.aie_dealing --output=build/aie_dealing
 
-* `column`: every output block keeps as many blocks (`scope="column"`), so that cores that share them are equally loaded;
+* `column`: every output block keeps as many blocks (`scope="column"`), so that equal shares are equal work;
 * `layer`: the blocks of largest magnitude of random weights (seed 0), which columns keep by chance;
 * `uneven`: the same after output blocks were made larger or smaller by a random factor of log-normal distribution
   (sigma 0.1). The numbers that columns keep then vary up to four times as much as by chance. At a ratio of one half the
@@ -25,17 +25,17 @@ import numpy as np
 from absl import app, flags
 from rich.console import Console
 
-import bstf
 import bstf_compiler
 from benchmarks import aie_sweep, harness
 from bstf import importance
+from bstf.blocks import BlockShape
 
 FLAGS = flags.FLAGS
 _CONSOLE = Console(width=140)
 _SIGMA = 0.1
 
 
-def uneven(kernel: np.ndarray, block: bstf.BlockShape) -> np.ndarray:
+def uneven(kernel: np.ndarray, block: BlockShape) -> np.ndarray:
     """Scores of blocks whose output channels were made larger or smaller by chance."""
     scores = np.asarray(importance.get("l2")(kernel, block))
     return scores * np.random.default_rng(scores.shape).lognormal(0.0, _SIGMA, scores.shape[1])

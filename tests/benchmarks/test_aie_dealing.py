@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import bstf
 from benchmarks import aie_dealing
+from bstf.blocks import BlockShape
+from bstf.selection import select
 
 
 @pytest.fixture
@@ -37,9 +38,9 @@ def test_uneven_zero_blocks_take_about_the_time_of_even_ones(run, tmp_path, caps
 
 def test_uneven_columns_vary_more_than_chance_has_it():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 512, 512))
-    scores = {name: aie_dealing.uneven(kernel, bstf.BlockShape(8, 8)) for name in ("once", "again")}
+    scores = {name: aie_dealing.uneven(kernel, BlockShape(8, 8)) for name in ("once", "again")}
     assert np.array_equal(scores["once"], scores["again"])
-    kept = bstf.select(scores["once"], 0.5).sum(axis=0)
+    kept = select(scores["once"], 0.5).sum(axis=0)
     assert kept.std() > 2 * np.sqrt(64 * 0.5 * 0.5)
 
 
