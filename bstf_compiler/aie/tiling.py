@@ -172,28 +172,26 @@ def _divisions(total: int) -> list[int]:
 def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
     width = _widest(layer, device)
     heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
-    channel_parts, costs = -(-layer.blocks // device.rows), _costs(layer, device, 1)[:, 0]
-    deals = []
-    for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
-        even = balanced(costs, rounds, device.rows) if np.ptp(costs) else None
-        deals.append((contiguous(layer.blocks, rounds, device.rows), even))
+    channel_parts = -(-layer.blocks // device.rows)
     for input_chunks in _input_chunk_counts(layer):
-        for neighbours, even in deals:
-            for dealt in _worth_a_try(layer, device, parameter_bytes, neighbours, even, input_chunks):
+        costs = _costs(layer, device, input_chunks)
+        for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
+            for dealt in _deals(layer, device, parameter_bytes, rounds, costs):
                 for columns in _tile_widths(width):
                     for height in sorted(heights, reverse=True):
                         yield dealt, _lay_out(layer, dealt, rows, height, columns, width)
 
 
-def _worth_a_try(
-    layer: Layer, device: DeviceSpec, parameter_bytes: int, neighbours: Pieces, even: Pieces | None, input_chunks: int
-) -> list[_Dealt]:
+def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
     """Shares of neighbours, even ones where they cost less, or both where each has its advantage: where groups read
     different channels, rows that share a group load more.
     """
+    input_chunks = costs.shape[1]
+    neighbours = contiguous(layer.blocks, rounds, device.rows)
     first = _Dealt(layer, device, parameter_bytes, neighbours, input_chunks)
-    if even is None:
+    if not np.ptp(costs, axis=0).any():
         return [first]
+    even = balanced(costs, rounds, device.rows)
     second = _Dealt(layer, device, parameter_bytes, even, input_chunks)
     if second.total_cycles >= first.total_cycles:
         return [first]

@@ -38,7 +38,7 @@ def test_a_piece_is_its_blocks_in_runs(blocks):
 def test_every_block_is_in_one_piece_and_exchanges_never_harm(seed, blocks, rows, rounds, chunks):
     rounds = min(rounds, -(-blocks // rows))
     costs = np.random.default_rng(seed).integers(0, 9, (blocks, chunks))
-    deals = [contiguous(blocks, rounds, rows), balanced(costs.sum(axis=1), rounds, rows)]
+    deals = [contiguous(blocks, rounds, rows), balanced(costs, rounds, rows)]
     deals += [refined(pieces, costs) for pieces in deals]
     for pieces in deals:
         sizes = [piece.blocks for row in pieces for piece in row]
@@ -57,11 +57,13 @@ def test_deals_are_near_the_best_of_all(blocks, rounds, rows):
     limit, rng, found = -(-blocks // (rounds * rows)), np.random.default_rng(blocks), []
     owners = np.array([o for o in product(range(rounds * rows), repeat=blocks) if np.bincount(o).max() <= limit])
     for _ in range(20):
-        costs = rng.integers(1, 12, blocks)
-        loads = np.stack([np.where(owners == piece, costs, 0).sum(axis=1) for piece in range(rounds * rows)], axis=1)
+        costs = rng.integers(1, 12, (blocks, 1))
+        loads = np.stack(
+            [np.where(owners == piece, costs[:, 0], 0).sum(axis=1) for piece in range(rounds * rows)], axis=1
+        )
         best = loads.reshape(-1, rounds, rows).max(axis=2).sum(axis=1).min()
-        made = refined(balanced(costs, rounds, rows), costs[:, None])
-        found.append(peaks(made, costs[:, None]) / best)
+        made = refined(balanced(costs, rounds, rows), costs)
+        found.append(peaks(made, costs) / best)
     assert max(found) <= 1.15 and np.median(found) == 1
 
 
