@@ -59,13 +59,13 @@ NETWORKS: dict[str, tuple[int, Callable[[int], keras.Model]]] = {
 _PUBLISHED_NAMES = {"ResNet50": "Resnet", "InceptionV3": "IncV3", "VGG16": "VGG16"}
 
 
-def lowered(network: str, ratio: float, block: int, side: int) -> Graph:
-    """A quantised network as the compiler takes it."""
+def lowered(network: str, ratio: float, block: int, side: int, **options: Any) -> Graph:
+    """A quantised network as the compiler takes it; `options` are for `bstf.sparsify`."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     model = NETWORKS[network][1](side)
     if ratio:
-        model = bstf.sparsify(model, block=block, ratio=ratio)
+        model = bstf.sparsify(model, block=block, ratio=ratio, **options)
     images = np.random.default_rng(0).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         bstf.export(bstf.quantize(model, images, compensate=False, correct_bias=False), Path(folder) / "model")

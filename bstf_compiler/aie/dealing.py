@@ -83,7 +83,7 @@ def balanced(costs: np.ndarray, rounds: int, rows: int) -> Pieces:
     """Shares of about equal cost.
 
     Args:
-        costs: of each output block (blocks,), integers.
+        costs: of each output block and input chunk (blocks, chunks), integers.
         rounds: number of rounds.
         rows: rows of cores.
 
@@ -91,13 +91,14 @@ def balanced(costs: np.ndarray, rounds: int, rows: int) -> Pieces:
         The pieces, those with the highest costs in the first round.
 
     Example:
-        >>> balanced(np.array([9, 1, 8, 2]), 1, 2)
+        >>> balanced(np.array([[9], [1], [8], [2]]), 1, 2)
         ((Piece(runs=((0, 2),)), Piece(runs=((2, 4),))),)
     """
     limit = -(-len(costs) // (rounds * rows))
     owner = _longest_first(costs, rounds * rows, limit)
     parts = [np.flatnonzero(owner == piece) for piece in range(rounds * rows)]
-    parts.sort(key=lambda part: (-costs[part].sum(), -len(part), *part[:1]))
+    total = costs.sum(axis=1)
+    parts.sort(key=lambda part: (-total[part].sum(), -len(part), *part[:1]))
     return _by_round([Piece.of(part.tolist()) for part in parts], rows)
 
 
@@ -132,16 +133,21 @@ def _by_round(parts: list[Piece], rows: int) -> Pieces:
 
 @nb.njit(cache=True)
 def _longest_first(costs, pieces, limit):
-    """The piece of each block: in falling order of cost, each to the piece of least cost that has room."""
+    """The piece of each block: in falling order of cost, each to the piece that has room and costs least in the input
+    chunks in which the block does.
+    """
     owner = np.empty(len(costs), np.int64)
-    load, held = np.zeros(pieces, np.int64), np.zeros(pieces, np.int64)
-    for block in np.argsort(-costs, kind="mergesort"):
-        best = -1
+    load, held = np.zeros((pieces, costs.shape[1]), np.int64), np.zeros(pieces, np.int64)
+    for block in np.argsort(-costs.sum(axis=1), kind="mergesort"):
+        best, least = -1, 0
         for piece in range(pieces):
-            if held[piece] < limit and (
-                best < 0 or load[piece] < load[best] or (load[piece] == load[best] and held[piece] < held[best])
-            ):
-                best = piece
+            if held[piece] == limit:
+                continue
+            met = 0
+            for chunk in range(costs.shape[1]):
+                met += load[piece, chunk] * costs[block, chunk]
+            if best < 0 or met < least or (met == least and held[piece] < held[best]):
+                best, least = piece, met
         owner[block] = best
         load[best] += costs[block]
         held[best] += 1

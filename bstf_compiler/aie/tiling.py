@@ -27,7 +27,8 @@ _CALL_CYCLES = 64
 """What a call of a kernel and its locks take on a core, about. Times don't count it; it tells apart tilings that would
 otherwise be alike, and keeps programs short.
 """
-_WORTH_IT = 0.995  # neighbouring blocks take fewer moves: others must leave no more of the time than this
+_MOVE_CYCLES = 8
+"""What a move more for each tile takes, about: blocks that aren't neighbours have to save as much."""
 
 
 @dataclass(frozen=True)
@@ -147,17 +148,17 @@ def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: in
     costs = _costs(layer, device, best.input_chunks)
     if not np.ptp(costs, axis=0).any():
         return best
-    neighbours, found = contiguous(layer.blocks, best.rounds, device.rows), [best]
-    for pieces in (refined(best.pieces, costs), neighbours):
+    width, found = _widest(layer, device), []
+    tiles = -(-rows // best.tile_rows) * -(-width // best.tile_columns)
+    for pieces in (contiguous(layer.blocks, best.rounds, device.rows), refined(best.pieces, costs), best.pieces):
         dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
         tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns)
         if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
+            moves = tiles * sum(len(piece.runs) for row in pieces for piece in row)
             seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
-            found.append(replace(tiling, seconds=seconds, idle=idle_seconds))
-    fastest = min(reversed(found), key=lambda tiling: tiling.seconds)
-    if found[-1].pieces == neighbours and _WORTH_IT * found[-1].seconds <= fastest.seconds:
-        return found[-1]
-    return fastest
+            tiling = replace(tiling, seconds=seconds, idle=idle_seconds)
+            found.append((tiling.seconds + moves * _MOVE_CYCLES / device.clock_hz, tiling))
+    return min(found, key=lambda one: one[0])[1]
 
 
 def _costs(layer: Layer, device: DeviceSpec, input_chunks: int) -> np.ndarray:
@@ -198,18 +199,13 @@ def _divisions(total: int) -> list[int]:
 
 def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
     heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
-    channel_parts, costs = -(-layer.blocks // device.rows), _costs(layer, device, 1)[:, 0]
-    deals = []
-    for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
-        even = balanced(costs, rounds, device.rows) if np.ptp(costs) else None
-        deals.append((contiguous(layer.blocks, rounds, device.rows), even))
-    found = [
-        dealt
-        for input_chunks in _input_chunk_counts(layer)
-        for neighbours, even in deals
-        for dealt in _worth_a_try(layer, device, parameter_bytes, neighbours, even, input_chunks)
-    ]
-    if not (layer.has_weights or layer.sums_channels):
+    channel_parts = -(-layer.blocks // device.rows)
+    found = []
+    for input_chunks in _input_chunk_counts(layer):
+        costs = _costs(layer, device, input_chunks)
+        for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
+            found += _deals(layer, device, parameter_bytes, rounds, costs)
+    if not (layer.has_weights or layer.sums_channels or device.descriptors):
         found += _spread(layer, device, parameter_bytes)
     for dealt in found:
         for columns in _tile_widths(dealt.width):
@@ -218,24 +214,25 @@ def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: in
 
 
 def _spread(layer: Layer, device: DeviceSpec, parameter_bytes: int) -> Iterator[_Dealt]:
-    """Ways to deal channel blocks to all cores."""
+    """Ways to deal channel blocks to all cores. They need every memory tile: DMAs with limits reach neighbours only."""
     cores = device.rows * device.columns
     most = -(-layer.blocks // cores)
     for rounds in sorted({-(-most // size) for size in _divisions(most)}):
         yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1, spread=True)
 
 
-def _worth_a_try(
-    layer: Layer, device: DeviceSpec, parameter_bytes: int, neighbours: Pieces, even: Pieces | None, input_chunks: int
-) -> list[_Dealt]:
+def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
     """Shares of neighbours, even ones where they cost less, or both where each has its advantage: where groups read
     different channels, rows that share a group load more.
     """
+    input_chunks = costs.shape[1]
+    neighbours = contiguous(layer.blocks, rounds, device.rows)
     first = _Dealt(layer, device, parameter_bytes, neighbours, input_chunks)
-    if even is None:
+    if not np.ptp(costs, axis=0).any():
         return [first]
+    even = balanced(costs, rounds, device.rows)
     second = _Dealt(layer, device, parameter_bytes, even, input_chunks)
-    if second.total_cycles > _WORTH_IT * first.total_cycles:
+    if second.total_cycles >= first.total_cycles:
         return [first]
     return [second] if second.total_loads <= first.total_loads else [first, second]
 

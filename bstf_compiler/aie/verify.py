@@ -13,6 +13,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
 from bstf_compiler.aie.memory import CHUNKS, STAGING, Allocation
+from bstf_compiler.aie.reach import BLOCK
 
 _OLD = 2  # a byte of a staging buffer that was written in the step before
 
@@ -21,7 +22,7 @@ def verify(code: Code) -> list[str]:
     """All violations of the rules, as sentences that name the layer and the place; empty for a sound program."""
     found = list(_allocations(code))
     for step in code.steps:
-        for rule in (_buffers, _moves, _computations, _accesses, _locks):
+        for rule in (_buffers, _moves, _computations, _dealing, _accesses, _locks, _placing):
             found += [f"layer '{step.layer}': {violation}" for violation in rule(code, step)]
     return found or list(_reads(code))
 
@@ -70,6 +71,69 @@ def _computations(code: Code, step: Step) -> Iterator[str]:
             address == instruction.scratch and 4 * instruction.output.bytes <= size for address, size in sums
         ):
             yield f"{_place(instruction)} keeps sums at {instruction.scratch:#x}, outside the buffer for sums"
+
+
+def _dealing(code: Code, step: Step) -> Iterator[str]:
+    """The cores' pieces cover every output block of every pixel once."""
+    made: dict[int, int] = {}  # pixels by output block
+    for do in (i for i in step.instructions if isinstance(i, Compute) and i.finish):
+        rows, columns, channels = do.output.sizes
+        numbers = _numbers(do)
+        if len(numbers) * BLOCK != channels:
+            yield f"{_place(do)} makes {channels} channels of {len(numbers)} output blocks"
+        for block in numbers:
+            made[block] = made.get(block, 0) + rows * columns * do.iterations
+    if not made:
+        return
+    width, blocks = code.tensors[step.output][0].shape[1:]
+    pixels = (step.rows[1] - step.rows[0]) * width
+    if step.op == "concat":  # numbers only those that it copies
+        blocks = max(made) + 1
+    for block in sorted({*made, *range(blocks)}):
+        if made.get(block, 0) != (pixels if block < blocks else 0):
+            yield f"cores make output block {block} for {made.get(block, 0)} pixels, the step has {pixels}"
+            return
+
+
+def _placing(code: Code, step: Step) -> Iterator[str]:
+    """WRITEFM takes the output blocks of a convolution from where cores have them to where its tensor has them."""
+    if step.op != "conv":
+        return
+    ring = next((address for name, address, _ in step.buffers if name == "output"), 0)
+    base = _written_at(code, step)
+    made: dict[str, list[list[int]]] = {}  # what each core makes, in turn
+    for do in (i for i in step.instructions if isinstance(i, Compute) and i.finish):
+        made.setdefault(do.output.tiles[0], []).append(_numbers(do))
+    turns = {core: iter(pieces) for core, pieces in made.items()}
+    for transfer in (i for i in step.instructions if i.kind == "WRITEFM"):
+        for core in (action.lock.partition(":")[0] for action in transfer.acquire):
+            numbers = next(turns.get(core, iter(())), [])
+            moves = [move for move in transfer.moves if move.source.tiles[0] == core]
+            places = []
+            for move in moves:
+                first = (move.source.address - ring) // BLOCK
+                target = (move.target.address - base) % max(1, move.target.strides[1]) // BLOCK
+                places += [(first + i, target + i) for i in range(move.source.sizes[2] // BLOCK)]
+            if moves and sorted(places) != list(enumerate(numbers)):
+                yield f"{_place(transfer)} takes blocks of {core} to other places than those that it made"
+                return
+
+
+def _numbers(do: Compute) -> list[int]:
+    """The output blocks that a computation makes."""
+    return [block for start, stop in do.blocks for block in range(start, stop)]
+
+
+def _written_at(code: Code, step: Step) -> int:
+    """Address of what a step writes in memory tiles: its tensor, or the staging buffer of its band."""
+    place = code.tensors[step.output][0]
+    if place.memory != "ddr":
+        return place.address
+    bands = [other.rows for other in code.steps if other.stage == step.stage]
+    buffers = min(2, len(bands))
+    slot = bands.index(step.rows) % buffers
+    staging = [a for a in code.allocations if a.name == STAGING + step.output and a.first <= step.stage <= a.last]
+    return next((a.address + slot * (a.bytes // buffers) for a in staging), 0)
 
 
 _CHUNK_WORDS = {

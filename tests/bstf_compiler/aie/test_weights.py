@@ -32,19 +32,20 @@ def test_chunks_hold_the_kernel_and_nothing_of_its_zero_blocks():
     full = np.zeros((6, 24, 40), np.int8)
     full[:, :20, :36] = kernel.reshape(6, 20, 36)
     packer = weights.Packer(graph, layer)
-    for outputs, inputs in (((0, 5), (0, 3)), ((1, 3), (0, 3)), ((4, 5), (1, 2))):
+    for outputs, inputs in ((range(5), (0, 3)), (range(1, 3), (0, 3)), ((4,), (1, 2)), ((0, 2, 4), (0, 2))):
         chunk = packer.chunk(outputs, inputs)
         header, biases, values, kept = decode(chunk, 6, inputs[1] - inputs[0])
         assert header == (
             integer.shift_cut(graph, node),
             *integer.activation_bounds("relu6", graph.tensors[name].position),
         )
-        assert np.array_equal(values, full[:, 8 * inputs[0] : 8 * inputs[1], 8 * outputs[0] : 8 * outputs[1]])
+        channels = [8 * block + i for block in outputs for i in range(8)]
+        assert np.array_equal(values, full[:, 8 * inputs[0] : 8 * inputs[1], channels])
         shifted = np.zeros(40, np.int64)
         shifted[:36] = bias.astype(np.int64) << integer.shift_bias(graph, node)
-        assert np.array_equal(biases, shifted[8 * outputs[0] : 8 * outputs[1]])
-        assert kept == layer.kept[slice(*inputs), slice(*outputs)].sum()
-        assert len(chunk) == weights.chunk_bytes(layer, outputs[1] - outputs[0], kept)
+        assert np.array_equal(biases, shifted[channels])
+        assert kept == layer.kept[slice(*inputs), outputs].sum()
+        assert len(chunk) == weights.chunk_bytes(layer, len(outputs), kept)
 
 
 def test_groups_are_packed_as_blocks_along_the_diagonal():
@@ -55,14 +56,14 @@ def test_groups_are_packed_as_blocks_along_the_diagonal():
     full = np.zeros((3, 48, 40), np.int8)
     for channel in range(36):  # three of each group, four inputs each
         full[:, channel // 3 * 4 : channel // 3 * 4 + 4, channel] = kernel[:, :, channel]
-    _, _, values, kept = decode(weights.Packer(graph, layer).chunk((0, 5), (0, 6)), 3, 6)
+    _, _, values, kept = decode(weights.Packer(graph, layer).chunk(range(5), (0, 6)), 3, 6)
     assert np.array_equal(values, full)
     assert (
         kept
         == layer.kept.sum()
         == sum(full[:, i : i + 8, o : o + 8].any() for i in range(0, 48, 8) for o in range(0, 40, 8))
     )
-    assert layer.macs(10, (0, 6), (0, 5)) == 10 * 3 * 4 * 36
+    assert layer.macs(10, (0, 6), range(5)) == 10 * 3 * 4 * 36
 
 
 def test_depthwise_chunks_hold_a_value_a_channel_and_kernel_position():
@@ -70,8 +71,8 @@ def test_depthwise_chunks_hold_a_value_a_channel_and_kernel_position():
     graph = build.finish(build.conv(build.input(6, 6, 10), 20, Window((3, 2)), ratio=0.0, groups=10))
     (layer,) = layers_of(graph)
     kernel = graph.tensors[graph.nodes[0].inputs[1]].data
-    assert layer.op == "depthwise" and layer.macs(5, (0, 2), (0, 3)) == 5 * 6 * 20
-    chunk = weights.Packer(graph, layer).chunk((1, 3), (0, 2))
+    assert layer.op == "depthwise" and layer.macs(5, (0, 2), range(3)) == 5 * 6 * 20
+    chunk = weights.Packer(graph, layer).chunk((1, 2), (0, 2))
     assert len(chunk) == weights.chunk_bytes(layer, 2, 2) == 16 + 64 + 6 * 16
     assert np.frombuffer(chunk, "<i4", 4)[3] == 2
     values = np.frombuffer(chunk, "i1", -1, 80).reshape(6, 16)
