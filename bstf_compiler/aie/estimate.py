@@ -19,6 +19,7 @@ from bstf_compiler.aie import bounds, calibrated, events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
+from bstf_compiler.aie.memory import Allocation
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,20 @@ class LayerEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times of a program on a device under a cost model. `host`: what the host computes, which no time counts."""
+    """Times of a program on a device under a cost model.
+
+    `host`: what the host computes, which no time counts; `held`: what each memory tile of `memtile_bytes` holds, its
+    stages being indices of `layers`; `ddr_rate`: bytes/s that links to and from DDR carry at most, all together.
+    """
 
     device: str
     cost_model: str
     layers: tuple[LayerEstimate, ...]
     spans: tuple[Span, ...]
     host: tuple[str, ...] = ()
+    held: tuple[Allocation, ...] = ()
+    memtile_bytes: int = 0
+    ddr_rate: float = 0.0
 
     @property
     def total_seconds(self) -> float:
@@ -85,20 +93,21 @@ class Estimate:
         return bounds.network_bound(layer.unavoidable for layer in self.layers)
 
 
-def estimate(code: Code, cost_model: str = "exact") -> Estimate:
+def estimate(code: Code, cost_model: str = "exact", unavoidable: dict[int, dict[str, float]] | None = None) -> Estimate:
     """Times of a program.
 
     Args:
         code: the program.
         cost_model: `exact`, `calibrated` or `published`.
+        unavoidable: what `bounds.layer_bounds` says of the program, the same under every cost model; None counts it.
 
     Raises:
         ValueError: unknown cost model.
     """
-    slower = calibrated.measured(code.device)
+    device = calibrated.measured(code.device) if cost_model == "calibrated" else code.device
     models: dict[str, Callable[[Code, Step], list[Span]]] = {
-        "exact": lambda code, step: _timed(code.device, step),
-        "calibrated": lambda code, step: _timed(slower, step),
+        "exact": lambda _, step: _timed(device, step),
+        "calibrated": lambda _, step: _timed(device, step),
         "published": _published,
     }
     if cost_model not in models:
@@ -106,11 +115,9 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
     layers: list[LayerEstimate] = []
     spans: list[Span] = []
     clock = 0.0
-    groups: dict[int, list[Step]] = {}
-    for step in code.steps:
-        groups.setdefault(step.stage, []).append(step)
-    unavoidable = bounds.layer_bounds(code)
-    for stage, steps in groups.items():
+    if unavoidable is None:
+        unavoidable = bounds.layer_bounds(code)
+    for stage, steps in _stages(code).items():
         start, own, duration = clock, [], 0.0
         for step in steps:
             made = models[cost_model](code, step)
@@ -119,7 +126,28 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
         layers.append(_layer(steps[0], start, duration, own, unavoidable[stage]))
         spans += own
         clock += duration
-    return Estimate(code.device.name, cost_model, tuple(layers), tuple(spans), code.host_parts)
+    return Estimate(
+        device.name, cost_model, tuple(layers), tuple(spans), code.host_parts,
+        tuple(code.allocations), device.memtile.memory_bytes, device.ddr_rate,
+    )  # fmt: skip
+
+
+def layer_seconds(code: Code, device: DeviceSpec) -> list[float]:
+    """Seconds of every layer under the `exact` cost model, and nothing else: much sooner than `estimate`.
+
+    Args:
+        code: the program.
+        device: what runs it; faster or slower than the program's own, but with the same memories.
+    """
+    return [sum(_events(device, step)[0].end.max(initial=0.0) for step in steps) for steps in _stages(code).values()]
+
+
+def _stages(code: Code) -> dict[int, list[Step]]:
+    """The steps of every stage, in order."""
+    stages: dict[int, list[Step]] = {}
+    for step in code.steps:
+        stages.setdefault(step.stage, []).append(step)
+    return stages
 
 
 def _shifted(span: Span, by: float) -> Span:
@@ -151,9 +179,14 @@ def seconds(device: DeviceSpec, instruction: Instruction) -> float:
     return math.ceil(instruction.work / rate + instruction.added / core.elementwise_per_cycle) / device.clock_hz
 
 
-def _timed(device: DeviceSpec, step: Step) -> list[Span]:
+def _events(device: DeviceSpec, step: Step) -> tuple[events.Events, list[float]]:
+    """What happens in a step, and seconds of one iteration of every instruction."""
     durations = [seconds(device, instruction) for instruction in step.instructions]
-    order = events.run(step.instructions, step.locks, durations)
+    return events.run(step.instructions, step.locks, durations), durations
+
+
+def _timed(device: DeviceSpec, step: Step) -> list[Span]:
+    order, durations = _events(device, step)
     starts = np.full(len(durations), np.inf)
     ends = np.zeros(len(durations))
     np.minimum.at(starts, order.instruction, order.start)
