@@ -81,9 +81,9 @@ def _columns(records: Sequence[dict[str, Any]]) -> dict[str, Callable[[dict[str,
         "blocks": lambda one: one["blocks"],
         "ms an image": lambda one: f"{one['seconds'] * 1e3:.3f}",
         "dense / this": lambda one: f"{dense / one['seconds']:.2f}",
-        "of lower bound": lambda one: f"{one['seconds'] / one['lower_bound_seconds']:.2f}",
-        "MemTile peak, KiB": lambda one: f"{one['memtile_peak'] / 2**10:.1f} of {one['memtile_bytes'] / 2**10:.0f}",
-        "optimality gap": lambda one: f"{one['optimality_gap']:.1%}",
+        "/ lower bound": lambda one: f"{one['seconds'] / one['lower_bound_seconds']:.2f}",
+        "MemTile, KiB": lambda one: f"{one['memtile_peak'] / 2**10:.1f} of {one['memtile_bytes'] / 2**10:.0f}",
+        "gap": lambda one: f"{one['optimality_gap']:.1%}",
         "spilled, KiB": lambda one: f"{one['spilled_bytes'] / 2**10:.0f}",
         "DDR mean (peak), GB/s": lambda one: (
             f"{one['ddr_mean'] / 1e9:.1f} ({one['ddr_peak'] / 1e9:.1f}) of {one['ddr_rate'] / 1e9:.1f}"
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     log = harness.Log(folder, name)
     log.header({"machine": harness.machine()})
     side = NETWORKS[FLAGS.network][0]
-    titles = {0.0: "dense", FLAGS.ratio: f"{FLAGS.ratio:.0%} of the blocks zero"}
+    titles = {0.0: "dense", FLAGS.ratio: f"{FLAGS.ratio:.0%} zero blocks"}
     try:
         graphs = {title: lowered(FLAGS.network, ratio, _BLOCK, side) for ratio, title in titles.items()}
         for one in draw(graphs, device, folder, name):

@@ -26,7 +26,7 @@ def test_dense_and_sparse_are_drawn_and_told(run, capsys):
         f"{name}.{kind}" for kind in ("png", "html", "trace.json", "jsonl", "csv")
     }
     header, dense, sparse = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
-    assert "machine" in header and (dense["blocks"], sparse["blocks"]) == ("dense", "50% of the blocks zero")
+    assert "machine" in header and (dense["blocks"], sparse["blocks"]) == ("dense", "50% zero blocks")
     assert sparse["seconds"] < dense["seconds"] and sparse["weight_bytes"] < dense["weight_bytes"]
     for one in (dense, sparse):
         assert one["memtile_least"] <= one["memtile_peak"] <= one["memtile_bytes"]
