@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -183,7 +184,9 @@ def _road() -> int:
 def _load(folder: str, status: Status) -> Graph:
     status.update(f"loading {folder}")
     with _without_stderr():
-        return bstf_compiler.load(folder)
+        graph = bstf_compiler.load(folder)
+    gc.collect()  # TensorFlow's graphs refer to themselves; a GiB of them would stay beside the next network
+    return graph
 
 
 def _dense(graph: Graph, device: DeviceSpec, status: Status) -> Program:
