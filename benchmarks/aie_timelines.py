@@ -50,10 +50,7 @@ def draw(graphs: dict[str, Graph], device: DeviceSpec, folder: Path, name: str) 
     timeline_png(times, folder / f"{name}.png", titles)
     timeline_html(times, folder / f"{name}.html", titles)
     write_chrome_trace(times, folder / f"{name}.trace.json", titles)
-    return [
-        {"network": name, "blocks": title, **record(program, one)}
-        for title, program, one in zip(titles, programs, times)
-    ]
+    return [{"blocks": title, **record(program, one)} for title, program, one in zip(titles, programs, times)]
 
 
 def record(program: Program, times: Estimate) -> dict[str, Any]:
@@ -109,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         graphs = {title: lowered(FLAGS.network, ratio, _BLOCK, side) for ratio, title in titles.items()}
         for one in draw(graphs, device, folder, name):
-            log.add(one)
+            log.add({"network": FLAGS.network, "device": device.name, **one})
     except ValueError as error:
         sys.exit(f"error: {error}")
     log.write_csv()
