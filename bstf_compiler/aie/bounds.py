@@ -6,7 +6,8 @@ byte of an output; the weights of kept blocks, their indices and the bias, once.
 do without: halos and weights that are loaded again, work that is spread unevenly, tensors spilled to DDR, waiting.
 
 Assumed is that layers run one after the other on the array, each reading its inputs from memory tiles and writing its
-output there, while transfers from and to DDR may run at any time. Another fusion of layers than the program's, or
+output there, while transfers from and to DDR may run at any time, and weights may come to the cores as early as these
+have room for them. Another fusion of layers than the program's, or
 another device, has another bound. This is the roofline of Williams, Waterman and Patterson (CACM 52(4), 2009: Roofline,
 an insightful visual performance model) with a roof for each kind of link.
 """
@@ -26,8 +27,10 @@ from bstf_compiler.aie.isa import Access, Compute, Transfer
 from bstf_compiler.aie.memory import STAGING
 from bstf_compiler.aie.reach import BLOCK
 
-ON_ARRAY = ("LOADFM", "LOADWM", "COMP", "WRITEFM")
-"""What a layer keeps busy while it runs; the other kinds use the links to DDR, which may work ahead or behind."""
+ON_ARRAY = ("LOADFM", "COMP", "WRITEFM")
+"""What a layer keeps busy while it runs. Of LOADWM so much may be done before as fills a core; the other kinds use the
+links to DDR, which may work ahead or behind.
+"""
 
 _WINDOWED = ("conv", "depthwise", "maxpool", "averagepool")
 _FIRST, _OTHERS, _LOADED = 1, 2, 4  # bits of bytes: read as a layer's first input, as another one; loaded from DDR
@@ -43,26 +46,39 @@ def layer_bounds(code: Code) -> dict[int, dict[str, float]]:
         >>> max(layer_bounds(program)[0].values())
     """
     stages: dict[int, list[Step]] = defaultdict(list)
-    for step in code.steps:
-        stages[step.stage].append(step)
+    for number, step in enumerate(code.steps):
+        stages[step.stage].append(code.layer_step(number))
     counter = _Counter(code)
     return {stage: counter.seconds(steps) for stage, steps in stages.items()}
 
 
-def on_array(kinds: dict[str, float]) -> float:
-    """Seconds that a layer is on the array at least: its longest work there."""
-    return max(kinds.get(kind, 0.0) for kind in ON_ARRAY)
+def seconds_ahead(device: DeviceSpec) -> float:
+    """Seconds of LOADWM that may be done for a layer before it begins: they fill a core's memory."""
+    return (device.core.memory_bytes - device.core.reserved_bytes) / device.rate("LOADWM")
 
 
-def network_bound(layers: Iterable[dict[str, float]]) -> float:
+def on_array(kinds: dict[str, float], ahead: float) -> float:
+    """Seconds that a layer is on the array at least: its longest work there, `ahead` seconds of LOADWM being done."""
+    return max(kinds.get("LOADWM", 0.0) - ahead, *(kinds.get(kind, 0.0) for kind in ON_ARRAY))
+
+
+def network_bound(layers: Iterable[dict[str, float]], most_ahead: float) -> float:
     """Seconds of a network at least: its layers one after the other on the array, or one link kind to DDR all the time.
 
+    While a layer is on the array for longer than its own weights take, weights of later ones may come, `most_ahead`
+    seconds of them at most. To keep a layer for longer than it must be gains later layers no more than it costs.
+
     Args:
-        layers: unavoidable seconds by instruction kind, of every layer.
+        layers: unavoidable seconds by instruction kind, of every layer in order.
+        most_ahead: what `seconds_ahead` says.
     """
-    layers = list(layers)
+    layers, array, ahead = list(layers), 0.0, 0.0
+    for kinds in layers:
+        seconds = on_array(kinds, ahead)
+        ahead = min(most_ahead, ahead + seconds - kinds.get("LOADWM", 0.0))
+        array += seconds
     links = [sum(kinds.get(kind, 0.0) for kinds in layers) for kind in ("LOAD", "LOADW", "WRITE")]
-    return max(sum(map(on_array, layers)), *links)
+    return max(array, *links)
 
 
 class _Counter:

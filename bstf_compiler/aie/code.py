@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bstf_compiler import integer
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.isa import Instruction
+from bstf_compiler.aie.isa import Instruction, Transfer
 from bstf_compiler.aie.memory import Allocation, Packing, Place, packing
 
 
@@ -37,6 +37,10 @@ class HostAffine:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     position: int
+
+
+WEIGHTS, WEIGHTS_AHEAD = "weights", "weights ahead"
+"""Names of the buffers that hold a step's chunks in every core, and the first ones of the next layer."""
 
 
 @dataclass
@@ -95,6 +99,15 @@ class Code:
         before = [f"affine '{affine.tensor}' of input '{affine.input}'" for affine in self.affines]
         return (*before, *(f"{port.host} of '{port.tensor}'" for port in self.outputs if port.host != "none"))
 
+    def layer_step(self, number: int) -> Step:
+        """Step `number` with all that is done for its layer, and nothing for another: without what it loads ahead, with
+        what the step before has.
+        """
+        step = self.steps[number]
+        before = next((one for one in reversed(self.steps[:number]) if one.instructions), None)
+        loaded = [i for i in before.instructions if _ahead(i)] if before and step.instructions else []
+        return replace(step, instructions=loaded + [i for i in step.instructions if not _ahead(i)])
+
     def image_range(self, port: Port) -> tuple[np.ndarray, np.ndarray]:
         """The values of an input's images, one or one a channel, between which the grid of its first tensor on the
         array lies; 0 and 1 if nobody reads it.
@@ -108,3 +121,7 @@ class Code:
         scale = np.where(scale == 0, 1.0, scale)  # any value does where the image doesn't count
         ends = [(end * 2.0**-first.position - offset) / scale for end in (integer.INT8_MIN, integer.INT8_MAX)]
         return np.minimum(*ends), np.maximum(*ends)
+
+
+def _ahead(instruction: Instruction) -> bool:
+    return isinstance(instruction, Transfer) and instruction.ahead

@@ -7,8 +7,9 @@ from bstf_compiler.aie.code import Code, HostAffine, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import Layer, share
 from bstf_compiler.aie.schedule import Schedule
-from bstf_compiler.aie.step import Chunk, StepWriter
+from bstf_compiler.aie.step import StepWriter
 from bstf_compiler.aie.tiling import Tiling
+from bstf_compiler.aie.weight_stream import Chunk
 from bstf_compiler.aie.weights import Packer
 from bstf_compiler.graph import Affine, Graph, Softmax
 
@@ -18,15 +19,11 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
     placement = schedule.placement
     data = bytearray()
     data_address = placement.ddr_bytes
-    steps = []
-    for index, (stage, tiles) in enumerate(zip(placement.stages, schedule.tilings)):
-        if tiles is None:  # all parts of a concatenation lie in their places
-            layer, band = stage.layer, stage.bands[0]
-            steps.append(Step(layer.name, layer.op, layer.output, band, index, keeps=True))
-            continue
-        chunks = _pack(graph, device, stage.layer, tiles, schedule, data, data_address)
-        for number in range(len(stage.bands)):
-            steps.append(StepWriter(device, placement.places, stage, tiles, chunks, number).step(index))
+    chunks = [
+        None if tiles is None else _pack(graph, device, stage.layer, tiles, schedule, data, data_address)
+        for stage, tiles in zip(placement.stages, schedule.tilings)
+    ]
+    steps = _steps(device, schedule, chunks)
     end = data_address + len(data)
     if end > device.ddr.memory_bytes:
         raise ValueError(
@@ -46,6 +43,42 @@ def generate(graph: Graph, device: DeviceSpec, schedule: Schedule) -> Code:
         graph.name, device, [_port(graph, *one) for one in graph.inputs.items()], _affines(graph), ports, tensors,
         placement.allocations, steps, data_address, bytes(data),
     )  # fmt: skip
+
+
+def _steps(
+    device: DeviceSpec, schedule: Schedule, chunks: list[dict[tuple[int, int, int], Chunk] | None]
+) -> list[Step]:
+    """The steps of all bands; each layer's last one goes on to load the first weights of the next layer.
+
+    Every other layer has its buffers at the other end of the cores' memory, so that there mostly is room for them.
+    """
+    placement, core_bytes = schedule.placement, tiling.buffer_bytes(device)
+    writers: list[tuple[int, StepWriter | None]] = []
+    before, cut, above = None, None, True  # the last writer, and how its layer is cut
+    for index, (stage, tiles, own) in enumerate(zip(placement.stages, schedule.tilings, chunks)):
+        if tiles is None:  # all parts of a concatenation lie in their places
+            writers.append((index, None))
+            continue
+        above = not above
+        placed = tiles.mirrored(core_bytes) if above else tiles
+        for number in range(len(stage.bands)):
+            writer = StepWriter(device, placement.places, stage, placed, own, number)
+            if number > 0:
+                writer.weights = writer.weights.after(before.weights)
+            elif before is not None and stage.ahead:
+                room = cut.stop + tiles.weights.total <= core_bytes
+                writer.weights = before.following = writer.weights.begun(cut.idle, room)
+            writers.append((index, writer))
+            before = writer
+        cut = tiles
+    steps = []
+    for index, writer in writers:
+        if writer is None:
+            layer = placement.stages[index].layer
+            steps.append(Step(layer.name, layer.op, layer.output, (0, layer.output_shape[0]), index, keeps=True))
+        else:
+            steps.append(writer.step(index))
+    return steps
 
 
 def _port(graph: Graph, tensor: str, user_shape: tuple[int, ...], host: str = "none") -> Port:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class LayerEstimate:
 
     `kinds`: busy seconds of the busiest unit by instruction kind; `bound`: the kind whose busiest unit works longest;
     `macs`: effective multiply-adds; `bytes`: moved by all instructions; `unavoidable`: seconds by instruction kind that
-    the work takes in any schedule (see bounds.py).
+    the work takes in any schedule; `ahead`: of its LOADWM what may be done before the layer begins (see bounds.py).
     """
 
     name: str
@@ -58,11 +59,12 @@ class LayerEstimate:
     macs: int
     bytes: int
     unavoidable: dict[str, float] = field(default_factory=dict)
+    ahead: float = 0.0
 
     @property
     def lower_bound_seconds(self) -> float:
         """Seconds that the layer is on the array in any schedule, at the cores' and links' full rates."""
-        return bounds.on_array(self.unavoidable)
+        return bounds.on_array(self.unavoidable, self.ahead)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Estimate:
     @property
     def lower_bound_seconds(self) -> float:
         """Seconds below which no schedule of these layers on this device can come; bounds.py says what is assumed."""
-        return bounds.network_bound(layer.unavoidable for layer in self.layers)
+        most_ahead = max((layer.ahead for layer in self.layers), default=0.0)
+        return bounds.network_bound((layer.unavoidable for layer in self.layers), most_ahead)
 
 
 def estimate(code: Code, cost_model: str = "exact", unavoidable: dict[int, dict[str, float]] | None = None) -> Estimate:
@@ -105,29 +108,31 @@ def estimate(code: Code, cost_model: str = "exact", unavoidable: dict[int, dict[
         ValueError: unknown cost model.
     """
     device = calibrated.measured(code.device) if cost_model == "calibrated" else code.device
-    models: dict[str, Callable[[Code, Step], list[Span]]] = {
-        "exact": lambda _, step: _timed(device, step),
-        "calibrated": lambda _, step: _timed(device, step),
-        "published": _published,
-    }
+    timed = partial(_timed, device)
+    models: dict[str, Callable[[Code, int], list[Span]]] = {
+        "exact": timed, "calibrated": timed, "published": _published,
+    }  # fmt: skip
     if cost_model not in models:
         raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
-    layers: list[LayerEstimate] = []
-    spans: list[Span] = []
+    spans: dict[str, list[Span]] = {step.layer: [] for step in code.steps}
+    times: dict[int, tuple[Step, float, float]] = {}
     clock = 0.0
-    if unavoidable is None:
-        unavoidable = bounds.layer_bounds(code)
-    for stage, steps in _stages(code).items():
-        start, own, duration = clock, [], 0.0
-        for step in steps:
-            made = models[cost_model](code, step)
-            own += [_shifted(span, start + duration) for span in made]
-            duration += max((span.end for span in made), default=0.0)
-        layers.append(_layer(steps[0], start, duration, own, unavoidable[stage]))
-        spans += own
-        clock += duration
+    for number, step in enumerate(code.steps):
+        made = models[cost_model](code, number)
+        for span in made:
+            spans[span.layer].append(_shifted(span, clock))
+        duration = max((span.end for span in made), default=0.0)
+        _, start, before = times.get(step.stage, (step, clock, 0.0))
+        times[step.stage] = step, start, before + duration
+        clock = start + before + duration
+    unavoidable, ahead = unavoidable or bounds.layer_bounds(code), bounds.seconds_ahead(code.device)
+    layers = [
+        _layer(step, start, duration, spans[step.layer], unavoidable[stage], ahead)
+        for stage, (step, start, duration) in times.items()
+    ]
+    everything = (span for own in spans.values() for span in own)
     return Estimate(
-        device.name, cost_model, tuple(layers), tuple(spans), code.host_parts,
+        device.name, cost_model, tuple(layers), tuple(everything), code.host_parts,
         tuple(code.allocations), device.memtile.memory_bytes, device.ddr_rate,
     )  # fmt: skip
 
@@ -139,15 +144,10 @@ def layer_seconds(code: Code, device: DeviceSpec) -> list[float]:
         code: the program.
         device: what runs it; faster or slower than the program's own, but with the same memories.
     """
-    return [sum(_events(device, step)[0].end.max(initial=0.0) for step in steps) for steps in _stages(code).values()]
-
-
-def _stages(code: Code) -> dict[int, list[Step]]:
-    """The steps of every stage, in order."""
-    stages: dict[int, list[Step]] = {}
+    found: dict[int, float] = {}
     for step in code.steps:
-        stages.setdefault(step.stage, []).append(step)
-    return stages
+        found[step.stage] = found.get(step.stage, 0.0) + float(_events(device, step)[0].end.max(initial=0.0))
+    return list(found.values())
 
 
 def _shifted(span: Span, by: float) -> Span:
@@ -156,14 +156,16 @@ def _shifted(span: Span, by: float) -> Span:
     )  # fmt: skip
 
 
-def _layer(step: Step, start: float, seconds: float, spans: list[Span], unavoidable: dict[str, float]) -> LayerEstimate:
+def _layer(
+    step: Step, start: float, seconds: float, spans: list[Span], unavoidable: dict[str, float], ahead: float
+) -> LayerEstimate:
     busy: dict[tuple[str, str], float] = {}
     for span in spans:
         busy[span.kind, span.unit] = busy.get((span.kind, span.unit), 0.0) + span.busy
     kinds = {kind: max((b for (k, _), b in busy.items() if k == kind), default=0.0) for kind in KINDS}
     return LayerEstimate(
         step.layer, step.op, start, seconds, kinds, max(KINDS, key=lambda kind: kinds[kind]),
-        sum(span.macs for span in spans), sum(span.bytes for span in spans), unavoidable,
+        sum(span.macs for span in spans), sum(span.bytes for span in spans), unavoidable, ahead,
     )  # fmt: skip
 
 
@@ -185,7 +187,10 @@ def _events(device: DeviceSpec, step: Step) -> tuple[events.Events, list[float]]
     return events.run(step.instructions, step.locks, durations), durations
 
 
-def _timed(device: DeviceSpec, step: Step) -> list[Span]:
+def _timed(device: DeviceSpec, code: Code, number: int) -> list[Span]:
+    """The spans of a step; those of what it loads ahead belong to the next layer."""
+    step = code.steps[number]
+    following = next((one.layer for one in code.steps[number + 1 :] if one.instructions), "")
     order, durations = _events(device, step)
     starts = np.full(len(durations), np.inf)
     ends = np.zeros(len(durations))
@@ -193,7 +198,8 @@ def _timed(device: DeviceSpec, step: Step) -> list[Span]:
     np.maximum.at(ends, order.instruction, order.end)
     return [
         Span(
-            step.layer, instruction.kind, instruction.unit, float(start), float(end),
+            following if isinstance(instruction, Transfer) and instruction.ahead else step.layer,
+            instruction.kind, instruction.unit, float(start), float(end),
             duration * instruction.iterations, instruction.bytes * instruction.iterations, _macs(instruction),
         )
         for instruction, start, end, duration in zip(step.instructions, starts, ends, durations)
@@ -210,11 +216,12 @@ _PUBLISHED_OPS = {"conv": "conv2d", "depthwise": "conv2d", "add": "add", "produc
 """What the tables have, by operation; what they lack costs what their maxpool2d does, an operation a value read."""
 
 
-def _published(code: Code, step: Step) -> list[Span]:
+def _published(code: Code, number: int) -> list[Span]:
     """One span an instruction kind; their ends say when the layer is over."""
+    step = code.layer_step(number)
     if not step.instructions:
         return []
-    device, layers = code.device, _published_layers(code, step)
+    device, layers = code.device, _published_layers(code, number, step)
     if len(set(vars(device.links).values())) > 1:
         raise ValueError(
             f"the published cost model knows one link rate; those of {device.name} differ: use cost_model='exact'"
@@ -249,7 +256,7 @@ def _slowest(step: Step, kind: str, rate: float) -> float:
     return max(loads.values(), default=0) / rate
 
 
-def _published_layers(code: Code, step: Step) -> list[published.PublishedLayer]:
+def _published_layers(code: Code, number: int, step: Step) -> list[published.PublishedLayer]:
     """The step's sub-volumes: those of the busiest core, its column's output, the runs of its column. A convolution
     that ends in a sum is two layers, as in the tables.
     """
@@ -263,7 +270,9 @@ def _published_layers(code: Code, step: Step) -> list[published.PublishedLayer]:
     weighted = step.op in ("conv", "depthwise")
     deep = largest.inputs[0].sizes[2] if step.op == "conv" else 1  # input channels of an output channel
     splits = max(1, sum(i.unit == largest.unit for i in work) // len(mine)) if weighted else 1
-    chunks = sum(i.kind == "LOADW" for i in step.instructions) // splits if weighted else 0
+    begins = next(n for n, one in enumerate(code.steps) if one.stage == step.stage)  # later bands may load none
+    loads = sum(i.kind == "LOADW" for i in code.layer_step(begins).instructions)
+    chunks = max(1, loads // splits) if weighted else 0
     dense = sum(i.output.bytes * math.prod(i.kernel) * i.inputs[0].sizes[2] * i.iterations for i in work)
     effective = sum(i.work * i.iterations for i in work)
     layer = published.PublishedLayer(

@@ -76,7 +76,9 @@ class Move:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A DMA channel's instruction: in each iteration takes locks, makes its moves in order, gives locks."""
+    """A DMA channel's instruction: in each iteration takes locks, makes its moves in order, gives locks. `ahead`: it is
+    for the layer of the next step.
+    """
 
     kind: str
     unit: str
@@ -84,6 +86,7 @@ class Transfer:
     iterations: int = 1
     acquire: tuple[LockAction, ...] = ()
     release: tuple[LockAction, ...] = ()
+    ahead: bool = False
 
     @property
     def bytes(self) -> int:

@@ -52,14 +52,16 @@ class Allocation:
 
 @dataclass
 class Stage:
-    """A layer with its memory: output rows of each band, address of the weight chunks in every memory tile, and
-    addresses of staging buffers by tensor: two each if there are several bands, used in turn.
+    """A layer with its memory: output rows of each band, address of the weight chunks in every memory tile, addresses
+    of staging buffers by tensor: two each if there are several bands, used in turn; `ahead`: whether there is room for
+    the chunks while the layer before is computed.
     """
 
     layer: Layer
     bands: list[tuple[int, int]]
     chunks: int
     staging: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ahead: bool = False
 
     def staging_of(self, tensor: str, band: int) -> int:
         """Address of the buffer that holds a band of a tensor."""
@@ -161,6 +163,7 @@ class _Attempt:
         self._live: dict[str, tuple[int, int]] = {}  # whole tensor -> (address, bytes)
         self._placement = Placement({}, [], [], ddr_bytes=0)
         self._born: dict[str, int] = {}
+        self._before: int | None = None  # the last stage that computes
 
     def run(self) -> Placement:
         for name in sorted(self._in_ddr):
@@ -221,16 +224,21 @@ class _Attempt:
         _, bands, sizes, addresses = best
         if fresh:
             self._take(whole, addresses.pop(whole), sizes[whole], index)
+        ahead = self._free_before(addresses[CHUNKS], sizes[CHUNKS])
+        first = self._before if ahead else index
         self._placement.allocations += [
-            Allocation(name if name == CHUNKS else f"{STAGING}{name}", addresses[name], sizes[name], index, index)
+            Allocation(CHUNKS, addresses[name], sizes[name], first, index)
+            if name == CHUNKS
+            else Allocation(f"{STAGING}{name}", addresses[name], sizes[name], index, index)
             for name in addresses
         ]
+        self._before = index
         chunks, buffers = addresses.pop(CHUNKS), min(2, len(bands))
         staging = {
             name: tuple(address + slot * (sizes[name] // buffers) for slot in range(buffers))
             for name, address in addresses.items()
         }
-        self._placement.stages.append(Stage(layer, bands, chunks, staging))
+        self._placement.stages.append(Stage(layer, bands, chunks, staging, ahead))
 
     def _seconds(self, layer: Layer, staging: dict[str, int], bands: int, seconds: float) -> float:
         """Of a layer in bands that take the array `seconds` each: the next band is loaded and the one before written
@@ -268,20 +276,40 @@ class _Attempt:
         return piece_bytes(shape, rows, self._device)
 
     def _first_fit(self, sizes: dict[str, int]) -> dict[str, int] | None:
-        """Lowest free addresses for all of `sizes`, or None."""
-        taken = sorted(self._live.values())
+        """Lowest free addresses for all of `sizes`, or None; of chunks one that was free in the stage before too, if
+        there is one.
+        """
+        taken = list(self._live.values())
         found = {}
         for name, size in sizes.items():
-            address = 0
-            for start, length in taken:
-                if address + size <= start:
-                    break
-                address = max(address, start + length)
-            if address + size > self._device.memtile.memory_bytes:
+            address = self._lowest(taken + self._held_before(), size) if name == CHUNKS else None
+            if address is None:
+                address = self._lowest(taken, size)
+            if address is None:
                 return None
             found[name] = address
-            taken = sorted([*taken, (address, size)])
+            taken.append((address, size))
         return found
+
+    def _lowest(self, taken: list[tuple[int, int]], size: int) -> int | None:
+        """The lowest address of `size` free bytes."""
+        address = 0
+        for start, length in sorted(taken):
+            if address + size <= start:
+                break
+            address = max(address, start + length)
+        return address if address + size <= self._device.memtile.memory_bytes else None
+
+    def _held_before(self) -> list[tuple[int, int]]:
+        """What was held in the stage before and is free now: (address, bytes)."""
+        before = self._before
+        return [(a.address, a.bytes) for a in self._placement.allocations if before is not None and a.last >= before]
+
+    def _free_before(self, address: int, size: int) -> bool:
+        """Whether nothing was held there in the stage before."""
+        if self._before is None:
+            return False
+        return all(address + size <= start or start + length <= address for start, length in self._held_before())
 
     def _take(self, name: str, address: int, size: int, index: int) -> None:
         self._live[name] = (address, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bstf_compiler.aie import memory, tiling, weights
 from bstf_compiler.aie.device import DeviceSpec
@@ -50,11 +51,16 @@ def _plan(graph: Graph, device: DeviceSpec, layers: list[Layer]) -> Schedule:
         if not layer.has_weights
     }
     chosen: dict[tuple[str, int], Tiling] = {}
+    computing = [layer.name for layer in layers if layer.sources]
+    before = dict(pairwise([None, *computing][::-1]))
+    idle = {None: 0.0}  # of the tiling that was asked for last
 
     def tile(layer: Layer, rows: int) -> Tiling:
         if (layer.name, rows) not in chosen:
             size = len(parameters.get(layer.name, b""))
-            chosen[layer.name, rows] = tiling.choose(layer, device, size, rows)
+            whole = rows == layer.output_shape[0]  # but the first of several bands finds no weights
+            chosen[layer.name, rows] = tiling.choose(layer, device, size, rows, whole * idle[before[layer.name]])
+        idle[layer.name] = chosen[layer.name, rows].idle
         return chosen[layer.name, rows]
 
     outputs = outputs_of(graph)

@@ -1,8 +1,8 @@
 """The instructions of a step: one band of one layer, every byte moved and every tile computed.
 
-Locks, by tile: a core's `in_free`/`in_full`, `out_free`/`out_full` and `w_free`/`w_full` count ring slots; a memory
-tile's `w_free`/`w_full` count chunk slots, `ready` tells the columns that read it that LOAD is done, `done` tells WRITE
-that the column's results are there.
+Locks, by tile: a core's `in_free`/`in_full` and `out_free`/`out_full` count ring slots; a memory tile's `ready` tells
+the columns that read it that LOAD is done, its `done` tells WRITE that the column's results are there. Those of weights
+are told in weight_stream.py.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ from dataclasses import dataclass, replace
 
 from bstf_compiler.aie import tiling
 from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
-from bstf_compiler.aie.code import Step
+from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
 from bstf_compiler.aie.memory import Place, Stage, tile_spans
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
 from bstf_compiler.aie.tiling import Piece, Ring, Tiling
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A packed chunk in DDR."""
-
-    address: int
-    bytes: int
+from bstf_compiler.aie.weight_stream import Chunk, WeightStream
 
 
 @dataclass(frozen=True)
@@ -68,20 +61,35 @@ class StepWriter:
         self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start]
         self._rows = [r for r in range(device.rows) if self._pieces[0][r].blocks]
         self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
+        cores = {row: tuple(_core(column, row) for column in self._columns) for row in self._rows}
+        orders = {row: self._chunk_order(row) for row in self._rows}
+        self.weights = WeightStream(device, tiles.weights, stage.chunks, orders, cores)
+        self.following: WeightStream | None = None
         self._step: Step
 
     def step(self, stage_index: int) -> Step:
-        """All instructions of the band, with the LOAD of the next one and the WRITE of the one before."""
+        """All instructions of the band, with the LOAD of the next one, the WRITE of the one before, and the first
+        weights of the layer that is `following`.
+        """
         layer = self._layer
         self._step = Step(layer.name, layer.op, layer.output, self._band, stage_index, keeps=self._last)
         self._step.buffers = self._buffers()
         self._declare_locks()
         self._load()
-        self._weights()
+        self._step.instructions += self.weights.transfers()
+        if self.following is not None:
+            self._load_ahead(self.following)
         for column in self._columns:
             self._column(column)
         self._write()
         return self._step
+
+    def _load_ahead(self, following: WeightStream) -> None:
+        """The first weights of the next layer, in this step's queues."""
+        self._step.locks |= following.locks_ahead()
+        self._step.instructions += following.transfers_ahead()
+        if following.sent:
+            self._step.buffers.append((WEIGHTS_AHEAD, following.ring.address, following.ring.total))
 
     def _input_spans_of_cores(self) -> dict[tuple[int, int], list[list[Piece]]]:
         """The input blocks that cores need by (round, input chunk): of each source, by row of cores."""
@@ -99,7 +107,7 @@ class StepWriter:
 
     def _buffers(self) -> list[tuple[str, int, int]]:
         tiles = self._tiles
-        rings = [("weights", tiles.weights), ("output", tiles.output), ("sums", tiles.sums)]
+        rings = [(WEIGHTS, tiles.weights), ("output", tiles.output), ("sums", tiles.sums)]
         rings += [(f"input {i}", ring) for i, ring in enumerate(tiles.inputs)]
         return [(name, ring.address, ring.stop - ring.address) for name, ring in rings if ring.bytes]
 
@@ -110,10 +118,7 @@ class StepWriter:
                 core = _core(column, row)
                 locks |= {f"{core}:in_free": tiles.input_slots, f"{core}:in_full": 0}
                 locks |= {f"{core}:out_free": tiles.output.slots, f"{core}:out_full": 0}
-                locks |= {f"{core}:w_free": tiles.weights.slots, f"{core}:w_full": 0}
-        for row in self._rows:
-            free, full = _weight_locks(self._device, row)
-            locks |= {free: tiles.weights.slots, full: 0}
+        locks |= self.weights.locks()
         for tile in self._device.activation_tiles:
             locks |= {f"m{tile}:ready": 0, f"m{tile}:done": 0}
 
@@ -205,32 +210,6 @@ class StepWriter:
         return Access((tile,), self._stage.staging_of(name, number), (rows, width, length), (width * length, length))
 
     # --- weights ---
-
-    def _weights(self) -> None:
-        """LOADW and LOADWM: the chunks of each row of cores, in the order in which they are used."""
-        ring = self._tiles.weights
-        for row in self._rows:
-            tile, slot_of_row = self._device.weight_tile(row)
-            memtile_ring = replace(ring, address=self._stage.chunks + slot_of_row * ring.total)
-            free, full = _weight_locks(self._device, row)
-            for use, chunk in enumerate(self._chunk_order(row)):
-                chunk_slot = slot((f"m{tile}",), memtile_ring, chunk.bytes, use)
-                ddr = Access(("ddr",), chunk.address, (1, 1, chunk.bytes))
-                self._emit(
-                    Transfer(
-                        "LOADW", f"loadw.{row}", (Move(ddr, chunk_slot),),
-                        acquire=(LockAction(free),), release=(LockAction(full),),
-                    )
-                )  # fmt: skip
-                cores = tuple(_core(column, row) for column in self._columns)
-                target = slot(cores, ring, chunk.bytes, use)
-                self._emit(
-                    Transfer(
-                        "LOADWM", f"loadwm.{row}", (Move(chunk_slot, target),),
-                        acquire=(LockAction(full), *(LockAction(f"{core}:w_free") for core in cores)),
-                        release=(LockAction(free), *(LockAction(f"{core}:w_full") for core in cores)),
-                    )
-                )  # fmt: skip
 
     def _chunk_order(self, row: int) -> list[Chunk]:
         """The chunks of a row: one a round, or, summing in pieces, all pieces again for every tile."""
@@ -404,9 +383,9 @@ class StepWriter:
             use = load if tiles.input_chunks > 1 else k
         acquire, release = [LockAction(f"{core}:in_full")], [LockAction(f"{core}:in_free")]
         takes, gives = self._weight_changes(row, position, plan)
-        if takes:
+        if takes and self.weights.waits(row, use):
             acquire.append(LockAction(f"{core}:w_full", 1, FIRST))
-        if gives:
+        if gives and self.weights.frees(row, use):
             release.append(LockAction(f"{core}:w_free", 1, LAST))
         if finish:
             acquire.append(LockAction(f"{core}:out_free"))
@@ -485,12 +464,6 @@ class StepWriter:
 
     def _emit(self, instruction: Transfer | Compute) -> None:
         self._step.instructions.append(instruction)
-
-
-def _weight_locks(device: DeviceSpec, row: int) -> tuple[str, str]:
-    """The locks of a row's chunk slots in its memory tile, free and full; a number where a tile feeds several rows."""
-    tile, slot = device.weight_tile(row)
-    return f"m{tile}:w_free{slot or ''}", f"m{tile}:w_full{slot or ''}"
 
 
 def _core(column: int, row: int) -> str:

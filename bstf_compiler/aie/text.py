@@ -4,8 +4,8 @@
 
 An access is `tiles@address`, `+advance` a iteration (`%slots#first`: around a ring), then the box `[rows x pixels x
 bytes / row stride, pixel stride]`. `wait` and `give` list locks: `c0.0:in_free`, `*2` for a count, `!first` or `!last`
-if not in each iteration. Lines that begin with a dot describe the rest in JSON: `.host_affine` and the `host` of an
-`.output` are what the host computes before and after the array.
+if not in each iteration. `ahead`: for the layer of the next step. Lines that begin with a dot describe the rest in
+JSON: `.host_affine` and the `host` of an `.output` are what the host computes before and after the array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import EACH, Access, Compute, Instruction, LockAction, Move, Transfer
 from bstf_compiler.aie.memory import Allocation, Place
 
-VERSION = 4
+VERSION = 5
 
 
 class _OtherVersion(ValueError):
@@ -131,6 +131,7 @@ def _step(entry: dict) -> Step:
 def _format(instruction: Instruction) -> str:
     words = [instruction.kind, instruction.unit, f"x{instruction.iterations}"]
     if isinstance(instruction, Transfer):
+        words += ["ahead"] * instruction.ahead
         moves = [f"{_access(move.source)} > {_access(move.target)}" for move in instruction.moves]
         words.append(" | ".join(moves))
     else:
@@ -192,11 +193,12 @@ def _parse(line: str) -> Instruction:
     }
     content, iterations = (body[0] if body else ""), int(times.removeprefix("x"))
     if kind != "COMP":
-        moves = []
+        ahead, moves = content.startswith("ahead"), []
+        content = content.removeprefix("ahead").lstrip()
         for move in filter(None, content.split(" | ")):
             source, target = move.split(" > ")
             moves.append(Move(_parse_access(source), _parse_access(target)))
-        return Transfer(kind, unit, tuple(moves), iterations, **locks)
+        return Transfer(kind, unit, tuple(moves), iterations, **locks, ahead=ahead)
     found = _COMPUTE.match(content).groups()
     op, images, chunk, out, block, kernel, strides, dilation, top, left, work, added, macs, sums, begin, finish = found
     return Compute(

@@ -47,7 +47,10 @@ class Ring:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums."""
+    """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums.
+
+    `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
+    """
 
     rounds: int
     tile_rows: int
@@ -57,7 +60,8 @@ class Tiling:
     inputs: tuple[Ring, ...]
     output: Ring
     sums: Ring
-    seconds: float
+    seconds: float = 0.0
+    idle: float = 0.0
 
     @property
     def input_slots(self) -> int:
@@ -68,6 +72,17 @@ class Tiling:
     def stop(self) -> int:
         """Bytes of core memory in use."""
         return self.sums.stop
+
+    def mirrored(self, memory: int) -> Tiling:
+        """The same buffers at the other end of `memory` bytes, so that the weights are the last of them."""
+
+        def moved(ring: Ring) -> Ring:
+            return replace(ring, address=memory - ring.stop)
+
+        return replace(
+            self, weights=moved(self.weights), inputs=tuple(map(moved, self.inputs)), output=moved(self.output),
+            sums=moved(self.sums),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ def cuts(size: int, length: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in range(0, size, length)]
 
 
-def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Tiling:
+def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float = 0.0) -> Tiling:
     """The legal tiling with the shortest pipeline.
 
     Args:
@@ -103,22 +118,24 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
         device: the array.
         parameter_bytes: size of the chunk of a layer without weights.
         rows: output rows that are computed at once (fewer than the image's if it comes from DDR in bands).
+        idle: seconds in which LOADW has nothing to load for the layer before: the first chunks come then.
 
     Raises:
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
-    budget = device.core.memory_bytes - device.core.reserved_bytes
+    budget = buffer_bytes(device)
     best, shortest, smallest = None, (True, math.inf), None
     for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
         smallest = min(smallest or tiling.stop, tiling.stop)
         tiles = -(-rows // tiling.tile_rows) * -(-_widest(layer, device) // tiling.tile_columns)
         calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
         crowds = tiling.weights.total > device.memtile.memory_bytes // 2  # its chunks leave tensors no room there
-        if tiling.stop > budget or (crowds, dealt.bound(tiling, rows) + calls) >= shortest:
+        calls += dealt.ahead(tiling.weights.slots, idle).late
+        if tiling.stop > budget or (crowds, dealt.bound(tiling, rows, idle) + calls) >= shortest:
             continue
-        seconds = _seconds(layer, device, dealt, tiling, rows)
+        seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
         if (crowds, seconds + calls) < shortest:
-            best, shortest = replace(tiling, seconds=seconds), (crowds, seconds + calls)
+            best, shortest = replace(tiling, seconds=seconds, idle=idle_seconds), (crowds, seconds + calls)
     if best is None:
         raise DoesNotFit(
             layer,
@@ -126,6 +143,11 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) ->
             f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
         )
     return best
+
+
+def buffer_bytes(device: DeviceSpec) -> int:
+    """Bytes of a core that buffers may take."""
+    return (device.core.memory_bytes - device.core.reserved_bytes) // _ALIGN * _ALIGN
 
 
 def _input_chunk_counts(layer: Layer) -> Iterator[int]:
@@ -176,6 +198,7 @@ class _Dealt:
         self.rounds, self.input_chunks = rounds, input_chunks
         self._layer, self._device = layer, device
         self.pieces = pieces(layer, device, rounds)
+        self._ahead: dict[tuple[int, float], Ahead] = {}
         blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
         self.outputs = int(blocks.max())
         self.written = blocks.sum(axis=1)  # blocks of each pixel, by round
@@ -236,7 +259,15 @@ class _Dealt:
             self.loads = np.stack([self.loads[0], added])
             self.most.append(self.outputs)
 
-    def bound(self, tiling: Tiling, rows: int) -> float:
+    def ahead(self, slots: int, idle: float) -> Ahead:
+        """Chunks that the step before loads."""
+        if (slots, idle) not in self._ahead:  # asked again for every tiling
+            first = np.resize(self.weight_bytes[0], 2 * slots)
+            chunks = first if self.input_chunks > 1 else self.weight_bytes[:, 0]
+            self._ahead[slots, idle] = ahead(chunks, self._device, slots, idle)
+        return self._ahead[slots, idle]
+
+    def bound(self, tiling: Tiling, rows: int, idle: float) -> float:
         """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
         layer, rate = self._layer, self._device.rate
         heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
@@ -248,12 +279,41 @@ class _Dealt:
                 area = sum(map(source.rows.most, heights)) * sum(map(source.columns.most, widths))
                 loaded += area * int(loads.sum()) * BLOCK
         weight_bytes = int(self.weight_bytes.sum()) * (tiles if self.input_chunks > 1 else 1)
+        weight_bytes -= self.ahead(tiling.weights.slots, idle).bytes
         return max(
             loaded / rate("LOADFM"),
             pixels * float(self.cycles.sum()) / self._device.clock_hz,
             pixels * int(self.written.sum()) * BLOCK / rate("WRITEFM"),
             weight_bytes / min(rate("LOADW"), rate("LOADWM")),
         )
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Chunks that come before their layer begins: how many are in the memory tile or the core, how many of them in the
+    core, the bytes of all, and how many seconds longer than it was idle LOADW takes for them.
+    """
+
+    loaded: int
+    sent: int
+    bytes: int
+    late: float
+
+
+def ahead(chunks: np.ndarray, device: DeviceSpec, slots: int, idle: float) -> Ahead:
+    """What LOADW and LOADWM can do of a layer while the one before is computed.
+
+    Args:
+        chunks: bytes, in the order of their use.
+        device: the array.
+        slots: of a core, and of a memory tile.
+        idle: seconds in which LOADW has nothing else to do. A chunk for which they don't suffice comes if it is the
+            first: better late than later.
+    """
+    ends = np.cumsum(chunks[: 2 * slots]) / device.rate("LOADW")
+    sent = int(np.count_nonzero(ends[:slots] + chunks[:slots] / device.rate("LOADWM") <= idle))
+    loaded = max(int(np.count_nonzero(ends[: sent + slots] <= idle)), int(idle > 0))
+    return Ahead(loaded, sent, int(chunks[:loaded].sum()), max(0.0, ends[loaded - 1] - idle) if loaded else 0.0)
 
 
 def input_spans(layer: Layer, source: Source, row_pieces: list[Piece], chunk: tuple[int, int]) -> list[tuple[int, int]]:
@@ -301,12 +361,15 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int, 
         inputs=tuple(input_ring(source, blocks) for source, blocks in zip(layer.sources, dealt.most)),
         output=ring(min(2, tiles), height * columns * dealt.outputs * BLOCK),
         sums=ring(1, 4 * height * columns * dealt.outputs * BLOCK if dealt.input_chunks > 1 else 0),
-        seconds=0.0,
     )
 
 
-def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int) -> float:
-    """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores."""
+def _seconds(
+    layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int, idle: float
+) -> tuple[float, float]:
+    """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores; and how long LOADW has
+    nothing to do at its end.
+    """
     heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
     widths = [stop - start for start, stop in cuts(_widest(layer, device), tiling.tile_columns)]
     pixels = np.outer(widths, heights).ravel()
@@ -318,15 +381,18 @@ def _seconds(layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, ro
             load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
     compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
     write = pixels[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
-    return _pipeline(
+    there = dealt.ahead(tiling.weights.slots, idle)
+    seconds, loaded = _pipeline(
         load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
-        tiling.weights.slots, tiling.input_slots, tiling.output.slots,
+        tiling.weights.slots, tiling.input_slots, tiling.output.slots, there.loaded, there.sent,
     )  # fmt: skip
+    return seconds, seconds - loaded
 
 
 @nb.njit(cache=True)
-def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, output_slots):  # noqa: ANN001
-    """When the last tile is written: five units in a row, each one waiting for data and for free slots.
+def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, output_slots, ahead, sent):  # noqa: ANN001
+    """When the last tile is written, and when the last chunk has left DDR: five units in a row, each one waiting for
+    data and for free slots. The first chunks are there already: `ahead` of them in the memory tile, `sent` in the core.
 
     `load`, `compute`: seconds by (round, tile, input chunk); `write` by (round, tile); `loadw`, `loadwm` by (round,
     input chunk), zero where there is no chunk.
@@ -345,8 +411,10 @@ def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, ou
             for j in range(inputs):
                 if loadw[k, j] > 0 and (stream or t == 0):
                     slot = chunk % weight_slots
-                    t_loadw = max(t_loadw, chunk_in[slot]) + loadw[k, j]
-                    t_loadwm = max(t_loadwm, t_loadw, weight_free[chunk % weight_slots]) + loadwm[k, j]
+                    if chunk >= ahead:
+                        t_loadw = max(t_loadw, chunk_in[slot]) + loadw[k, j]
+                    if chunk >= sent:
+                        t_loadwm = max(t_loadwm, t_loadw, weight_free[slot]) + loadwm[k, j]
                     chunk_in[slot] = t_loadwm
                     weights_at = t_loadwm
                     chunk += 1
@@ -362,4 +430,4 @@ def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, ou
             t_write = max(t_write, t_comp) + write[k, t]
             output_free[tile % output_slots] = t_write
             tile += 1
-    return t_write
+    return t_write, t_loadw

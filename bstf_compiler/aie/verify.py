@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from bstf_compiler.aie import events, footprint
-from bstf_compiler.aie.code import Code, Step
+from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
@@ -173,7 +173,7 @@ def _reads(code: Code) -> Iterator[str]:
         if violation is not None:
             yield f"layer '{step.layer}': {violation}"
             return  # what follows from it would be no news
-        written[cores:] = 0
+        _forget_cores(space, code, number, written)
         for buffer in staged:
             buffer[buffer == _OLD] = 0
         after = code.steps[number + 1].stage if number + 1 < len(code.steps) else step.stage + 1
@@ -183,6 +183,19 @@ def _reads(code: Code) -> Iterator[str]:
         box, once = _box_of(space, code, port.tensor), np.zeros(1, np.int64)
         if footprint.first_unwritten(written, box, np.zeros(1, np.bool_), np.arange(2), once, once)[0] >= 0:
             yield f"output '{port.tensor}' is not whole when the last step ends"
+
+
+def _forget_cores(space: AddressSpace, code: Code, number: int, written: np.ndarray) -> None:
+    """Nothing stays in the cores after a step but the weights of a layer that goes on, or those loaded ahead."""
+    step, following = code.steps[number], code.steps[number + 1 : number + 2]
+    if not step.instructions:
+        return
+    goes_on = WEIGHTS if following and following[0].stage == step.stage else WEIGHTS_AHEAD
+    cores = written[space.starts["c0.0"] :].reshape(-1, code.device.core.memory_bytes)
+    kept = np.zeros(cores.shape[1], bool)
+    for name, address, size in step.buffers:
+        kept[address : address + size] |= name == goes_on
+    cores[:, ~kept] = 0
 
 
 def _box_of(space: AddressSpace, code: Code, name: str) -> np.ndarray:
@@ -200,7 +213,7 @@ def _given_up(code: Code, stage: int, after: int) -> Iterator[Allocation]:
         if held.first <= stage <= held.last:
             # An output may take the place of an input that its step still reads.
             ends = held.last < after and (held.address, held.bytes) not in heirs
-            if ends or held.name == CHUNKS:
+            if ends or (held.name == CHUNKS and held.last == stage):
                 yield held
 
 

@@ -1,9 +1,13 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 import bstf_compiler
+from bstf_compiler.aie import bounds
 from bstf_compiler.graph import Window
 from tests.bstf_compiler.aie.devices import small_device
 from tests.bstf_compiler.networks import Builder, network_of_everything, random_network
@@ -49,7 +53,9 @@ def test_what_a_convolution_cannot_avoid():
         assert least[kind] == pytest.approx(image / 2 / RATE), kind
     packed = 9 * 32 * 32 + 4 * 32 + 2 * (16 + 4)  # weights, bias, indices and counts of blocks
     assert least["LOADWM"] == least["LOADW"] == pytest.approx(packed / 2 / RATE)
-    assert layer.lower_bound_seconds == max(least[kind] for kind in ("COMP", "LOADFM", "LOADWM", "WRITEFM"))
+    kinds = ("COMP", "LOADFM", "WRITEFM")
+    assert layer.lower_bound_seconds == max(least["LOADWM"] - layer.ahead, *(least[kind] for kind in kinds))
+    assert layer.ahead == pytest.approx((65536 - 1408) / RATE)
 
 
 def test_zero_blocks_lower_the_bound_of_computing():
@@ -76,9 +82,32 @@ def test_halos_and_bands_do_not_raise_the_bound(memtile):
 
 def test_a_network_lasts_as_long_as_its_layers_or_as_a_link_to_ddr():
     times = bstf_compiler.compile(random_network(3, most_channels=80), "aie2_2x2").estimate()
-    array = sum(layer.lower_bound_seconds for layer in times.layers)
     links = [sum(layer.unavoidable[kind] for layer in times.layers) for kind in ("LOAD", "LOADW", "WRITE")]
+    most_ahead = times.layers[0].ahead
+    array = shortest([layer.unavoidable for layer in times.layers], most_ahead)
     assert times.lower_bound_seconds == pytest.approx(max(array, *links))
+
+
+def shortest(layers, most_ahead):
+    """By linear programming: layers last as long as their work, and any run of them as its weights, less what may be in
+    the cores before it begins.
+    """
+    count, unit = len(layers), max(max(layer.values()) for layer in layers) or 1.0  # near 1, for the solver
+    layers = [{kind: seconds / unit for kind, seconds in layer.items()} for layer in layers]
+    most_ahead /= unit
+    least = [max(layer.get(kind, 0.0) for kind in ("LOADFM", "COMP", "WRITEFM")) for layer in layers]
+    runs, weights = [], []
+    for first, last in combinations(range(count + 1), 2):
+        runs.append([-1.0 if first <= n < last else 0.0 for n in range(count)])
+        ahead = most_ahead if first else 0.0
+        weights.append(ahead - sum(layer.get("LOADWM", 0.0) for layer in layers[first:last]))
+    return linprog(np.ones(count), A_ub=runs, b_ub=weights, bounds=[(low, None) for low in least]).fun * unit
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=7), st.floats(0, 10))
+def test_weights_may_come_as_early_as_cores_have_room(work, most_ahead):
+    layers = [{"COMP": compute, "LOADWM": weights} for compute, weights in work]
+    assert bounds.network_bound(layers, most_ahead) == pytest.approx(shortest(layers, most_ahead), abs=1e-6)
 
 
 def test_an_input_that_two_layers_load_counts_once():

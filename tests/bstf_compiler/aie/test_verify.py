@@ -71,7 +71,7 @@ def test_a_core_that_does_not_wait_for_its_input_reads_too_early():
 def test_a_step_that_is_left_out():
     program = program_of()
     del program.steps[0]
-    assert "layer 'conv1': LOADFM" in only_violation(program)
+    assert "layer 'conv1': LOAD" in only_violation(program)
 
 
 def test_steps_in_another_order():
