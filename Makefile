@@ -38,6 +38,7 @@ $(VENV)/.benched: $(STAMP)
 bench: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.resnet50 --output=benchmarks/results/resnet50
 	$(BIN)/python -m benchmarks.aie_sweep --output=benchmarks/results/aie_sweep
+	$(BIN)/python -m benchmarks.aie_timelines --output=benchmarks/results/aie_timelines
 	$(BIN)/python -m benchmarks.network --network=ResNet50 --density=1 --density=0.5 --density=0.25 \
 		--output=benchmarks/results/network/resnet50
 	$(BIN)/python -m benchmarks.network --network=VGG16 --dtype=float32 --output=benchmarks/results/network/vgg16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from bstf_compiler.graph import Conv
 
 FLAGS = flags.FLAGS
 _SEED = 0  # of the simulated images
+_SAME = "give the same network before its blocks became zero"
 
 
 def summary(program: Program, estimate: Estimate) -> Table:
@@ -97,6 +99,35 @@ def first_difference(program: Program, graph: Graph, images: integer.Images) -> 
     return None
 
 
+def check_same_network(graph: Graph, dense: Graph) -> None:
+    """Refuses a "dense" network that isn't the other one before its blocks became zero.
+
+    Args:
+        graph: the network with zero blocks.
+        dense: the one to compare with.
+
+    Raises:
+        ValueError: they differ in images or convolutions, or the "dense" one has more zero blocks.
+
+    Example:
+        >>> check_same_network(bstf_compiler.load("sparse"), bstf_compiler.load("dense"))
+    """
+    images, dense_images = (", ".join(map(str, one.inputs.values())) for one in (graph, dense))
+    if images != dense_images:
+        raise ValueError(f"the dense network takes images of {dense_images}, '{graph.name}' of {images}; {_SAME}")
+    kernels, dense_kernels = _kernels(graph), _kernels(dense)
+    for one, other, which in ((kernels, dense_kernels, "dense network"), (dense_kernels, kernels, "sparse network")):
+        if missing := [name for name in one if name not in other]:
+            raise ValueError(f"the {which} has no layer '{missing[0]}', the other one has; {_SAME}")
+    for name, kernel in kernels.items():
+        if kernel.shape != dense_kernels[name].shape:
+            shapes = f"{dense_kernels[name].shape} in the dense network and {kernel.shape} in '{graph.name}'"
+            raise ValueError(f"layer '{name}' has a kernel of {shapes}; {_SAME}")
+    zero, dense_zero = (_zero_blocks(one)[0] for one in (graph, dense))
+    if dense_zero > zero:
+        raise ValueError(f"the dense network has {dense_zero:,} zero blocks, '{graph.name}' {zero:,}; exchange them")
+
+
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
     """Defines the program's flags; not at import, so that other programs can use this module's functions."""
     flags.DEFINE_string("model", None, "SavedModel folder of a quantised network.", values, required=True)
@@ -105,6 +136,8 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("output", None, place, values, required=True)
     images = "Random images to simulate and compare with the integer reference."
     flags.DEFINE_integer("simulate", 0, images, lower_bound=0, flag_values=values)
+    dense = "SavedModel folder of the same network without zero blocks, to draw beside and to explain what zeros gain."
+    flags.DEFINE_string("dense", None, dense, values)
     reasons = "Print what bounds each layer and which change of the device would help it."
     flags.DEFINE_bool("explain", False, reasons, values)
     model = "Cost model of the times, printed and written."
@@ -130,41 +163,81 @@ def _road() -> int:
     output = check_folder(FLAGS.output)
     device = DeviceSpec.load(FLAGS.device)
     with _progress() as status:
-        status.update(f"loading {FLAGS.model}")
-        with _without_stderr():
-            graph = bstf_compiler.load(FLAGS.model)
+        graph = _load(FLAGS.model, status)
+        dense = _dense(graph, device, status) if FLAGS.dense else None
         status.update(f"compiling for {device.name}")
         program = bstf_compiler.compile(graph, device)
         status.update("estimating times")
         estimate = program.estimate(FLAGS.cost_model)
+        dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
-        program.write(output, estimate)
+        program.write(output, estimate, dense_estimate)
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(summary(program, estimate))
     if FLAGS.explain:
-        console.print(program.explain().table())
-    print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
-    print(f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms in any schedule of these layers on this device")
-    print(f"weights: {program.weight_bytes:,} bytes")
-    print(_found_zeros(graph))
-    print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")
-    if estimate.host:
-        print(f"on the host, in none of these times: {'; '.join(estimate.host)}")
+        console.print(program.explain(dense).table())
+    _report(program, graph, estimate, dense_estimate)
     print(f"written to: {output}")
     return _simulate(program, graph, FLAGS.simulate) if FLAGS.simulate else 0
 
 
-def _found_zeros(graph: Graph) -> str:
-    """How many weight blocks are zero, whoever made them so."""
-    kernels = [
-        graph.tensors[node.inputs[1]].data for node in graph if isinstance(node.op, Conv) and node.op.groups == 1
-    ]
-    kept = [bsr.nonzero_blocks(kernel, (BLOCK, BLOCK)) for kernel in kernels]
+def _load(folder: str, status: Status) -> Graph:
+    status.update(f"loading {folder}")
+    with _without_stderr():
+        graph = bstf_compiler.load(folder)
+    gc.collect()  # TensorFlow's graphs refer to themselves; a GiB of them would stay beside the next network
+    return graph
+
+
+def _dense(graph: Graph, device: DeviceSpec, status: Status) -> Program:
+    """The dense network, compiled."""
+    dense = _load(FLAGS.dense, status)
+    check_same_network(graph, dense)
+    status.update(f"compiling the dense network for {device.name}")
+    try:
+        return bstf_compiler.compile(dense, device)
+    except ValueError as error:
+        raise ValueError(f"the dense network: {error}") from None
+
+
+def _report(program: Program, graph: Graph, estimate: Estimate, dense: Estimate | None) -> None:
+    """A line each about times, weights, zero blocks, memory, device and host."""
+    device, packing = program.device, program.packing
+    print(f"time: {estimate.total_seconds * 1e3:.3f} ms an image ({estimate.cost_model} cost model)")
+    if dense is not None:
+        gain = dense.total_seconds / estimate.total_seconds
+        print(f"dense: {dense.total_seconds * 1e3:.3f} ms an image, {gain:.2f} times as long")
+    print(f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms in any schedule of these layers on this device")
+    print(f"weights: {program.weight_bytes:,} bytes")
+    print(_found_zeros(graph))
+    print(
+        f"memory tiles: {packing.peak:,} of {device.memtile.memory_bytes:,} bytes of each, {packing.least:,} at least "
+        f"(optimality gap {packing.gap:.1%}); {packing.spilled:,} bytes of tensors spilled to DDR"
+    )
+    print(f"device: {device.name}, {device.columns} x {device.rows} cores at {device.clock_hz / 1e9:g} GHz")
+    if estimate.host:
+        print(f"on the host, in none of these times: {'; '.join(estimate.host)}")
+
+
+def _kernels(graph: Graph) -> dict[str, np.ndarray]:
+    """Kernels (h, w, cin, cout) of all convolutions, by layer."""
+    return {node.name: graph.tensors[node.inputs[1]].data for node in graph if isinstance(node.op, Conv)}
+
+
+def _zero_blocks(graph: Graph) -> tuple[int, int, int, int]:
+    """Zero blocks and all blocks, layers with a zero block and all layers, of convolutions that skip zero blocks."""
+    skipping = {node.name for node in graph if isinstance(node.op, Conv) and node.op.groups == 1}
+    kept = [bsr.nonzero_blocks(one, (BLOCK, BLOCK)) for name, one in _kernels(graph).items() if name in skipping]
     blocks = sum(one.size for one in kept)
     zero = blocks - sum(int(one.sum()) for one in kept)
-    sparse = sum(not one.all() for one in kept)
+    return zero, blocks, sum(not one.all() for one in kept), len(kept)
+
+
+def _found_zeros(graph: Graph) -> str:
+    """How many weight blocks are zero, whoever made them so."""
+    zero, blocks, sparse, layers = _zero_blocks(graph)
     return (
-        f"blocks: {zero:,} of {blocks:,} weight blocks of {BLOCK}x{BLOCK} are zero, in {sparse} of {len(kept)} layers, "
+        f"blocks: {zero:,} of {blocks:,} weight blocks of {BLOCK}x{BLOCK} are zero, in {sparse} of {layers} layers, "
         "and are skipped"
     )
 

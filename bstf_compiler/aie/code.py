@@ -9,7 +9,7 @@ import numpy as np
 from bstf_compiler import integer
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Instruction, Transfer
-from bstf_compiler.aie.memory import Allocation, Place
+from bstf_compiler.aie.memory import Allocation, Packing, Place, packing
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,12 @@ class Code:
     def weight_bytes(self) -> int:
         """Bytes of packed weights, bias, Γ indices and parameters in DDR."""
         return len(self.data)
+
+    @property
+    def packing(self) -> Packing:
+        """How good the placement in memory tiles is, and what DDR holds for want of room there."""
+        ends = {port.tensor for port in (*self.inputs, *self.affines, *self.outputs)}
+        return packing(self.allocations, {name: place for name, (place, _, _) in self.tensors.items()}, ends)
 
     @property
     def host_parts(self) -> tuple[str, ...]:

@@ -163,6 +163,12 @@ class DeviceSpec:
             rate = min(rate, link * channels / units, (cap or math.inf) / units)
         return rate
 
+    @property
+    def ddr_rate(self) -> float:
+        """Bytes/s that links to and from DDR carry at most, all together: what is read and what is written."""
+        read, weights, written = (self.rate(kind) * self.units(kind) for kind in ("LOAD", "LOADW", "WRITE"))
+        return min(read + weights, self.ddr.read_rate or math.inf) + written
+
     def units(self, kind: str) -> int:
         """How many units run a transfer's kind."""
         if kind in ("LOADW", "LOADWM"):

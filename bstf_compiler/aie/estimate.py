@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from bstf_compiler.aie import bounds, calibrated, events, published
 from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
+from bstf_compiler.aie.memory import Allocation
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,20 @@ class LayerEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times of a program on a device under a cost model. `host`: what the host computes, which no time counts."""
+    """Times of a program on a device under a cost model.
+
+    `host`: what the host computes, which no time counts; `held`: what each memory tile of `memtile_bytes` holds, its
+    stages being indices of `layers`; `ddr_rate`: bytes/s that links to and from DDR carry at most, all together.
+    """
 
     device: str
     cost_model: str
     layers: tuple[LayerEstimate, ...]
     spans: tuple[Span, ...]
     host: tuple[str, ...] = ()
+    held: tuple[Allocation, ...] = ()
+    memtile_bytes: int = 0
+    ddr_rate: float = 0.0
 
     @property
     def total_seconds(self) -> float:
@@ -87,22 +96,22 @@ class Estimate:
         return bounds.network_bound((layer.unavoidable for layer in self.layers), most_ahead)
 
 
-def estimate(code: Code, cost_model: str = "exact") -> Estimate:
+def estimate(code: Code, cost_model: str = "exact", unavoidable: dict[int, dict[str, float]] | None = None) -> Estimate:
     """Times of a program.
 
     Args:
         code: the program.
         cost_model: `exact`, `calibrated` or `published`.
+        unavoidable: what `bounds.layer_bounds` says of the program, the same under every cost model; None counts it.
 
     Raises:
         ValueError: unknown cost model.
     """
-    slower = calibrated.measured(code.device)
+    device = calibrated.measured(code.device) if cost_model == "calibrated" else code.device
+    timed = partial(_timed, device)
     models: dict[str, Callable[[Code, int], list[Span]]] = {
-        "exact": lambda code, number: _timed(code.device, code, number),
-        "calibrated": lambda code, number: _timed(slower, code, number),
-        "published": _published,
-    }
+        "exact": timed, "calibrated": timed, "published": _published,
+    }  # fmt: skip
     if cost_model not in models:
         raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
     spans: dict[str, list[Span]] = {step.layer: [] for step in code.steps}
@@ -116,13 +125,29 @@ def estimate(code: Code, cost_model: str = "exact") -> Estimate:
         _, start, before = times.get(step.stage, (step, clock, 0.0))
         times[step.stage] = step, start, before + duration
         clock = start + before + duration
-    unavoidable, ahead = bounds.layer_bounds(code), bounds.seconds_ahead(code.device)
+    unavoidable, ahead = unavoidable or bounds.layer_bounds(code), bounds.seconds_ahead(code.device)
     layers = [
         _layer(step, start, duration, spans[step.layer], unavoidable[stage], ahead)
         for stage, (step, start, duration) in times.items()
     ]
     everything = (span for own in spans.values() for span in own)
-    return Estimate(code.device.name, cost_model, tuple(layers), tuple(everything), code.host_parts)
+    return Estimate(
+        device.name, cost_model, tuple(layers), tuple(everything), code.host_parts,
+        tuple(code.allocations), device.memtile.memory_bytes, device.ddr_rate,
+    )  # fmt: skip
+
+
+def layer_seconds(code: Code, device: DeviceSpec) -> list[float]:
+    """Seconds of every layer under the `exact` cost model, and nothing else: much sooner than `estimate`.
+
+    Args:
+        code: the program.
+        device: what runs it; faster or slower than the program's own, but with the same memories.
+    """
+    found: dict[int, float] = {}
+    for step in code.steps:
+        found[step.stage] = found.get(step.stage, 0.0) + float(_events(device, step)[0].end.max(initial=0.0))
+    return list(found.values())
 
 
 def _shifted(span: Span, by: float) -> Span:
@@ -156,12 +181,17 @@ def seconds(device: DeviceSpec, instruction: Instruction) -> float:
     return math.ceil(instruction.work / rate + instruction.added / core.elementwise_per_cycle) / device.clock_hz
 
 
+def _events(device: DeviceSpec, step: Step) -> tuple[events.Events, list[float]]:
+    """What happens in a step, and seconds of one iteration of every instruction."""
+    durations = [seconds(device, instruction) for instruction in step.instructions]
+    return events.run(step.instructions, step.locks, durations), durations
+
+
 def _timed(device: DeviceSpec, code: Code, number: int) -> list[Span]:
     """The spans of a step; those of what it loads ahead belong to the next layer."""
     step = code.steps[number]
     following = next((one.layer for one in code.steps[number + 1 :] if one.instructions), "")
-    durations = [seconds(device, instruction) for instruction in step.instructions]
-    order = events.run(step.instructions, step.locks, durations)
+    order, durations = _events(device, step)
     starts = np.full(len(durations), np.inf)
     ends = np.zeros(len(durations))
     np.minimum.at(starts, order.instruction, order.start)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.estimate import Estimate, LayerEstimate, estimate
+from bstf_compiler.aie.estimate import Estimate, LayerEstimate, layer_seconds
 from bstf_compiler.aie.isa import KINDS
 
 _UNCHANGED = 0.95  # work that zero blocks leave at this part of the dense layer's or more counts as left as it was
@@ -88,55 +88,39 @@ class Explanation:
         return "whole network with twice the " + ", ".join(f"{name}: {1 / share:.2f}x" for share, name in shares)
 
 
-def explain(code: Code, dense: Code | None = None) -> Explanation:
-    """Times a program, and again with one thing of its device doubled at a time.
+def explain(code: Code, times: Estimate, dense: Estimate | None = None) -> Explanation:
+    """Times a program again with one thing of its device doubled at a time.
 
     The program stays as it is: a compiler that knew the faster device might cut layers in another way and gain more.
 
     Args:
         code: the program.
-        dense: the same network without zero blocks, on the same device, to tell what they gain.
+        times: its estimate under the `exact` cost model.
+        dense: that of the same network without zero blocks, on the same device, to tell what they gain.
 
     Raises:
-        ValueError: `dense` is for another device, or has no layer of the program.
+        ValueError: `dense` has no layer of the program.
 
     Example:
-        >>> rich.print(program.explain(dense).table())
+        >>> rich.print(explain(program, program.estimate(), dense.estimate()).table())
     """
-    times, before = estimate(code), None
-    if dense is not None:
-        before = _dense(code, dense)
-    doubled = {name: estimate(_on(code, device)) for name, device in _doubled(code.device)}
-    reference = {layer.name: layer for layer in before.layers} if before else {}
+    reference = {layer.name: layer for layer in dense.layers} if dense else {}
+    if dense and not any(layer.name in reference for layer in times.layers):
+        raise ValueError(
+            f"the dense program has no layer of '{code.name}'; compile the same network before its blocks became zero"
+        )
+    doubled = {name: layer_seconds(code, device) for name, device in _doubled(code.device)}
     layers = []
     for index, layer in enumerate(times.layers):
-        then = {name: other.layers[index].seconds for name, other in doubled.items()}
+        then = {name: seconds[index] for name, seconds in doubled.items()}
         best = min(then, key=then.get)
         helps = best if then[best] < _WORTH_IT * layer.seconds else ""
         layers.append(_layer(layer, reference.get(layer.name), helps, then[best] if helps else layer.seconds))
     return Explanation(
-        code.name, code.device.name, times.total_seconds, times.lower_bound_seconds,
-        before.total_seconds if before else None,
-        {name: other.total_seconds for name, other in doubled.items()}, tuple(layers),
+        code.name, times.device, times.total_seconds, times.lower_bound_seconds,
+        dense.total_seconds if dense else None,
+        {name: sum(seconds) for name, seconds in doubled.items()}, tuple(layers),
     )  # fmt: skip
-
-
-def _dense(code: Code, dense: Code) -> Estimate:
-    if dense.device != code.device:
-        raise ValueError(
-            f"the dense program is for {dense.device.name}, this one for {code.device.name}; compile both for one"
-        )
-    if not {step.layer for step in code.steps} & {step.layer for step in dense.steps}:
-        raise ValueError(
-            f"the dense program '{dense.name}' has no layer of '{code.name}'; compile the same network before its "
-            "blocks became zero"
-        )
-    return estimate(dense)
-
-
-def _on(code: Code, device: DeviceSpec) -> Code:
-    """The same instructions on a device that is faster or slower, but has the same memories."""
-    return Code(**(vars(code) | {"device": device}))
 
 
 def _doubled(device: DeviceSpec) -> Iterator[tuple[str, DeviceSpec]]:

@@ -319,3 +319,42 @@ class _Attempt:
     def _free(self, name: str, last: int) -> None:
         address, size = self._live.pop(name)
         self._placement.allocations.append(Allocation(name, address, size, self._born[name], last))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How good a placement is, in bytes.
+
+    `peak`: of a memory tile, up to the highest address in use; `least`: the most that is held at once, below which no
+    placement of the same allocations comes; `spilled`: DDR taken by tensors that are neither images nor results.
+    """
+
+    peak: int
+    least: int
+    spilled: int
+
+    @property
+    def gap(self) -> float:
+        """The optimality gap: what the peak has over the least, as a fraction of it."""
+        return self.peak / self.least - 1 if self.least else 0.0
+
+
+def packing(allocations: list[Allocation], places: dict[str, Place], ends: set[str]) -> Packing:
+    """How good a placement is.
+
+    Args:
+        allocations: what memory tiles hold.
+        places: of all tensors.
+        ends: the network's inputs and outputs, which must be in DDR.
+    """
+    # Held bytes only grow where something is first held.
+    held = [sum(two.bytes for two in allocations if two.first <= one.first <= two.last) for one in allocations]
+    in_ddr = {name: place for name, place in places.items() if place.memory == "ddr"}
+    known = {in_ddr[name].address for name in ends & in_ddr.keys()}
+    spilled = {
+        place.address: place.shape[0] * place.shape[1] * place.pixel
+        for place in in_ddr.values()
+        if place.pixel == place.length and place.address not in known  # parts of a joined tensor lie in it
+    }
+    peak = max((one.address + one.bytes for one in allocations), default=0)
+    return Packing(peak, max(held, default=0), sum(spilled.values()))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from bstf_compiler.aie import simulate, text, timeline
+from bstf_compiler.aie.bounds import layer_bounds
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.explain import Explanation, explain
+from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
 from bstf_compiler.integer import Images
 
@@ -67,7 +70,12 @@ class Program(Code):
         """Times of one image through the program under a cost model: `exact` (default), `calibrated` (at measured
         efficiencies, see calibrated.py) or `published` (see published.py).
         """
-        return estimate(self, cost_model)
+        return estimate(self, cost_model, self.unavoidable)
+
+    @cached_property
+    def unavoidable(self) -> dict[int, dict[str, float]]:
+        """Seconds by stage and instruction kind that its work takes in any schedule (see bounds.py); counted once."""
+        return layer_bounds(self)
 
     def explain(self, dense: Program | None = None) -> Explanation:
         """Per layer what bounds it, what zero blocks gain and which change of the device would help (see explain.py).
@@ -77,8 +85,15 @@ class Program(Code):
 
         Raises:
             ValueError: `dense` is for another device or of another network.
+
+        Example:
+            >>> rich.print(program.explain(dense).table())
         """
-        return explain(self, dense)
+        if dense is not None and dense.device != self.device:
+            raise ValueError(
+                f"the dense program is for {dense.device.name}, this one for {self.device.name}; compile both for one"
+            )
+        return explain(self, self.estimate(), None if dense is None else dense.estimate())
 
     def verify(self) -> list[str]:
         """Violations of the static rules, as sentences; none for what `compile` returns."""
@@ -89,7 +104,7 @@ class Program(Code):
         """The instructions as text (see text.py)."""
         return text.assembly(self)
 
-    def write(self, folder: str | Path, times: Estimate | None = None) -> Path:
+    def write(self, folder: str | Path, times: Estimate | None = None, dense: Estimate | None = None) -> Path:
         """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png.
 
         The folder appears whole or not at all; a folder of an earlier program is replaced.
@@ -97,12 +112,14 @@ class Program(Code):
         Args:
             folder: where to; missing parents are made.
             times: what the last four files show; default: `self.estimate()`.
+            dense: times of the same network without zero blocks, which the last three show beside.
 
         Raises:
             ValueError: if something else than a program is there.
         """
         folder = check_folder(folder)
         times = times or self.estimate()
+        shown, titles = ([times], [""]) if dense is None else ([dense, times], ["dense", "sparse"])
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             made = Path(scratch) / "new"
@@ -110,9 +127,9 @@ class Program(Code):
             (made / _TEXT).write_text(self.assembly, encoding="utf-8")
             (made / _DATA).write_bytes(self.data)
             timeline.layers_csv(times, made / "layers.csv")
-            timeline.write_chrome_trace(times, made / "trace.json")
-            timeline.timeline_html(times, made / "timeline.html")
-            timeline.timeline_png(times, made / "timeline.png")
+            write_chrome_trace(shown, made / "trace.json", titles)
+            timeline.timeline_html(shown, made / "timeline.html", titles)
+            timeline.timeline_png(shown, made / "timeline.png", titles)
             old = Path(scratch) / "old"
             if folder.exists():
                 folder.rename(old)

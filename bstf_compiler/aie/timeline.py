@@ -1,7 +1,8 @@
-"""Pictures of an Estimate: Chrome/Perfetto trace, PNG and one HTML page; and its table of layers as CSV.
+"""Pictures of Estimates as PNG and as one HTML page, the lanes of each; and its table of layers as CSV.
 
 A lane is an instruction kind. Where a lane has a single row, the spans of all its units are merged by layer:
-pale while any unit is inside an instruction, solid up to the fraction of the lane's units at work.
+pale while any unit is inside an instruction, solid up to the fraction of the lane's units at work. Below the lanes
+stand the curves of usage.py under their limits, in the colours of the lanes that bring and take the bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate, Span
 from bstf_compiler.aie.isa import KINDS
+from bstf_compiler.aie.usage import HELD, Curve, curves
 from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 COLORS = dict(zip(KINDS, ("#0072B2", "#CC79A7", "#56B4E9", "#9467BD", "#D55E00", "#009E73", "#C99A00")))
 """Colour of each lane: after Okabe and Ito, so that colour-blind readers tell them apart."""
 
+_PART_COLORS = COLORS | dict(zip(HELD, (COLORS["LOADFM"], COLORS["LOAD"], COLORS["LOADWM"])))
+_UNITS = {"bytes": (2**10, "KiB"), "bytes/s": (1e9, "GB/s")}  # to print
+_COLUMNS = 1200  # in which the PNG shows the mean of a curve
 _PAGE = Path(__file__).with_name("timeline.html")
 _TOUCH = 1e-12  # seconds; spans closer than this are one bar
 
@@ -54,13 +61,6 @@ class Bar:
     macs: int
 
 
-class _Event(NamedTuple):
-    start: float
-    end: float
-    name: str
-    args: dict
-
-
 def merge(spans: Iterable[Span]) -> tuple[Bar, ...]:
     """Merges spans into bars: ordered by lane, then start. Bars of one lane and layer don't touch."""
     runs: dict[tuple[str, str], list[list[Span]]] = {}
@@ -77,47 +77,28 @@ def merge(spans: Iterable[Span]) -> tuple[Bar, ...]:
     return tuple(sorted(bars, key=lambda bar: (KINDS.index(bar.kind), bar.start)))
 
 
-def chrome_trace(estimate: Estimate) -> dict:
-    """The estimate in the Chrome trace event format, which Perfetto and chrome://tracing open.
+def units_of(estimate: Estimate) -> dict[str, list[str]]:
+    """The units of each lane that have spans, in order: "core 2,0" before "core 10,0"."""
+    units: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for span in estimate.spans:
+        units[span.kind].add(span.unit)
+    return {kind: sorted(names, key=_natural) for kind, names in units.items()}
 
-    One process for the layers and one for each lane in use, one track (thread) for each unit of a lane. Times
-    are microseconds on a grid of 1 ns. As a track can only nest events, spans of a unit that overlap each
-    other are spread over tracks "core 0,1", "core 0,1 (2)", ...
 
-    Returns:
-        A dictionary for `json.dump`. `traceEvents`: complete events ("X") with args layer, unit, busy_us,
-        bytes and macs, and metadata ("M"). `otherData`: device, cost model, total seconds, and what the host does.
+def panels_of(estimates: Estimate | Sequence[Estimate], titles: Sequence[str] | None) -> list[tuple[str, Estimate]]:
+    """Pairs of title ("" by default) and estimate.
+
+    Raises:
+        ValueError: no estimate, or not as many titles as estimates.
     """
-    events: list[dict] = []
-    processes: dict[str, int] = {}
-    threads: dict[str, int] = {}
-    for (process, unit), track in _tracks(estimate).items():
-        if process not in processes:
-            processes[process] = len(processes) + 1
-            events += _named("process", process, processes[process], 0, processes[process])
-        pid = processes[process]
-        for copy, row in enumerate(_without_overlap(track)):
-            tid = threads[process] = threads.get(process, 0) + 1
-            events += _named("thread", unit if copy == 0 else f"{unit} ({copy + 1})", pid, tid, tid)
-            place = {"ph": "X", "cat": process, "pid": pid, "tid": tid}
-            events += [
-                {**place, "name": name, "ts": start / 1000, "dur": (end - start) / 1000, "args": args}
-                for start, end, name, args in row
-            ]
-    other = {
-        "device": estimate.device,
-        "cost_model": estimate.cost_model,
-        "seconds": estimate.total_seconds,
-        "host": list(estimate.host),
-    }
-    return {"displayTimeUnit": "ms", "otherData": other, "traceEvents": events}
-
-
-def write_chrome_trace(estimate: Estimate, path: str | Path) -> None:
-    """Writes `chrome_trace` as JSON. Replaces `path` only when complete."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        # Not json.dump: it encodes piece by piece, several times slower.
-        stream.write(json.dumps(chrome_trace(estimate), allow_nan=False, separators=(",", ":")))
+    if isinstance(estimates, Estimate):
+        estimates = [estimates]
+    if not estimates:
+        raise ValueError("A timeline needs at least one estimate.")
+    titles = [""] * len(estimates) if titles is None else titles
+    if len(titles) != len(estimates):
+        raise ValueError(f"A timeline needs one title for each estimate: {len(titles)} for {len(estimates)}.")
+    return list(zip(titles, estimates))
 
 
 def layers_csv(estimate: Estimate, path: str | Path) -> None:
@@ -137,7 +118,7 @@ def layers_csv(estimate: Estimate, path: str | Path) -> None:
 def timeline_png(
     estimates: Estimate | Sequence[Estimate], path: str | Path, titles: Sequence[str] | None = None
 ) -> None:
-    """Draws the seven lanes over milliseconds. Every bar is at least a pixel wide.
+    """Draws the seven lanes and both curves over milliseconds. Every bar is at least a pixel wide.
 
     Args:
         estimates: one, or several to draw one above the other on one time axis.
@@ -150,16 +131,20 @@ def timeline_png(
     """
     from matplotlib.figure import Figure  # takes long to import, and only pictures need it
 
-    panels = _panels(estimates, titles)
-    figure = Figure(figsize=(15, 0.7 + 3.3 * len(panels)), dpi=120, layout="constrained")
-    all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    panels = panels_of(estimates, titles)
+    figure = Figure(figsize=(15, 0.7 + 4.6 * len(panels)), dpi=120, layout="constrained")
+    rows = figure.subplots(3 * len(panels), sharex=True, height_ratios=[3.3, 0.65, 0.65] * len(panels))
     horizon = _horizon(panels)
-    for axes, (title, estimate) in zip(all_axes, panels):
-        _draw_lanes(axes, estimate, horizon)
-        axes.set_title(_headline(title, estimate), loc="left", fontsize=11, parse_math=False)
-    all_axes[-1].set_xlabel(
+    for number, (title, estimate) in enumerate(panels):
+        lanes, *graphs = rows[3 * number : 3 * number + 3]
+        _draw_lanes(lanes, estimate, horizon)
+        lanes.set_title(_headline(title, estimate), loc="left", fontsize=11, parse_math=False)
+        for axes, curve in zip(graphs, curves(estimate)):
+            _draw_curve(axes, curve, horizon)
+        graphs[-1].tick_params(axis="x", labelbottom=True)
+    rows[-1].set_xlabel(
         "time in ms   (pale: inside an instruction; solid: fraction of the lane's units at work; "
-        "right: ms of work of the busiest unit)"
+        "right: ms of work of the busiest unit; peak and limit of a memory tile and of DDR)"
     )
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a layer may have a name in any script
@@ -180,7 +165,7 @@ def timeline_html(
         ValueError: no estimate, or not as many titles as estimates.
         FileNotFoundError: the folder of `path` does not exist.
     """
-    panels = _panels(estimates, titles)
+    panels = panels_of(estimates, titles)
     data = {
         "kinds": KINDS,
         "colors": list(COLORS.values()),
@@ -209,74 +194,10 @@ def _bar(run: Sequence[Span]) -> Bar:
     )
 
 
-def _tracks(estimate: Estimate) -> dict[tuple[str, str], list[_Event]]:
-    """Events by process and track, in the order to show them."""
-    layers = [
-        _Event(
-            layer.start,
-            layer.start + layer.seconds,
-            layer.name,
-            {"op": layer.op, "bound": layer.bound, "bytes": layer.bytes, "macs": layer.macs},
-        )
-        for layer in estimate.layers
-    ]
-    tracks = {("layers", "layers"): layers}
-    for kind, units in _units(estimate).items():
-        tracks |= {(kind, unit): [] for unit in units}
-    for span in estimate.spans:
-        # Work to the picosecond: more digits only make the file longer.
-        args = {"layer": span.layer, "unit": span.unit, "busy_us": round(span.busy * 1e6, 6)}
-        args["bytes"], args["macs"] = span.bytes, span.macs
-        event = _Event(span.start, span.end, f"{span.kind} {span.layer}", args)
-        tracks[span.kind, span.unit].append(event)
-    return tracks
-
-
-def _named(what: str, name: str, pid: int, tid: int, order: int) -> list[dict]:
-    """Metadata that names a process or thread and puts it in its place."""
-    place = {"ph": "M", "pid": pid, "tid": tid}
-    return [
-        place | {"name": f"{what}_name", "args": {"name": name}},
-        place | {"name": f"{what}_sort_index", "args": {"sort_index": order}},
-    ]
-
-
-def _without_overlap(track: list[_Event]) -> list[list[_Event]]:
-    """Spreads events over as few rows as needed so that none overlap; times become whole nanoseconds."""
-    rows: list[list[_Event]] = []
-    for start, end, *rest in sorted(track, key=lambda event: (event.start, event.end)):
-        event = _Event(round(start * 1e9), round(end * 1e9), *rest)
-        row = next((row for row in rows if row[-1].end <= event.start), None)
-        if row is None:
-            rows.append([event])
-        else:
-            row.append(event)
-    return rows
-
-
 def _natural(unit: str) -> list[tuple[int, int, str]]:
     """Sort key that puts "core 2,0" before "core 10,0"."""
     words = "".join(c if c.isdigit() else f" {c} " for c in unit).split()
     return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
-
-
-def _units(estimate: Estimate) -> dict[str, list[str]]:
-    """The units of each lane, in order."""
-    units: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    for span in estimate.spans:
-        units[span.kind].add(span.unit)
-    return {kind: sorted(names, key=_natural) for kind, names in units.items()}
-
-
-def _panels(estimates: Estimate | Sequence[Estimate], titles: Sequence[str] | None) -> list[tuple[str, Estimate]]:
-    if isinstance(estimates, Estimate):
-        estimates = [estimates]
-    if not estimates:
-        raise ValueError("A timeline needs at least one estimate.")
-    titles = [""] * len(estimates) if titles is None else titles
-    if len(titles) != len(estimates):
-        raise ValueError(f"A timeline needs one title for each estimate: {len(titles)} for {len(estimates)}.")
-    return list(zip(titles, estimates))
 
 
 def _horizon(panels: Sequence[tuple[str, Estimate]]) -> float:
@@ -295,7 +216,7 @@ def _headline(title: str, estimate: Estimate) -> str:
 
 def _draw_lanes(axes: Axes, estimate: Estimate, horizon: float) -> None:
     rows = {kind: index + 1 for index, kind in enumerate(KINDS)}
-    units = _units(estimate)
+    units = units_of(estimate)
     busiest = {kind: sum(layer.kinds.get(kind, 0.0) for layer in estimate.layers) for kind in KINDS}
     merged = merge(estimate.spans)
     for kind in KINDS:
@@ -314,12 +235,36 @@ def _draw_lanes(axes: Axes, estimate: Estimate, horizon: float) -> None:
     axes.set_yticks(range(len(KINDS) + 1), ["layers", *KINDS])
     for label, color in zip(axes.get_yticklabels()[1:], COLORS.values()):
         label.set_color(color)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelbottom=True)
+    axes.set_ylim(len(KINDS) + 0.55, -0.6)
+    _frame(axes, horizon)
+
+
+def _draw_curve(axes: Axes, curve: Curve, horizon: float) -> None:
+    """The parts of a curve, one upon the other, each column of pixels at its mean; the limit is dashed."""
+    edges = np.linspace(0.0, horizon, _COLUMNS + 1)
+    below = np.zeros(_COLUMNS)
+    for name, means in curve.mean(edges).items():
+        label = name if name in HELD and means.any() else None  # lanes have names already
+        axes.stairs(below + means, edges * 1e3, baseline=below, fill=True, color=_PART_COLORS[name], label=label)
+        below = below + means
+    if axes.get_legend_handles_labels()[1]:
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.9), "borderpad": 0.0, "frameon": False}
+        axes.legend(ncols=len(HELD), fontsize=8, handlelength=1.0, **place)
+    axes.axhline(curve.limit, color="0.4", linewidth=0.8, linestyle="--")
+    top = max(curve.limit, curve.peak) * 1.05 or 1.0
+    axes.set_ylim(0, top)
+    axes.set_yticks([top / 2], [curve.name])
+    scale, unit = _UNITS[curve.unit]
+    text = f" {curve.peak / scale:.1f} of\n {curve.limit / scale:.1f} {unit}"
+    axes.text(1.0, 0.5, text, transform=axes.transAxes, va="center", fontsize=8)
+    _frame(axes, horizon)
+
+
+def _frame(axes: Axes, horizon: float) -> None:
+    axes.tick_params(axis="both", length=0, labelbottom=False)
     axes.grid(axis="x", color="0.85", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlim(0, horizon * 1.002e3)
-    axes.set_ylim(len(KINDS) + 0.55, -0.6)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 
@@ -354,7 +299,7 @@ def _fraction(bar: Bar, units: int) -> float:
 
 def _page_data(estimate: Estimate) -> dict:
     """Numbers of one panel. Spans and bars have the same columns; for bars `unit` is the number of units."""
-    units = _units(estimate)
+    units = units_of(estimate)
     names = list(dict.fromkeys([layer.name for layer in estimate.layers] + [s.layer for s in estimate.spans]))
     layer_of = {name: index for index, name in enumerate(names)}
     unit_of = {(kind, unit): i for kind, group in units.items() for i, unit in enumerate(group)}
@@ -371,6 +316,16 @@ def _page_data(estimate: Estimate) -> dict:
         "bars": [
             [layer_of[b.layer], KINDS.index(b.kind), b.units, b.start, b.end, b.busy, b.bytes, b.macs]
             for b in merge(estimate.spans)
+        ],
+        "curves": [
+            {
+                "name": curve.name,
+                "unit": curve.unit,
+                "limit": curve.limit,
+                "times": curve.times.tolist(),
+                "parts": [[name, _PART_COLORS[name], amounts.tolist()] for name, amounts in curve.parts.items()],
+            }
+            for curve in curves(estimate)
         ],
     }
 

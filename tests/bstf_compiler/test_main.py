@@ -1,6 +1,7 @@
 """bstf-compile end to end on a tiny network, its refusals, and what the compiler imports."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -16,30 +17,35 @@ from absl import flags
 import bstf
 import bstf_compiler
 from bstf_compiler import integer, main
+from bstf_compiler.graph import Window
+from tests.bstf_compiler.networks import Builder
 
 WRITTEN = {"program.asm", "data.bin", "layers.csv", "trace.json", "timeline.html", "timeline.png"}
 
 
-def tiny():
-    """A sparse residual network of 8x8 images with a softmax at its end."""
+def tiny(ratio=0.5, body="body", size=3):
+    """A residual network of 8x8 images with a softmax at its end."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
     inputs = keras.Input((8, 8, 3), name="image")
     stem = layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(inputs)
-    x = layers.Conv2D(16, 3, padding="same", name="body")(stem)
+    x = layers.Conv2D(16, size, padding="same", name=body)(stem)
     x = layers.Add(name="sum")([x, stem])
     outputs = layers.Dense(10, activation="softmax", name="head")(layers.GlobalAveragePooling2D(name="pool")(x))
-    return bstf.sparsify(keras.Model(inputs, outputs, name="tiny"), ratio=0.5)
+    return bstf.sparsify(keras.Model(inputs, outputs, name="tiny"), ratio=ratio)
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A folder with the SavedModels "int8" and "float" of one network."""
+    """A folder with the SavedModels "int8", "float" and "dense" (int8) of one network, and of others."""
     folder = tmp_path_factory.mktemp("models")
     model = tiny()
     bstf.export(model, folder / "float")
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     bstf.export(bstf.quantize(model, images), folder / "int8")
+    others = {"dense": {"ratio": 0}, "renamed": {"ratio": 0, "body": "trunk"}, "wider": {"ratio": 0, "size": 5}}
+    for name, options in others.items():
+        bstf.export(bstf.quantize(tiny(**options), images), folder / name)
     return folder
 
 
@@ -67,6 +73,66 @@ def test_explains(models, tmp_path, compile_program):
     assert "why not less" in out and "whole network with twice the" in " ".join(out.split())
 
 
+def test_dense_network_stands_beside(models, tmp_path, compile_program):
+    arguments = f"--model={models / 'int8'}", f"--dense={models / 'dense'}", f"--output={tmp_path / 'out'}"
+    code, out, err = compile_program(*arguments, "--explain")
+    assert (code, err) == (0, "")
+    sparse, dense = (bstf_compiler.compile(bstf_compiler.load(models / name)) for name in ("int8", "dense"))
+    times = [one.estimate() for one in (dense, sparse)]
+    gain = times[0].total_seconds / times[1].total_seconds
+    assert f"dense: {times[0].total_seconds * 1e3:.3f} ms an image, {gain:.2f} times as long" in out
+    rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in out.splitlines() if line.startswith("│")]
+    gains = {row[0]: row[4] for row in rows if len(row) == 7}  # rows of the explanation
+    for one, other in zip(*(estimate.layers for estimate in times)):
+        assert gains[one.name] == f"{one.seconds / other.seconds:.2f}"
+    trace = json.loads((tmp_path / "out" / "trace.json").read_text(encoding="utf-8"))
+    shown = [(one["title"], one["seconds"]) for one in trace["otherData"]["estimates"]]
+    assert shown == [("dense", times[0].total_seconds), ("sparse", times[1].total_seconds)]
+    page = (tmp_path / "out" / "timeline.html").read_text(encoding="utf-8")
+    assert page.index("<h2>dense: ") < page.index("<h2>sparse: ")
+    with open(tmp_path / "out" / "layers.csv", newline="", encoding="utf-8") as stream:
+        assert [float(row["seconds"]) for row in csv.DictReader(stream)] == [e.seconds for e in times[1].layers]
+    assert bstf_compiler.Program.load(tmp_path / "out") == sparse
+
+
+@pytest.mark.parametrize(
+    ("model", "dense", "sentence"),
+    [
+        ("int8", "renamed", "the dense network has no layer 'body', the other one has; give the same network before"),
+        (
+            "int8",
+            "wider",
+            r"layer 'body' has a kernel of \(5, 5, 16, 16\) in the dense network and \(3, 3, 16, 16\) in",
+        ),
+        ("dense", "int8", "the dense network has [34] zero blocks, '.*' 0; exchange them"),
+        ("int8", "float", "the dense network: .* has no fixed-point grid; quantise the network"),
+        ("int8", "nowhere", "nowhere' holds no saved_model.pb"),
+    ],
+)
+def test_another_network_is_no_dense_one(model, dense, sentence, models, tmp_path, compile_program):
+    arguments = f"--model={models / model}", f"--dense={models / dense}", f"--output={tmp_path / 'out'}"
+    code, out, err = compile_program(*arguments)
+    assert (code, out) == (1, "") and not (tmp_path / "out").exists()
+    assert re.fullmatch(f"bstf-compile: .*{sentence}.*\n", err)
+
+
+def test_networks_of_other_images_or_more_layers_are_not_the_same():
+    graphs = []
+    for size, layers in ((8, 1), (8, 2), (6, 1)):
+        build = Builder(np.random.default_rng(0))
+        x = build.input(size, size, 8)
+        for _ in range(layers):
+            x = build.conv(x, 8, Window((1, 1)), ratio=0.0)
+        graphs.append(build.finish(x))
+    main.check_same_network(graphs[0], graphs[0])
+    with pytest.raises(ValueError, match="the sparse network has no layer 'conv[^']*', the other one has"):
+        main.check_same_network(graphs[0], graphs[1])
+    with pytest.raises(
+        ValueError, match=r"the dense network takes images of \(6, 6, 8\), '.*' of \(8, 8, 8\); give the"
+    ):
+        main.check_same_network(graphs[0], graphs[2])
+
+
 def test_compiles_and_simulates(models, tmp_path, compile_program):
     output = tmp_path / "deep" / "out"
     code, out, err = compile_program(f"--model={models / 'int8'}", f"--output={output}", "--simulate=3")
@@ -86,6 +152,11 @@ def test_compiles_and_simulates(models, tmp_path, compile_program):
     assert f"time: {estimate.total_seconds * 1e3:.3f} ms an image (exact cost model)" in out
     assert f"lower bound: {estimate.lower_bound_seconds * 1e3:.3f} ms" in out
     assert f"weights: {program.weight_bytes:,} bytes" in out
+    packing = program.packing
+    assert (
+        f"memory tiles: {packing.peak:,} of 524,288 bytes of each, {packing.least:,} at least "
+        f"(optimality gap {packing.gap:.1%}); 0 bytes of tensors spilled to DDR\n"
+    ) in out
     assert "on the host, in none of these times: softmax of 'head'" in out
     assert "device: aie2_4x4, 4 x 4 cores at 1 GHz" in out and f"written to: {output}" in out
     with open(output / "layers.csv", newline="", encoding="utf-8") as stream:
@@ -227,7 +298,9 @@ def test_bad_flags_are_refused(words):
 def test_console_program(models, tmp_path):
     helped = python("-m", "bstf_compiler.main", "--help")
     assert "bstf-compile: compiles a SavedModel" in helped.stdout and "Traceback" not in helped.stderr
-    assert all(f"--{name}" in helped.stdout for name in ("model", "device", "output", "simulate", "cost_model"))
+    assert all(
+        f"--{name}" in helped.stdout for name in ("model", "dense", "device", "output", "simulate", "cost_model")
+    )
     script = Path(sys.executable).with_name("bstf-compile")
     if script.exists():
         assert "--cost_model" in python(script, "--help").stdout

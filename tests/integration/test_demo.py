@@ -70,7 +70,7 @@ def damaged(program):
     data = bytearray(program.data)
     middle = next(i for i in range(len(data) // 2, len(data)) if data[i])
     data[middle] ^= 0x40
-    return bstf_compiler.Program(**{**vars(program), "data": bytes(data)})
+    return replace(program, data=bytes(data))
 
 
 def do_nothing(*arguments, **options):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -6,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bstf_compiler
+from bstf_compiler.aie import program as program_module
 from bstf_compiler.aie.device import DeviceSpec
+from bstf_compiler.aie.estimate import layer_seconds
 from bstf_compiler.aie.isa import KINDS, Compute
 from bstf_compiler.graph import Window
-from tests.bstf_compiler.aie.devices import entries
+from tests.bstf_compiler.aie.devices import entries, small_device
 from tests.bstf_compiler.networks import Builder, network_of_everything, random_network
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
@@ -112,3 +115,28 @@ def test_published_model_refuses_links_of_different_rates():
 def test_unknown_cost_model():
     with pytest.raises(ValueError, match="unknown cost model 'guess'; use one of: exact, calibrated, published"):
         bstf_compiler.compile(random_network(0), "aie2_1x1").estimate("guess")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("memtile", [8192, 524288])
+def test_layer_seconds_are_those_of_an_estimate_for_another_device(seed, memtile):
+    program = bstf_compiler.compile(random_network(seed), small_device(3, 2, 65536, memtile))
+    spec = entries(3, 2, 65536, memtile) | {"clock_hz": 3 * 10**9}
+    spec["links"]["loadfm"] *= 2
+    other = DeviceSpec.from_dict(spec, "test device")
+    for device in (program.device, other):
+        expected = [layer.seconds for layer in dataclasses.replace(program, device=device).estimate().layers]
+        assert layer_seconds(program, device) == expected
+    assert layer_seconds(program, other) != layer_seconds(program, program.device)
+
+
+def test_lower_bounds_are_counted_once_for_all_cost_models_and_explanations(monkeypatch):
+    counted = []
+    count = program_module.layer_bounds
+    monkeypatch.setattr(program_module, "layer_bounds", lambda code: counted.append(code) or count(code))
+    program = bstf_compiler.compile(random_network(1), "aie2_2x2")
+    times = [program.estimate(model) for model in ("exact", "calibrated", "published")]
+    program.explain(program)
+    assert len(counted) == 1
+    for one in times:
+        assert [layer.unavoidable for layer in one.layers] == list(count(program).values())

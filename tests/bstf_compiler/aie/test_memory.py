@@ -2,13 +2,15 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bstf_compiler
 from bstf_compiler.aie import memory
 from bstf_compiler.aie.layer import layers_of
 from bstf_compiler.graph import Window
 from tests.bstf_compiler.aie.devices import small_device
-from tests.bstf_compiler.networks import Builder
+from tests.bstf_compiler.networks import Builder, network_of_everything
 
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
 
@@ -75,3 +77,45 @@ def test_ddr_that_is_too_small_is_refused():
     tiny = type(device)(**{**vars(device), "ddr": type(device.ddr)(1000)})
     with pytest.raises(ValueError, match="bytes of DDR"):
         bstf_compiler.compile(graph, tiny)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(0, 6), st.integers(0, 3)), min_size=0, max_size=8
+    )
+)
+def test_packing_is_what_a_look_at_every_byte_and_stage_finds(boxes):
+    allocations = [memory.Allocation("any", at, size, first, first + more) for at, size, first, more in boxes]
+    found = memory.packing(allocations, {}, set())
+    used = np.zeros((20, 10), int)  # byte x stage
+    for one in allocations:
+        used[one.address : one.address + one.bytes, one.first : one.last + 1] += 1
+    assert found.least == used.sum(axis=0).max()
+    assert found.peak == (np.flatnonzero(used.any(axis=1)) + 1).max(initial=0)
+    assert found.gap == (found.peak / found.least - 1 if allocations else 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("network", [residual_network, network_of_everything])
+def test_spilled_are_the_bytes_of_ddr_that_are_neither_ends_nor_weights(seed, network):
+    graph = network(16 + 2 * seed if network is residual_network else seed)
+    spilled = []
+    for memtile in (2**20, 3500):
+        try:
+            program = bstf_compiler.compile(graph, small_device(2, 2, 65536, memtile))
+        except ValueError:
+            continue
+        ends = {port.tensor for port in (*program.inputs, *program.affines, *program.outputs)}
+        owner = np.zeros(program.data_address, int)  # of every byte before the weights: 1 a tensor, 2 an end
+        for is_end in (False, True):
+            for name, (place, _, _) in program.tensors.items():
+                if place.memory == "ddr" and (name in ends) == is_end:
+                    for pixel in range(place.shape[0] * place.shape[1]):
+                        start = place.address + pixel * place.pixel
+                        owner[start : start + place.length] = 1 + is_end
+        assert program.packing.spilled == np.count_nonzero(owner == 1)
+        assert program.packing.least <= program.packing.peak <= memtile
+        spilled.append(program.packing.spilled)
+    assert spilled[0] == 0  # all has room in the large memories
+    assert network is not residual_network or spilled[1] > 0

@@ -1,4 +1,4 @@
-"""Trace, PNG, HTML and CSV of synthetic estimates."""
+"""PNG, HTML and CSV of estimates made by hand."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -17,50 +18,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from bstf_compiler import files
-from bstf_compiler.aie import timeline
+from bstf_compiler.aie import timeline, trace
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate, Span
 from bstf_compiler.aie.isa import KINDS
-
-ODD_NAME = '$block/<1>&"conv"$, </script>'
-
-
-def layer(name, start, seconds):
-    kinds = {kind: seconds * (index + 1) / 10 for index, kind in enumerate(KINDS)}
-    return LayerEstimate(name, "conv2d", start, seconds, kinds, "WRITE", 123456789012, 4096)
-
-
-def span(name, kind, unit, start, end, busy=None):
-    return Span(name, kind, unit, start, end, end - start if busy is None else busy, 640, 1280)
-
-
-def estimate(scale=1.0):
-    """Three layers of 100 us; every lane works in each of them, on two units."""
-    names = ["conv1", ODD_NAME, "fc"]
-    step = 1e-4 * scale
-    layers = tuple(layer(name, index * step, step) for index, name in enumerate(names))
-    spans = []
-    for index, name in enumerate(names):
-        for lane, kind in enumerate(KINDS):
-            for unit in ("core 2,0", "core 10,0"):
-                start = step * (index + lane / 10)
-                spans.append(span(name, kind, unit, start, start + step / 10, busy=step / 20))
-    return Estimate("aie2_4x4", "exact", layers, tuple(spans))
-
-
-def many(count):
-    """`count` spans back to back on 16 cores and 4 columns, in 70 layers."""
-    units = {kind: [f"column {i}" for i in range(4)] for kind in KINDS} | {
-        "COMP": [f"core {i},{j}" for i in range(4) for j in range(4)]
-    }
-    tracks = [(kind, unit) for kind in KINDS for unit in units[kind]]
-    rounds = count // len(tracks)
-    spans = [
-        span(f"layer{70 * step // rounds}", kind, unit, step * 1e-6, (step + 1) * 1e-6)
-        for step in range(rounds)
-        for kind, unit in tracks
-    ]
-    layers = [layer(f"layer{i}", i * rounds * 1e-6 / 70, rounds * 1e-6 / 70) for i in range(70)]
-    return Estimate("aie2_4x4", "exact", tuple(layers), tuple(spans))
+from bstf_compiler.aie.usage import curves
+from tests.bstf_compiler.aie.estimates import ODD_NAME, estimate, layer, many, span
 
 
 class Page(HTMLParser):
@@ -131,66 +93,6 @@ def test_merge_keeps_sums_and_leaves_no_overlap():
         assert any(b.start <= s.start and s.end <= b.end for b in groups[s.kind, s.layer])
 
 
-def test_trace_has_one_track_per_lane_and_unit(tmp_path):
-    subject = estimate()
-    timeline.write_chrome_trace(subject, tmp_path / "trace.json")
-    trace = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
-    assert trace == timeline.chrome_trace(subject)
-    assert trace["otherData"] == {
-        "device": "aie2_4x4",
-        "cost_model": "exact",
-        "seconds": subject.total_seconds,
-        "host": [],
-    }
-    events = trace["traceEvents"]
-    assert {event["ph"] for event in events} == {"X", "M"}
-    for event in events:
-        assert isinstance(event["pid"], int) and isinstance(event["tid"], int) and event["pid"] > 0
-        if event["ph"] == "M":
-            assert event["name"] in {"process_name", "process_sort_index", "thread_name", "thread_sort_index"}
-            assert list(event["args"]) in (["name"], ["sort_index"])
-        else:
-            assert event["ts"] >= 0 and event["dur"] >= 0 and isinstance(event["name"], str)
-
-    processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
-    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert list(processes.values()) == ["layers", *KINDS]
-    expected = [("layers", "layers")] + [(k, u) for k in KINDS for u in ("core 2,0", "core 10,0")]
-    assert [(processes[pid], unit) for (pid, _), unit in threads.items()] == expected
-
-
-def test_trace_holds_every_span_to_the_nanosecond():
-    subject = estimate()
-    events = [e for e in timeline.chrome_trace(subject)["traceEvents"] if e["ph"] == "X"]
-    found = {
-        (e["args"]["layer"], e["cat"], e["args"]["unit"], e["ts"], e["args"]["bytes"], e["args"]["macs"]): e
-        for e in events
-        if e["cat"] != "layers"
-    }
-    assert len(found) == len(subject.spans)
-    for s in subject.spans:
-        event = found[s.layer, s.kind, s.unit, round(s.start * 1e9) / 1e3, s.bytes, s.macs]
-        assert event["ts"] + event["dur"] == pytest.approx(s.end * 1e6, abs=1e-3)
-        assert event["args"]["busy_us"] == pytest.approx(s.busy * 1e6)
-    layers = [e for e in events if e["cat"] == "layers"]
-    assert [e["name"] for e in layers] == [layer.name for layer in subject.layers]
-    assert layers[0]["args"] == {"op": "conv2d", "bound": "WRITE", "bytes": 4096, "macs": 123456789012}
-
-
-def test_trace_never_overlaps_on_a_track():
-    spans = tuple(span("a", "LOADFM", "column 0", start, start + 2e-6) for start in (0.0, 1e-6, 2e-6, 9e-6))
-    subject = Estimate("aie2_4x4", "exact", (layer("a", 0.0, 2e-5),), spans)
-    events = timeline.chrome_trace(subject)["traceEvents"]
-    tracks = defaultdict(list)
-    for event in (e for e in events if e["ph"] == "X"):
-        tracks[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
-    assert sorted(len(track) for track in tracks.values()) == [1, 1, 3]
-    for track in tracks.values():
-        assert all(left[1] <= right[0] for left, right in pairwise(track))
-    names = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
-    assert names == ["layers", "column 0", "column 0 (2)"]
-
-
 def test_csv_reads_back_equal(tmp_path):
     subject = estimate()
     timeline.layers_csv(subject, tmp_path / "layers.csv")
@@ -235,6 +137,18 @@ def test_second_panel_shares_the_time_axis(tmp_path):
     assert (fast - left) / (slow - left) == pytest.approx(0.5, abs=0.03)
 
 
+def test_curves_stand_at_their_heights(tmp_path):
+    """Of the memory tile: 450, 600 and 300 of 1,000 bytes under the dashed limit, in three thirds of the width."""
+    timeline.timeline_png(replace(estimate(), spans=()), tmp_path / "one.png")
+    picture = imread(tmp_path / "one.png")[..., :3]
+    colourful = picture.max(axis=-1) - picture.min(axis=-1) > 0.15  # all else is grey
+    left, right = 91, 1700  # pixels: about where the axis starts and ends
+    heights = [colourful[:, left + int(part * (right - left))].sum() for part in (0.2, 0.5, 0.72)]
+    assert heights[1] > 30
+    assert heights[0] / heights[1] == pytest.approx(450 / 600, abs=0.05)
+    assert heights[2] / heights[1] == pytest.approx(300 / 600, abs=0.05)
+
+
 def test_empty_program_can_be_drawn(tmp_path):
     empty = Estimate("aie2_1x1", "exact", (), ())
     timeline.timeline_png(empty, tmp_path / "empty.png")
@@ -263,6 +177,12 @@ def test_html_embeds_every_span(tmp_path):
         assert tuple(bars) == timeline.merge(subject.spans)
         assert panel["layers"] == [[e.name, e.start, e.seconds, e.bound] for e in subject.layers]
         assert panel["units"][0] == ["core 2,0", "core 10,0"]
+        for shown, curve in zip(panel["curves"], curves(subject), strict=True):
+            assert (shown["name"], shown["unit"], shown["limit"]) == (curve.name, curve.unit, curve.limit)
+            assert shown["times"] == curve.times.tolist()
+            assert {name: amounts for name, _, amounts in shown["parts"]} == {
+                name: amounts.tolist() for name, amounts in curve.parts.items()
+            }
 
 
 def test_html_is_self_contained_and_accessible(tmp_path):
@@ -290,7 +210,7 @@ def test_eighty_thousand_spans(tmp_path):
     subject = many(80_000)
     timeline.timeline_png(estimate(), tmp_path / "first.png")  # imports matplotlib
     start = time.process_time()
-    timeline.write_chrome_trace(subject, tmp_path / "trace.json")
+    trace.write_chrome_trace(subject, tmp_path / "trace.json")
     timeline.timeline_png(subject, tmp_path / "timeline.png")
     text = html_of(tmp_path, subject)
     assert time.process_time() - start < 5
@@ -341,6 +261,8 @@ canvas.on.wheel({preventDefault() {}, deltaX: 0, deltaY: -400, offsetX: 80}); se
 drag(680, 80, false); seen.drag = range(); key("0");
 drag(680, 80, true); seen.select = range(); key("0");
 canvas.on.pointermove({offsetX: 81, offsetY: 30, clientX: 0, clientY: 0}); seen.tip = ids.tip.textContent;
+canvas.on.pointermove({offsetX: 80 + 600, offsetY: 222, clientX: 0, clientY: 0}); seen.tile = ids.tip.textContent;
+canvas.on.pointermove({offsetX: 81, offsetY: 270, clientX: 0, clientY: 0}); seen.ddr = ids.tip.textContent;
 console.log(JSON.stringify(seen));
 """
 
@@ -366,9 +288,15 @@ def test_html_script_zooms_pans_and_explains(tmp_path):
         "0.010000 ms, 50.0 % at work",
         "1,280 bytes, 2,560 multiply-adds",
     ]
+    assert seen["tile"].split("\n") == [
+        "MemTile at 0.1500 ms", "tensors: 500", "staging: 0", "weight chunks: 100", "600 of 1,000 bytes",
+    ]  # fmt: skip
+    assert seen["ddr"].split("\n")[1:] == [
+        "LOAD: 128,000,000", "LOADW: 0", "WRITE: 0", "128,000,000 of 200,000,000 bytes/s",
+    ]  # fmt: skip
 
 
-WRITERS = [timeline.write_chrome_trace, timeline.layers_csv, timeline.timeline_png, timeline.timeline_html]
+WRITERS = [trace.write_chrome_trace, timeline.layers_csv, timeline.timeline_png, timeline.timeline_html]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -395,7 +323,7 @@ def test_missing_folder_is_named(tmp_path, write):
         write(estimate(), tmp_path / "nowhere" / "out")
 
 
-@pytest.mark.parametrize("write", [timeline.timeline_png, timeline.timeline_html])
+@pytest.mark.parametrize("write", [timeline.timeline_png, timeline.timeline_html, trace.write_chrome_trace])
 def test_titles_must_match_estimates(tmp_path, write):
     with pytest.raises(ValueError, match="one title for each estimate: 1 for 2"):
         write([estimate(), estimate()], tmp_path / "out", titles=["dense"])
