@@ -12,6 +12,7 @@ from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
+from bstf_compiler.aie.limits import dma_violations
 from bstf_compiler.aie.memory import CHUNKS, STAGING, Allocation
 
 _OLD = 2  # a byte of a staging buffer that was written in the step before
@@ -21,7 +22,7 @@ def verify(code: Code) -> list[str]:
     """All violations of the rules, as sentences that name the layer and the place; empty for a sound program."""
     found = list(_allocations(code))
     for step in code.steps:
-        for rule in (_buffers, _moves, _computations, _accesses, _locks):
+        for rule in (_buffers, _moves, _computations, _accesses, _locks, _descriptors):
             found += [f"layer '{step.layer}': {violation}" for violation in rule(code, step)]
     return found or list(_reads(code))
 
@@ -149,6 +150,13 @@ def _locks(code: Code, step: Step) -> Iterator[str]:
     for name, value in outcome.lock_values.items():
         if value != step.locks[name]:
             yield f"lock {name} ends at {value}, it began at {step.locks[name]}"
+
+
+def _descriptors(code: Code, step: Step) -> Iterator[str]:
+    """On a real part, descriptors and locks of the DMAs can do what the transfers ask (see limits.py)."""
+    reached = {tile for do in step.instructions for access in _accesses_of(do) for tile in access.tiles}
+    if reached <= _tiles(code.device):  # otherwise there are sentences on it already
+        yield from dma_violations(code.device, step)
 
 
 def _reads(code: Code) -> Iterator[str]:
