@@ -15,9 +15,11 @@ descriptors than its tile has, the host writes those of a task when earlier ones
 Streams bring the bytes of a transfer in the order of its moves. Where several DMAs send to one channel (cores to a
 memory tile) whoever routes them must keep that order; it isn't said here how.
 
-A tile that a transfer moves no bytes of (a core whose part of a narrow image is empty) takes no part in it, and the
-core doesn't wait for it. Locks of a memory tile are then taken with the unit's next bytes of that tile and given with
-the last ones before.
+A tile that a transfer moves no bytes of (a core whose part of a narrow image is empty, or that reads no kept block)
+takes no part in it, and neither DMA nor core takes or gives a lock of a core for an empty box. The rings' slots are
+passed over all the same, so what comes next waits until the ring is empty: the DMA takes all slots of an input, and the
+core gives the others back when it finds its own full; of its output the core takes all and gives the others back. Locks
+of a memory tile are taken with the unit's next bytes of that tile, and given with the last ones before.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
@@ -109,10 +111,14 @@ class Channel:
         """Descriptors of the longest chain: what the channel needs at once."""
         return max(map(len, self.chains), default=0)
 
-    def id(self, chain: int, place: int) -> int:
-        """The descriptor that holds a place of a chain: from the channel's ids in turn."""
-        before = sum(len(one) for one in self.chains[:chain])
-        return self.ids[(before + place) % len(self.ids)]
+    @property
+    def chain_ids(self) -> list[list[int]]:
+        """For each chain the descriptors of the tile that hold it: those of the channel in turn."""
+        starts = accumulate(map(len, self.chains), initial=0)
+        return [
+            [self.ids[(start + place) % len(self.ids)] for place in range(len(chain))]
+            for start, chain in zip(starts, self.chains)
+        ]
 
 
 def limits_of(device: DeviceSpec, tile: str) -> DescriptorLimits:
@@ -244,7 +250,7 @@ class _Job:
 def _lower_step(device: DeviceSpec, step: Step, numbers: dict[Port, int]) -> list[Channel]:
     jobs: dict[tuple[str, str, int], list[_Job]] = defaultdict(list)
     transfers = performed(device, step)
-    actions = lock_actions(transfers)
+    actions = lock_actions(transfers, step.locks)
     for one in transfers:
         for (tile, direction, unit), part in one.ports.items():
             made = _jobs(one, part, actions, limits_of(device, tile))
@@ -264,8 +270,10 @@ Actions = dict[tuple[int, str], tuple[list[LockAction], list[LockAction]]]
 """What is taken and given, by index of the transfer and memory."""
 
 
-def lock_actions(transfers: list[Performed]) -> Actions:
-    """The lock actions of a step's transfers, those of memories that a transfer moves nothing of with another one."""
+def lock_actions(transfers: list[Performed], locks: dict[str, int]) -> Actions:
+    """What a step's transfers take and give, by index of the transfer and memory; where one moves nothing of a memory,
+    as the head of this file says. `locks`: their values when the step begins.
+    """
     found: Actions = {}
     pending: dict[tuple[str, str], list[LockAction]] = defaultdict(list)  # not taken yet, by unit and memory
     last: dict[tuple[str, str], int] = {}  # the unit's last transfer that moved bytes of the memory
@@ -280,6 +288,8 @@ def lock_actions(transfers: list[Performed]) -> Actions:
                 found[index, memory][0].append(action)
             elif memory[0] == "m":
                 pending[do.unit, memory].append(_all_at_once(action, FIRST, do.iterations))
+            elif locks.get(action.lock, 0) > 1:  # free slots, one of them taken in any case
+                pending[do.unit, memory] = [LockAction(action.lock, locks[action.lock] - 1, FIRST)]
         for action in do.release:
             memory = tile_of(action.lock)
             if (index, memory) in found:

@@ -25,7 +25,7 @@ def dma_violations(device: DeviceSpec, step: Step) -> Iterator[str]:
     for one in transfers:
         yield from _unaligned(one)
     yield from _declared(device, step.locks)
-    yield from _together(transfers)
+    yield from _together(transfers, step.locks)
 
 
 def _unaligned(one: Performed) -> Iterator[str]:
@@ -59,9 +59,9 @@ def _declared(device: DeviceSpec, locks: dict[str, int]) -> Iterator[str]:
             yield f"lock {lock} begins at {value}, outside 0 to {LOCK_VALUE}"
 
 
-def _together(transfers: list[Performed]) -> Iterator[str]:
+def _together(transfers: list[Performed], locks: dict[str, int]) -> Iterator[str]:
     """In an iteration a DMA takes one lock of a memory and gives one, of a memory that it moves bytes of."""
-    actions = lock_actions(transfers)
+    actions = lock_actions(transfers, locks)
     moved = {(one.transfer.unit, memory) for one in transfers for part in one.ports.values() for memory, _ in part}
     for one in transfers:
         do = one.transfer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections import Counter, defaultdict, deque
 
 import numpy as np
@@ -16,14 +17,15 @@ import bstf_compiler
 from bstf_compiler import DeviceSpec, integer
 from bstf_compiler.aie import descriptors, simulate
 from bstf_compiler.aie.addressing import patterns
+from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.descriptors import MM2S, S2MM, Channel, Descriptor, lower
-from bstf_compiler.aie.device import DescriptorLimits
+from bstf_compiler.aie.device import DescriptorLimits, Descriptors
 from bstf_compiler.aie.isa import Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.graph import Graph, Window
+from tests.bstf_compiler.aie.devices import entries
 from tests.bstf_compiler.networks import Builder, network_of_everything, random_images, random_network
 
 PARTS = ["npu1", "npu2", "ve2302", "ve2802", "npu1_2x3", "npu2_3x4", "ve2802_6x8"]
-LIMITS = DeviceSpec.load("npu1").descriptors
 SAME = Window((3, 3), padding=(1, 1, 1, 1))
 
 
@@ -121,18 +123,17 @@ def assert_limits_hold(device: DeviceSpec, channels: list[Channel]):
     """Fields, numbers of channels, reach, and who holds which descriptors."""
     held = defaultdict(list)
     for channel in channels:
-        limits = {"s": LIMITS.shim, "m": LIMITS.memtile, "c": LIMITS.core}[channel.tile[0]]
-        assert channel.number < {"s": 2, "m": 6, "c": 2}[channel.tile[0]]
+        limits = {"s": device.descriptors.shim, "m": device.descriptors.memtile, "c": device.descriptors.core}
+        limits = limits[channel.tile[0]]
+        assert channel.number < limits.channels
         assert channel.longest <= len(channel.ids) <= channel.descriptors
-        if channel.tile[0] == "m":
-            assert set(channel.ids) <= set(range(24) if channel.number % 2 == 0 else range(24, 48))
-        else:
-            assert set(channel.ids) <= set(range(16))
+        each = limits.count // limits.parities
+        assert {one // each for one in channel.ids} == {channel.number % limits.parities}
         held[channel.tile] += channel.ids
         if channel.tile[0] == "s" and device.noc_columns:
             assert int(channel.tile[1:]) in device.noc_columns
-        for place, chain in enumerate(channel.chains):
-            ids = [channel.id(place, i) for i in range(len(chain))]
+        for chain, ids in zip(channel.chains, channel.chain_ids, strict=True):
+            assert len(ids) == len(chain) and set(ids) <= set(channel.ids)
             assert len(set(ids)) == len(ids)
             for descriptor in chain:
                 assert_fields_hold(descriptor, limits)
@@ -146,13 +147,159 @@ def assert_limits_hold(device: DeviceSpec, channels: list[Channel]):
     assert all(len(set(ids)) == len(ids) for ids in held.values())
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("network", [residual_network, random_network, network_of_everything])
-def test_descriptors_touch_the_bytes_of_the_moves_in_order(part, network):
-    program = bstf_compiler.compile(network(1), part)
+def assert_performed(program):
     for step, channels in zip(program.steps, lower(program), strict=True):
         assert_step_is_performed(step, channels)
         assert_limits_hold(program.device, channels)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("network", [residual_network, random_network, network_of_everything])
+def test_descriptors_touch_the_bytes_of_the_moves_in_order(part, network):
+    assert_performed(bstf_compiler.compile(network(1), part))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_limits_of_real_parts_are_the_published_ones(part):
+    """AM020 (array interface DMA, memory tile DMA), XD100 (buffer descriptors), and the field widths of aie-rt."""
+    found = DeviceSpec.load(part).descriptors
+    core = {"channels": 2, "locks": 16, "count": 16, "parities": 1, "dimensions": 3, "iterations": 2**6}
+    core |= {"length_words": 2**14 - 1, "wraps": (2**8 - 1,) * 2, "step_words": 2**13}
+    memtile = {"channels": 6, "locks": 64, "count": 48, "parities": 2, "dimensions": 4, "iterations": 2**6}
+    memtile |= {"length_words": 2**17 - 1, "wraps": (2**10 - 1,) * 3, "step_words": 2**17}
+    shim = core | {"length_words": 2**32 - 1, "wraps": (2**10 - 1,) * 2, "step_words": 2**20}
+    assert dataclasses.asdict(found) == {"core": core, "memtile": memtile, "shim": shim}
+
+
+def test_a_model_has_no_descriptors():
+    program = bstf_compiler.compile(random_network(0), "aie2_2x2")
+    with pytest.raises(ValueError, match="'aie2_2x2' is a model without buffer descriptors; compile for a part"):
+        lower(program)
+
+
+# --- any box, any limits ---
+
+FIELDS = st.builds(
+    DescriptorLimits,
+    channels=st.just(2), locks=st.just(16), count=st.integers(4, 16), parities=st.sampled_from([1, 2]),
+    dimensions=st.just(3), length_words=st.integers(1, 60), wraps=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    step_words=st.sampled_from([1, 8, 20, 200]), iterations=st.integers(1, 9),
+)  # fmt: skip
+
+
+@st.composite
+def accesses(draw, tile: str, sizes: tuple[int, int, int]) -> Access:
+    """A box of words with gaps or none between pixels and rows, that moves on, goes round a ring, or stays."""
+    _, pixels, length = sizes
+    pixel = length + 4 * draw(st.sampled_from([0, 0, 1, 5]))
+    row = pixels * pixel + 4 * draw(st.sampled_from([0, 0, 3, 190]))
+    ring = draw(st.integers(0, 4))
+    first = draw(st.integers(0, ring - 1)) if ring else 0
+    advance = 4 * draw(st.sampled_from([0, 1, 7, 30, 900]))
+    return Access((tile,), 4 * draw(st.integers(0, 50)), sizes, (row, pixel), advance, ring, first)
+
+
+@st.composite
+def transfers(draw, tile: str) -> Transfer:
+    """From a memory tile to one core, with locks in each iteration, the first or the last one."""
+    moves = []
+    for _ in range(draw(st.integers(1, 4))):
+        sizes = (draw(st.integers(1, 4)), draw(st.integers(1, 5)), 4 * draw(st.integers(1, 13)))
+        moves.append(Move(draw(accesses("m0", sizes)), draw(accesses(tile, sizes))))
+    whens = st.sampled_from(["each", "first", "last"])
+    locks = {end: (LockAction(f"{end}:a", draw(st.integers(1, 3)), draw(whens)),) for end in ("m0", tile)}
+    return Transfer(
+        "LOADFM", "loadfm.0", tuple(moves), draw(st.integers(1, 20)), locks["m0"] + locks[tile],
+        tuple(LockAction(f"{end}:b", 1, draw(whens)) for end in ("m0", tile)),
+    )  # fmt: skip
+
+
+def code_of(device: DeviceSpec, instructions: list, locks: dict[str, int] | None = None) -> Code:
+    step = Step("layer", "conv", "out", (0, 1), 0, True, locks or {}, [], instructions)
+    return Code("drawn", device, [], [], [], {}, [], [step], 0, b"")
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes=st.tuples(st.integers(1, 9), st.integers(1, 30), st.integers(1, 40)), limits=FIELDS, data=st.data())
+def test_walks_of_any_box_in_any_fields(sizes, limits, data):
+    access = data.draw(accesses("m0", (*sizes[:2], 4 * sizes[2])))
+    walks = patterns(access.sizes, access.strides, limits)
+    found = [Descriptor("m0", access.address + offset, walk) for offset, walk in walks]
+    for descriptor in found:
+        assert_fields_hold(descriptor, limits)
+    assert np.array_equal(np.concatenate([walk(one, 0) for one in found]), box(dataclasses.replace(access, ring=0), 0))
+
+
+def test_walks_are_as_few_as_can_be():
+    core, memtile = (getattr(DeviceSpec.load("npu1").descriptors, kind) for kind in ("core", "memtile"))
+    assert patterns((2, 14, 64), (896, 64), core) == ((0, ((448, 1),)),)  # contiguous: no wrap holds
+    assert patterns((2, 28, 64), (9000, 64), core) == ((0, ((224, 1), (2, 224), (2, 2250))),)  # 448 = 224 * 2 words
+    assert patterns((9, 28, 64), (9000, 128), memtile) == ((0, ((16, 1), (28, 32), (9, 2250))),)
+    assert len(patterns((3, 1, 4 * 257), (2000, 0), core)) == 3  # 257 is prime and passes the wrap: row by row
+    assert len(patterns((1, 1, 65536), (0, 0), core)) == 2  # 16,384 words, one more than the length can say
+    assert len(patterns((4, 5, 8), (40000, 32), core)) == 4  # the step from row to row has no room: row by row
+    assert len(patterns((2, 3, 8), (0, 0), core)) == 6  # nor has a step of zero
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), core=FIELDS, memtile=FIELDS)
+def test_any_transfers_with_any_fields(data, core, memtile):
+    """Several instructions of two units that share channels where there are few of them."""
+    spec = DeviceSpec.load("npu1_2x2")
+    device = dataclasses.replace(spec, descriptors=Descriptors(core, dataclasses.replace(memtile, channels=1), core))
+    drawn = [data.draw(transfers(f"c{column}.0")) for column in data.draw(st.lists(st.integers(0, 1), max_size=5))]
+    units = [dataclasses.replace(do, unit=f"loadfm.{do.moves[0].target.tiles[0][1]}") for do in drawn]
+    assert_performed(
+        code_of(device, units, {f"{tile}:{name}": 999 for tile in ("m0", "c0.0", "c1.0") for name in "ab"})
+    )
+
+
+def test_locks_go_with_the_bytes():
+    """Each tile's lock is taken before its first byte of an iteration and given after its last."""
+    device, sizes = DeviceSpec.load("npu1"), (2, 3, 8)
+    gap = Access(("m0",), 0, sizes, (100, 8), advance=200)
+    core = Access(("c0.0",), 0, sizes, (24, 8), advance=48, ring=2, first=1)
+    far = dataclasses.replace(gap, tiles=("m1",))
+    do = Transfer(
+        "LOADFM", "loadfm.0", (Move(gap, core), Move(far, dataclasses.replace(core, address=96))), 5,
+        (LockAction("m0:ready", 1, "first"), LockAction("m1:ready", 2, "first"), LockAction("c0.0:in_free")),
+        (LockAction("c0.0:in_full"),),
+    )  # fmt: skip
+    (channels,) = lower(code_of(device, [do]))
+    received, sent = channels
+    assert (received.name, sent.name) == ("c0.0 S2MM 0", "m0 MM2S 0")
+    assert received.chains == [
+        (
+            Descriptor("c0.0", 0, ((12, 1),), (2, 12), 1, acquire=("c0.0:in_free", 1)),
+            Descriptor("c0.0", 96, ((12, 1),), (2, 12), 1, release=("c0.0:in_full", 1)),
+        )
+    ]
+    assert received.tasks == [descriptors.Task(chain=0, runs=5, instruction=0, iteration=0)]
+    walk = ((6, 1), (2, 25))
+    assert sent.chains == [
+        (
+            Descriptor("m0", 0, walk, acquire=("m0:ready", 1)),
+            Descriptor("m1", 0, walk, acquire=("m1:ready", 2)),
+        ),
+        (Descriptor("m0", 200, walk, (4, 50)), Descriptor("m1", 200, walk, (4, 50))),
+    ]
+    assert [(task.chain, task.runs, task.iteration) for task in sent.tasks] == [(0, 1, 0), (1, 4, 1)]
+
+
+def test_chains_serve_again():
+    """A ring that goes on where it stopped, and a run of tiles that is sent again, take no new descriptors."""
+    device, sizes = DeviceSpec.load("npu1"), (1, 1, 64)
+    move = Move(Access(("m0",), 0, sizes, advance=64), Access(("c0.0",), 0, sizes, advance=64, ring=3))
+    again = [
+        Transfer(
+            "LOADFM", "loadfm.0", (dataclasses.replace(move, target=dataclasses.replace(move.target, first=f)),), 7
+        )
+        for f in (0, 1, 2, 0)
+    ]
+    (channels,) = lower(code_of(device, again))
+    assert [(len(channel.chains), len(channel.tasks)) for channel in channels] == [(1, 4), (1, 4)]
+    (channels,) = lower(code_of(device, [again[0], again[2]]))
+    assert [len(channel.chains) for channel in channels] == [2, 1]
 
 
 # --- a machine of channels: locks, streams that wait for their receivers, cores ---
@@ -242,6 +389,7 @@ class Streams:
                         self.awaited[end].popleft()
                 yield True
             self.give(descriptor.release)
+            yield True
 
     def receive(self, channel: Channel):
         for do, _, descriptor, wanted, _ in self.pieces(channel):
@@ -255,37 +403,199 @@ class Streams:
                 wanted = wanted[count:]
                 yield True
             self.give(descriptor.release)
+            yield True
 
     def core(self, unit: str):
-        """A core's instructions; it doesn't wait for tiles that nobody moves."""
-        moved = defaultdict(list)  # by lock that a DMA gives or takes: whether it moves anything then
+        """A core's instructions: without locks of empty boxes, and behind one with all slots of the ring."""
+        core = "c" + unit.removeprefix("core.")
+        empty = {f"{core}:in_full": deque(), f"{core}:out_free": deque()}  # by tile: whether no DMA moves any of it
         for do in self.step.instructions:
             if isinstance(do, Transfer):
-                tiles = {t for m in do.moves for a in (m.source, m.target) if a.bytes for t in a.tiles}
-                for action in (*do.acquire, *do.release):
-                    moved[action.lock] += [action.lock.partition(":")[0] in tiles] * (do.iterations * action.count)
-        moved = {lock: iter(flags) for lock, flags in moved.items()}
+                moved = any(
+                    core in side.tiles and side.bytes for move in do.moves for side in (move.source, move.target)
+                )
+                for action in do.release:
+                    if action.lock in empty:
+                        empty[action.lock] += [not moved] * do.iterations
+        slots = {end: self.step.locks[f"{core}:{end}_free"] for end in ("in", "out")}
+        passed = {"in": False, "out": False}
         for do in self.step.instructions:
-            if do.unit != unit:
-                continue
-            for iteration in range(do.iterations):
+            for iteration in range(do.iterations if do.unit == unit else 0):
+                left_out = set()
                 for action in do.acquire:
-                    if action.applies(iteration, do.iterations) and next(moved[action.lock]):
-                        yield from self.take((action.lock, action.count))
+                    if not action.applies(iteration, do.iterations):
+                        continue
+                    end = action.lock.partition(":")[2].partition("_")[0]
+                    if action.lock in empty and empty[action.lock].popleft():
+                        left_out.add(end)
+                        passed[end] = True
+                        continue
+                    others = slots[end] - 1 if passed.get(end) else 0
+                    yield from self.take((action.lock, action.count + (others if end == "out" else 0)))
+                    if others:
+                        self.give((f"{core}:{end}_free", others))
+                        passed[end] = False
                 self.machine._compute(do, iteration)
                 for action in do.release:
-                    if action.applies(iteration, do.iterations) and next(moved[action.lock], True):
+                    end = action.lock.partition(":")[2].partition("_")[0]
+                    if action.applies(iteration, do.iterations) and end not in left_out:
                         self.give((action.lock, action.count))
                 yield True
+
+
+def assert_streams_compute(program, graph: Graph, seed: int):
+    images, expected = random_images(seed, graph), integer.trace(graph, random_images(seed, graph))
+    streams = Streams(program, [array[0] for array in simulate._images(program, images)], seed)
+    for port in program.outputs:
+        assert np.array_equal(streams.machine.tensor(port.tensor), expected[port.tensor][0])
 
 
 @pytest.mark.parametrize("part", ["npu1", "npu2_3x4", "ve2302", "ve2802_6x8"])
 @pytest.mark.parametrize("network", [residual_network, random_network, network_of_everything])
 def test_a_machine_of_descriptors_computes_the_network(part, network):
     graph = network(2)
-    program = bstf_compiler.compile(graph, part)
-    images = random_images(2, graph)
-    expected = integer.trace(graph, images)
-    streams = Streams(program, [array[0] for array in simulate._images(program, images)], seed=0)
-    for port in program.outputs:
-        assert np.array_equal(streams.machine.tensor(port.tensor), expected[port.tensor][0])
+    assert_streams_compute(bstf_compiler.compile(graph, part), graph, seed=2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_machines_with_small_memories_and_few_descriptors(seed):
+    """Bands, sums in pieces, shared channels, chains in parts, descriptors that are written again."""
+    rng = np.random.default_rng(seed)
+    graph = (random_network, network_of_everything)[seed % 2](seed)
+    spec = entries(int(rng.integers(1, 6)), int(rng.integers(1, 4)), int(rng.choice([4096, 9000])))
+    spec["memtile"]["memory_bytes"] = int(rng.choice([2048, 6000, 524288]))
+    fields = {"channels": int(rng.integers(1, 4)), "locks": 64, "parities": int(rng.integers(1, 3)), "dimensions": 3}
+    fields |= {"count": int(rng.integers(8, 16)), "length_words": int(rng.choice([40, 1000])), "wraps": [30, 9]}
+    fields |= {"step_words": int(rng.choice([16, 5000])), "iterations": int(rng.integers(1, 9))}
+    spec["descriptors"] = dict.fromkeys(("core", "memtile", "shim"), fields)
+    try:
+        program = bstf_compiler.compile(graph, DeviceSpec.from_dict(spec, "drawn device"))
+    except ValueError as refusal:
+        assert "layer '" in str(refusal)
+        return
+    assert_performed(program)
+    assert_streams_compute(program, graph, seed)
+
+
+# --- what verify says of programs that no descriptors can do ---
+
+
+def broken(kind: str, change):
+    """A sound program for npu1 with one instruction of a kind changed."""
+    program = bstf_compiler.compile(random_network(2), "npu1")
+    for step in program.steps:
+        for index, do in enumerate(step.instructions):
+            if do.kind == kind and do.moves and step.instructions[index].bytes:
+                step.instructions[index] = change(do)
+                return program, step.layer
+    raise AssertionError(f"no {kind}")
+
+
+def moved(do: Transfer, **changes) -> Transfer:
+    first, *others = do.moves
+    ends = (dataclasses.replace(first.source, **changes), dataclasses.replace(first.target, **changes))
+    return dataclasses.replace(do, moves=(Move(*ends), *others))
+
+
+def given_and_taken(do: Transfer, *more: LockAction) -> Transfer:
+    return dataclasses.replace(do, acquire=(*do.acquire, *more), release=(*do.release, *more))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("LOADFM", lambda i: moved(i, address=2), "address = 2 in m0; the DMA of m0 moves words of 4 bytes"),
+        ("LOADFM", lambda i: moved(i, sizes=(1, 1, 7)), "length = 7 in c0.0; the DMA of c0.0 moves words of 4 bytes"),
+        ("LOADFM", lambda i: moved(i, strides=(9, 8), sizes=(2, 1, 8)), "row stride = 9 in m0; .* words of 4 bytes"),
+        ("LOADFM", lambda i: moved(i, strides=(8, 10), sizes=(1, 2, 8)), "pixel stride = 10 in m0; .* words of 4"),
+        (
+            "WRITEFM", lambda i: dataclasses.replace(moved(i, advance=6), iterations=2),
+            "advance = 6 in c0.0; the DMA of c0.0 moves words of 4 bytes",
+        ),
+        ("LOAD", lambda i: moved(i, address=6), "address = 6 in ddr; the DMA of s0 moves words of 4 bytes"),
+        (
+            "LOADFM", lambda i: given_and_taken(i, LockAction("c0.0:out_free")),
+            "takes 2 locks of c0.0 at once, c0.0:in_free, c0.0:out_free; a descriptor has 1 of each kind",
+        ),
+        (
+            "LOADWM", lambda i: given_and_taken(i, LockAction("c0.0:w_free", 64)),
+            "takes lock c0.0:w_free 65 times at once; a lock holds 63 at most",
+        ),
+        (
+            "WRITEFM", lambda i: given_and_taken(i, LockAction("m3:done")),
+            "gives lock m3:done, but its unit moves nothing of m3",
+        ),
+    ],
+)  # fmt: skip
+def test_what_descriptors_cannot_do_is_found(kind, change, words):
+    program, layer = broken(kind, change)
+    found = program.verify()
+    assert any(re.search(f"layer '{layer}': {kind} on .*{words}", violation) for violation in found), found
+
+
+def test_too_many_locks_and_too_large_ones_are_found():
+    program = bstf_compiler.compile(random_network(2), "npu1")
+    step = program.steps[0]
+    step.locks |= {f"c0.0:lock{n}": 0 for n in range(11)} | {f"m3:lock{n}": 0 for n in range(64)} | {"m2:large": 64}
+    of_m3 = sum(lock.startswith("m3:") for lock in step.locks)
+    found = program.verify()
+    assert f"layer '{step.layer}': c0.0 needs 17 locks, of which it has 16" in found
+    assert f"layer '{step.layer}': m3 needs {of_m3} locks, of which it has 64" in found
+    assert f"layer '{step.layer}': lock m2:large begins at 64, outside 0 to 63" in found
+
+
+def test_a_model_has_no_such_limits():
+    program = bstf_compiler.compile(random_network(2), "aie2_4x4")
+    program.steps[0].locks |= {f"c0.0:lock{n}": 99 for n in range(99)}
+    assert program.verify() == []
+
+
+def test_a_device_with_fewer_descriptors_than_channels_is_refused():
+    limits = dataclasses.asdict(DeviceSpec.load("npu1").descriptors)
+    limits["memtile"]["count"] = 11
+    with pytest.raises(
+        ValueError, match=r"descriptors\.memtile has count = 11; 6 channels .* need 12 or more, one each"
+    ):
+        DeviceSpec.from_dict(entries() | {"descriptors": limits}, "device file 'x.toml'")
+
+
+# --- as text ---
+
+
+def test_the_listing_says_it_all(tmp_path):
+    """Read back with a grammar of its own, it has the channels, chains and tasks of `lower`."""
+    program = bstf_compiler.compile(residual_network(), "npu1")
+    folder = program.write(tmp_path / "program")
+    lines = iter((folder / "descriptors.txt").read_text().splitlines())
+    for step, channels in zip(program.steps, lower(program), strict=True):
+        head = next(lines)
+        assert head.startswith(f".step {step.layer} rows {step.rows[0]}-{step.rows[1]}; most of one tile: ")
+        tiles = _totals((channel.tile, channel.descriptors) for channel in channels)
+        for kind, letter in (("shim", "s"), ("memtile", "m"), ("core", "c")):
+            most = max((count for tile, count in tiles.items() if tile[0] == letter), default=0)
+            assert (f"{kind} {most}" in head) == (most > 0)
+        for channel in channels:
+            assert next(lines) == f"{channel.name} bd {channel.ids[0]}-{channel.ids[-1]}"
+            for number, (chain, ids) in enumerate(zip(channel.chains, channel.chain_ids)):
+                for place, descriptor in enumerate(chain):
+                    found = re.fullmatch(
+                        r"  (\d+) bd (\d+) (\S+)@0x([0-9a-f]+)(?:\+(\d+)%(\d+)#(\d+))?\[(.+)\]"
+                        r"(?: wait (\S+?)(?:\*(\d+))?)?(?: give (\S+?)(?:\*(\d+))?)?(?: next (\d+))?",
+                        next(lines),
+                    )
+                    in_chain, bd, memory, address, step_words, slots, first, walk, *locks, following = found.groups()
+                    assert (int(in_chain), int(bd)) == (number, ids[place])
+                    assert (following is None) == (place + 1 == len(ids)) or int(following) == ids[place + 1]
+                    take, give = ((lock, int(count or 1)) if lock else None for lock, count in (locks[:2], locks[2:]))
+                    walk = tuple(tuple(map(int, pair.split("/"))) for pair in walk.split(","))
+                    iteration = (int(slots), int(step_words)) if slots else (1, 0)
+                    read = Descriptor(memory, int(address, 16), walk, iteration, int(first or 0), take, give)
+                    assert read == (descriptor if slots else dataclasses.replace(descriptor, iteration=(1, 0)))
+            for task in channel.tasks:
+                do = step.instructions[task.instruction]
+                assert next(lines) == f"  run {task.chain} x{task.runs} {do.kind} {do.unit} from {task.iteration}"
+    assert next(lines, None) is None
+    assert bstf_compiler.Program.load(folder) == program
+    program.write(folder)
+    program = bstf_compiler.compile(residual_network(), "aie2_2x2")
+    assert not (program.write(folder) / "descriptors.txt").exists()
