@@ -347,7 +347,7 @@ def _acting(actions: list[LockAction], iteration: int, iterations: int) -> _Lock
 
 def _chain(part: Part, start: int, stop: int, locks: dict[str, tuple[_Lock, _Lock]], limits: DescriptorLimits) -> Chain:
     """The descriptors of iterations [start, stop); of each memory the first takes its lock, the last gives it."""
-    chain = []
+    walks = []
     for memory, access in part:
         base, iteration, first = access.start(start), (1, 0), 0
         if stop - start > 1 and access.advance and access.ring != 1:
@@ -355,13 +355,17 @@ def _chain(part: Part, start: int, stop: int, locks: dict[str, tuple[_Lock, _Loc
             if access.ring:
                 base, first = access.address, (access.first + start) % access.ring
         for offset, walk in patterns(access.sizes, access.strides, limits):
-            chain.append(Descriptor(memory, base + offset, walk, iteration, first))
-    for memory, (take, give) in locks.items():
-        own = [place for place, descriptor in enumerate(chain) if descriptor.memory == memory]
-        if take:
-            chain[own[0]] = replace(chain[own[0]], acquire=take)
-        if give:
-            chain[own[-1]] = replace(chain[own[-1]], release=give)
+            walks.append((memory, base + offset, walk, iteration, first))
+    takes, gives = {}, {}
+    for place, (memory, *_) in enumerate(walks):
+        takes.setdefault(memory, place)
+        gives[memory] = place
+    chain = []
+    for place, walk in enumerate(walks):
+        take, give = locks[walk[0]]
+        chain.append(
+            Descriptor(*walk, take if takes[walk[0]] == place else None, give if gives[walk[0]] == place else None)
+        )
     return tuple(chain)
 
 

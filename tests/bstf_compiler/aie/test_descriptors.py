@@ -22,6 +22,7 @@ from tests.bstf_compiler.aie.walking import (
     assert_fields_hold,
     assert_performed,
     box,
+    in_order,
     residual_network,
     totals,
     walk,
@@ -178,6 +179,35 @@ def test_chains_serve_again():
     assert [(len(channel.chains), len(channel.tasks)) for channel in channels] == [(1, 4), (1, 4)]
     (channels,) = lower(code_of(device, [again[0], again[2]]))
     assert [len(channel.chains) for channel in channels] == [2, 1]
+
+
+def test_locks_of_what_moves_nothing():
+    """The next transfer waits until the ring is empty; a memory tile's locks go to the neighbours in time."""
+    nothing, sizes = (1, 1, 0), (1, 1, 64)
+    whole = Transfer(
+        "LOADFM", "loadfm.0", (Move(Access(("m0",), 0, sizes), Access(("c0.0",), 0, sizes, advance=64, ring=3)),), 2,
+        (LockAction("c0.0:in_free"),), (LockAction("c0.0:in_full"),),
+    )  # fmt: skip
+    empty = dataclasses.replace(whole, moves=(Move(Access(("m0",), 0, nothing), Access(("c0.0",), 0, nothing)),))
+    first = dataclasses.replace(empty, acquire=(*empty.acquire, LockAction("m0:ready", 2, "first")))
+    last = dataclasses.replace(empty, release=(*empty.release, LockAction("m0:done", 1, "last")))
+    locks = {"c0.0:in_free": 3, "c0.0:in_full": 0, "m0:ready": 0, "m0:done": 0}
+    (channels,) = lower(code_of(DeviceSpec.load("npu1"), [first, whole, whole, empty, empty, whole, last], locks))
+    received, sent = (
+        [(descriptor.acquire, descriptor.release) for _, _, descriptor, _ in in_order(channel)] for channel in channels
+    )
+    full = ("c0.0:in_full", 1)
+    assert received == [((("c0.0:in_free", count), full)) for count in (3, 1, 1, 1, 3, 1)]
+    assert sent == [(("m0:ready", 2), None), *[(None, None)] * 4, (None, ("m0:done", 1))]
+
+
+def test_a_task_runs_no_more_often_than_its_repeat_count_can_say():
+    ring = Access(("c0.0",), 0, (1, 1, 64), advance=64, ring=3)
+    do = Transfer("LOADFM", "loadfm.0", (Move(Access(("m0",), 0, (1, 1, 64)), ring),), 600)
+    (channels,) = lower(code_of(DeviceSpec.load("npu1"), [do, do]))
+    for channel in channels:
+        assert len(channel.chains) == 1
+        assert [(task.runs, task.iteration) for task in channel.tasks] == [(256, 0), (256, 256), (88, 512)] * 2
 
 
 # --- as text ---
