@@ -225,8 +225,9 @@ def _numbers(code: Code) -> dict[Port, int]:
         shares = dict.fromkeys(kinds, 1)
         for _ in range(channels - len(kinds)):
             most = max(kinds, key=lambda kind: len(by_kind[kind]) / shares[kind])
-            shares[most] += 1
-        start = 0
+            shares[most] += len(by_kind[most]) > shares[most]
+        # Of a memory tile what LOADFM sends and what WRITEFM brings take different halves of the descriptors.
+        start = 0 if direction == MM2S else limits_of(code.device, tile).parities - 1
         for kind in kinds:
             for place, unit in enumerate(sorted(by_kind[kind], key=lambda unit: int(unit.rpartition(".")[2]))):
                 numbers[tile, direction, unit] = (start + place % min(shares[kind], _REACHING)) % channels
