@@ -63,11 +63,14 @@ class Links:
 
 @dataclass(frozen=True)
 class DescriptorLimits:
-    """Buffer descriptors of one tile's DMA: how many, in `parities` groups by channel number, and their fields.
+    """One tile's DMA: `channels` in each direction, and its buffer descriptors: how many, in `parities` groups by
+    channel number, and their fields. `locks`: how many the tile has.
 
     `wraps`: the longest of each dimension but the outermost, innermost first; lengths and steps in 4-byte words.
     """
 
+    channels: int
+    locks: int
     count: int
     parities: int
     dimensions: int
@@ -111,13 +114,13 @@ class DeviceSpec:
             return len(self.memtile.roles)
         return self.columns * self.memtile.rows if self.memtile.rows else max(self.columns, self.rows)
 
-    @property
+    @cached_property
     def activation_tiles(self) -> tuple[int, ...]:
         """The memory tiles that hold activations, at most one a column."""
         tiles = [i for i in range(self.memtiles) if not self.memtile.roles or self.memtile.roles[i] == "a"]
         return tuple(tiles[: self.columns])
 
-    @property
+    @cached_property
     def weight_tiles(self) -> tuple[int, ...]:
         """The memory tiles that hold weights, at most one a row."""
         tiles = [i for i in range(self.memtiles) if not self.memtile.roles or self.memtile.roles[i] == "w"]
@@ -254,6 +257,12 @@ class DeviceSpec:
                 raise ValueError(
                     f"{where}: descriptors.{kind} has {len(limits.wraps)} wraps; {limits.dimensions} dimensions have "
                     f"{limits.dimensions - 1}, for the outermost one ends with the length"
+                )
+            least = 2 * limits.parities * -(-limits.channels // limits.parities)
+            if limits.count < least:
+                raise ValueError(
+                    f"{where}: descriptors.{kind} has count = {limits.count}; {limits.channels} channels in each "
+                    f"direction need {least} or more, one each"
                 )
 
 

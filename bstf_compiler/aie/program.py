@@ -13,12 +13,13 @@ from bstf_compiler.aie.bounds import layer_bounds
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.explain import Explanation, explain
+from bstf_compiler.aie.listing import listing
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
 from bstf_compiler.integer import Images
 
-_TEXT, _DATA = "program.asm", "data.bin"
-_FILES = {_TEXT, _DATA, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
+_TEXT, _DATA, _DESCRIPTORS = "program.asm", "data.bin", "descriptors.txt"
+_FILES = {_TEXT, _DATA, _DESCRIPTORS, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -105,14 +106,15 @@ class Program(Code):
         return text.assembly(self)
 
     def write(self, folder: str | Path, times: Estimate | None = None, dense: Estimate | None = None) -> Path:
-        """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png.
+        """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png, and
+        for a device with buffer descriptors descriptors.txt (see listing.py).
 
         The folder appears whole or not at all; a folder of an earlier program is replaced.
 
         Args:
             folder: where to; missing parents are made.
-            times: what the last four files show; default: `self.estimate()`.
-            dense: times of the same network without zero blocks, which the last three show beside.
+            times: what the files from layers.csv to timeline.png show; default: `self.estimate()`.
+            dense: times of the same network without zero blocks, which the last three of them show beside.
 
         Raises:
             ValueError: if something else than a program is there.
@@ -126,6 +128,8 @@ class Program(Code):
             made.mkdir()
             (made / _TEXT).write_text(self.assembly, encoding="utf-8")
             (made / _DATA).write_bytes(self.data)
+            if self.device.descriptors is not None:
+                (made / _DESCRIPTORS).write_text("\n".join(listing(self)) + "\n", encoding="utf-8")
             timeline.layers_csv(times, made / "layers.csv")
             write_chrome_trace(shown, made / "trace.json", titles)
             timeline.timeline_html(shown, made / "timeline.html", titles)

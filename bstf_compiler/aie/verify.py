@@ -12,6 +12,7 @@ from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
+from bstf_compiler.aie.limits import dma_violations
 from bstf_compiler.aie.memory import CHUNKS, STAGING, Allocation
 from bstf_compiler.aie.reach import BLOCK
 
@@ -22,7 +23,7 @@ def verify(code: Code) -> list[str]:
     """All violations of the rules, as sentences that name the layer and the place; empty for a sound program."""
     found = list(_allocations(code))
     for step in code.steps:
-        for rule in (_buffers, _moves, _computations, _dealing, _accesses, _locks, _placing):
+        for rule in (_buffers, _moves, _computations, _dealing, _accesses, _locks, _placing, _descriptors):
             found += [f"layer '{step.layer}': {violation}" for violation in rule(code, step)]
     return found or list(_reads(code))
 
@@ -213,6 +214,13 @@ def _locks(code: Code, step: Step) -> Iterator[str]:
     for name, value in outcome.lock_values.items():
         if value != step.locks[name]:
             yield f"lock {name} ends at {value}, it began at {step.locks[name]}"
+
+
+def _descriptors(code: Code, step: Step) -> Iterator[str]:
+    """On a real part, descriptors and locks of the DMAs can do what the transfers ask (see limits.py)."""
+    reached = {tile for do in step.instructions for access in _accesses_of(do) for tile in access.tiles}
+    if reached <= _tiles(code.device):  # otherwise there are sentences on it already
+        yield from dma_violations(code.device, step)
 
 
 def _reads(code: Code) -> Iterator[str]:

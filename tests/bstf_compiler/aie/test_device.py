@@ -98,14 +98,17 @@ def test_links_together_never_pass_what_they_share(name):
 
 def test_entries_that_contradict_each_other_are_named():
     limits = {
-        "count": 16, "parities": 1, "dimensions": 3, "length_words": 9, "wraps": [3], "step_words": 9, "iterations": 9,
+        "channels": 3, "locks": 9, "count": 16, "parities": 1, "dimensions": 3, "length_words": 9, "wraps": [3],
+        "step_words": 9, "iterations": 9,
     }  # fmt: skip
+    few = limits | {"wraps": [3, 3], "parities": 2, "count": 7}
     for change, words in (
         ({"noc_columns": [2]}, "noc_columns holds 2"),
         ({"noc_columns": [1, 1]}, "twice"),
         ({"noc_columns": [-1]}, "list of integers"),
         ({"memtile": {"memory_bytes": 9, "roles": "aax"}}, "roles = 'aax'"),
         ({"descriptors": {"core": limits, "memtile": limits, "shim": limits}}, "has 1 wraps; 3 dimensions have 2"),
+        ({"descriptors": {"core": few, "memtile": few, "shim": few}}, "core has count = 7; 3 channels .* need 8 or"),
     ):
         with pytest.raises(ValueError, match=words):
             DeviceSpec.from_dict(entries() | change, "device file 'x.toml'")
