@@ -155,7 +155,9 @@ class Softmax(Op):
 
 @dataclass(frozen=True)
 class Affine(Op):
-    """x * scale + offset in float32 on the host, then the grid; only on the input: inputs (x, scale, offset)."""
+    """x * scale + offset in float32 on the host, then the grid if it has one; only on the input: inputs (x, scale,
+    offset), constants of shape (1,), (channels,) or (height, width, channels).
+    """
 
 
 # --- operations that the front end reads and the passes rewrite ----------------------------------------------------

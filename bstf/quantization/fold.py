@@ -56,6 +56,7 @@ def flatten(model: keras.Model) -> Network:
     network = trace(model)
     _join(network)
     _prepare(network)
+    _check_maps(network)
     _compose(network)
     for norm in [op for op in network.operations.values() if isinstance(op, BatchNorm)]:
         _fold(network, norm)
@@ -91,8 +92,18 @@ def _prepare_input(network: Network, first: BatchNorm) -> None:
     network.operations[first.name] = Affine(**common, **dict(zip(("scale", "offset"), constants)))
 
 
+def _check_maps(network: Network) -> None:
+    """Constants with a number a pixel are what the host computes, or refused."""
+    for op in network.operations.values():
+        if isinstance(op, BatchNorm) and max(op.scale.ndim, op.offset.ndim) > 1:
+            raise ValueError(
+                f"layer {op.name!r} has a constant with numbers of their own for pixels, of the shape {op.shape}; that is "
+                "supported for an input that nothing else reads, before all other layers: use a number a channel."
+            )
+
+
 def _one_value(values: np.ndarray) -> np.ndarray:
-    return values[:1] if (values == values[0]).all() else values
+    return values.reshape(-1)[:1] if (values == values.flat[0]).all() else values
 
 
 def _compose(network: Network) -> None:
@@ -155,8 +166,8 @@ def _function(op: Operation) -> Callable[[Any], Any] | None:
         return op.function
     if isinstance(op, Relu):
         return keras.ops.relu if op.ceiling is None else keras.ops.relu6
-    if isinstance(op, BatchNorm) and (op.scale == op.scale[0]).all() and (op.offset == op.offset[0]).all():
-        scale, offset = float(op.scale[0]), float(op.offset[0])
+    if isinstance(op, BatchNorm) and (op.scale == op.scale.flat[0]).all() and (op.offset == op.offset.flat[0]).all():
+        scale, offset = float(op.scale.flat[0]), float(op.offset.flat[0])
         return lambda x: x * scale + offset
     return None
 

@@ -32,8 +32,8 @@ class Input(Operation):
 
 @dataclass(kw_only=True)
 class Affine(Operation):
-    """x * scale + offset, both float32 and for all channels or one a channel: what the host computes on an input,
-    before it is put on a grid.
+    """x * scale + offset, both float32, a number, one a channel or an image: what the host computes on an input, before
+    it is put on a grid.
     """
 
     scale: np.ndarray
@@ -92,7 +92,9 @@ class Dense(Weights):
 
 @dataclass(kw_only=True)
 class BatchNorm(Operation):
-    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding."""
+    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding. What is done to
+    an input first may be (height, width, channels).
+    """
 
     scale: np.ndarray
     offset: np.ndarray

@@ -31,7 +31,7 @@ from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.duplicates import MergeDuplicates
 from bstf_compiler.passes.functions import FormFunction
 from bstf_compiler.passes.grids import AbsorbGrid, FormLookup, IntegerConstants, KeepGrid
-from bstf_compiler.passes.host import FormAffine
+from bstf_compiler.passes.host import FormAffine, FormMeanImage
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
 from bstf_compiler.passes.strides import MoveStrides
@@ -67,6 +67,7 @@ LOWERED = (
 
 LOWERING: tuple[Pass, ...] = (
     FormAffine(),
+    FormMeanImage(),
     RemoveReshape(),
     FormFunction(),
     SubpixelConv(),

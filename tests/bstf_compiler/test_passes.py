@@ -7,6 +7,7 @@ import bstf_compiler
 from bstf_compiler import integer, passes
 from bstf_compiler.graph import (
     Add,
+    Affine,
     AveragePool,
     BatchToSpace,
     BiasAdd,
@@ -36,6 +37,7 @@ from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.duplicates import MergeDuplicates
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
+from bstf_compiler.passes.host import FormMeanImage
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
 from bstf_compiler.passes.reshapes import RemoveReshape
 from tests.bstf_compiler.networks import Builder, random_images
@@ -153,6 +155,33 @@ def test_a_shift_that_another_layer_reads_keeps_its_place():
     )
     graph.outputs.append("shift")
     assert passes.apply(MergeAffine(), graph) == 0
+
+
+def test_a_mean_image_and_the_constants_before_it_are_one_operation_of_the_host():
+    images, rows, channels = RNG.normal(size=(1, 4, 5, 3)), RNG.normal(size=(4, 1, 1)), RNG.normal(size=3)
+    x = np.float32(RNG.normal(size=(4, 5, 3)))
+    graph = (
+        Chain(1, 4, 5, 3)
+        .then("half", Multiply(), (1, 4, 5, 3), 0.5)
+        .then("mean", BiasAdd(), (1, 4, 5, 3), images)
+        .then("rows", Multiply(), (1, 4, 5, 3), rows)
+        .then("channels", Multiply(), (1, 4, 5, 3), channels)
+        .done()
+    )
+    assert passes.apply(FormMeanImage(), graph) == 2
+    host, left = graph.nodes
+    assert (host.name, host.op, host.inputs[0], left.op) == ("rows", Affine(), "image", Multiply())
+    scale, offset = (constant.data for constant in graph.constants(host))
+    assert scale.shape == offset.shape == (4, 5, 3)
+    np.testing.assert_allclose(x * scale + offset, (x * 0.5 + images[0]) * rows, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [["image"], ["before"]])
+def test_an_image_that_another_layer_reads_keeps_its_constants(outputs):
+    chain = Chain(1, 4, 5, 3).then("before", BiasAdd(), (1, 4, 5, 3), 1.0)
+    graph = chain.then("mean", BiasAdd(), (1, 4, 5, 3), RNG.normal(size=(4, 5, 3))).done()
+    graph.outputs += outputs
+    assert passes.apply(FormMeanImage(), graph) == 0
 
 
 def test_dense_to_conv():

@@ -46,6 +46,7 @@ def of_one_value(function):
     return lambda x: conv()(function(conv()(x)))
 
 
+IMAGE = np.random.default_rng(2).uniform(0.5, 1.5, (12, 8, 5)).astype(np.float32)
 TRANSPOSED = (2, 2, "valid"), (4, 2, "same"), (3, 1, "same"), (2, 3, "same"), ((5, 2), (2, 1), "valid"), (5, 3, "same")
 NETWORKS = (
     {
@@ -59,6 +60,16 @@ NETWORKS = (
         "preprocessing": (
             lambda x: conv()(
                 layers.Normalization(mean=[0.1] * 5, variance=np.arange(1.0, 6))(layers.Rescaling(0.5, -1)(x))
+            ),
+            "affine conv",
+        ),
+        "mean image": (lambda x: conv()(layers.Rescaling(2.0)(x) - IMAGE), "affine conv"),
+        "image and channels": (lambda x: conv()((layers.Rescaling(1.0, np.ones(5))(x) * IMAGE[:, :1]) * 0.5), "affine"),
+        "norm of values": (
+            lambda x: layers.Dense(3)(
+                layers.Flatten()(
+                    layers.Normalization(None, 0.1, 2.0)(layers.Normalization((1, 2, 3), IMAGE, np.square(IMAGE))(x))
+                )
             ),
             "affine conv",
         ),
