@@ -262,6 +262,13 @@ class MatMul(Op):
 
 
 @dataclass(frozen=True)
+class Transpose(Op):
+    """Axis k of the result is axis `axes[k]`."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Reshape(Op):
     """Another shape for the same values, channels fastest."""
 

@@ -92,8 +92,8 @@ class Dense(Weights):
 
 @dataclass(kw_only=True)
 class BatchNorm(Operation):
-    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding. What is done to
-    an input first may be (height, width, channels).
+    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding. Those of an
+    input may be (height, width, channels).
     """
 
     scale: np.ndarray
@@ -183,6 +183,20 @@ class Resize(Operation):
     method: str
 
 
+@dataclass(kw_only=True)
+class Select(Operation):
+    """The channels `numbers` of a tensor; gone after folding."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class Permute(Operation):
+    """Axis k of the result is axis `axes[k]`, not counting the batch; gone after folding."""
+
+    axes: tuple[int, ...]
+
+
 class Reshape(Operation):
     """The same elements in the same order in another shape."""
 
@@ -230,6 +244,14 @@ class Network:
             number += 1
             free = f"{name}_{number}"
         return free
+
+    def remove(self, operation: Operation) -> None:
+        """Takes out an operation of one input; its consumers read the input."""
+        (source,) = operation.inputs
+        del self.operations[operation.name]
+        for other in self.operations.values():
+            other.inputs = tuple(source if name == operation.name else name for name in other.inputs)
+        self.outputs = tuple(source if name == operation.name else name for name in self.outputs)
 
     def consumers(self) -> dict[str, list[Operation]]:
         """Operations that read each tensor."""

@@ -49,8 +49,8 @@ class HostAffine:
         for values in (self.scale, self.offset):
             if len(values) not in (1, shape[-1], math.prod(shape)):
                 raise ValueError(
-                    f"'{self.tensor}': the host has a constant of {len(values)} numbers for images {shape}; the program "
-                    "is damaged: compile again"
+                    f"'{self.tensor}': the host has a constant of {len(values)} numbers for images {shape}; the "
+                    "program is damaged: compile again"
                 )
             array = np.array(values, np.float32)
             arrays.append(array.reshape(shape) if len(values) == math.prod(shape) else array)

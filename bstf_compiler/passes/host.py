@@ -50,7 +50,7 @@ class FormMeanImage:
     """
 
     def match(self, graph: Graph, node: Node) -> bool:
-        """A product or a sum with such a constant, of an input or what constants made of it; nobody else reads these."""
+        """A product or a sum with such a constant, of an input or what others made of it; nobody else reads them."""
         return (
             isinstance(node.op, (Multiply, BiasAdd))
             and not is_per_channel(graph, node)
