@@ -2,9 +2,11 @@
 
 The output is cut evenly by width, a part a column of cores. Its channel blocks are dealt in rounds, each round a piece
 to every row of cores (dealing.py). A core walks its part in tiles of `tile_rows` x `tile_columns` pixels, rows first.
-A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core. What
-works channel by channel, without weights, may be `spread`: channel blocks are dealt to all cores, and each core walks
-the whole image, so that no pixel is loaded twice and narrow images keep all columns of cores busy.
+A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core.
+
+Where cores reach all memory tiles, work may be split in other ways: if the width is no multiple of the columns of cores,
+the image columns that are left over go to all of them, some rows each; and what works channel by channel, without
+weights, may deal its channel blocks to all cores, each of which walks the whole image.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numba as nb
 import numpy as np
@@ -29,6 +32,13 @@ otherwise be alike, and keeps programs short.
 """
 _MOVE_CYCLES = 8
 """What a move more for each tile takes, about: blocks that aren't neighbours have to save as much."""
+
+
+COLUMNS, REMAINDER, CHANNELS = "columns", "remainder", "channels"
+"""How work is split between columns of cores: image columns alone, those left over by rows, or channels."""
+
+Region = tuple[tuple[int, int], tuple[int, int]]
+"""Output rows [top, bottom) and columns [left, right)."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,8 @@ class Ring:
 class Tiling:
     """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums.
 
-    `pieces`: by round and row of cores; if `spread`, by round and core, column by column.
-
-    `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
+    `split`: how work is split between columns of cores; `pieces`: by round and row of cores, or if channels are split by
+    round and core, column by column; `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
     """
 
     pieces: Pieces
@@ -69,7 +78,7 @@ class Tiling:
     sums: Ring
     seconds: float = 0.0
     idle: float = 0.0
-    spread: bool = False
+    split: str = COLUMNS
 
     @property
     def rounds(self) -> int:
@@ -103,6 +112,17 @@ def cuts(size: int, length: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in range(0, size, length)]
 
 
+def regions(split: str, rows: int, width: int, columns: int) -> list[list[Region]]:
+    """What each column of cores computes of an image of `rows` x `width`; those of the first one are the largest."""
+    if split == CHANNELS:
+        return [[((0, rows), (0, width))]] * columns
+    if split == COLUMNS:
+        return [[((0, rows), span)] for span in share(width, columns)]
+    even = width // columns
+    left_over = even * columns, width
+    return [[((0, rows), (c * even, (c + 1) * even)), (part, left_over)] for c, part in enumerate(share(rows, columns))]
+
+
 def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float = 0.0) -> Tiling:
     """The legal tiling with the shortest pipeline.
 
@@ -118,13 +138,15 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
     """
     budget = buffer_bytes(device)
     best, shortest, smallest = None, (True, math.inf), None
-    for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
-        smallest = min(smallest or tiling.stop, tiling.stop)
-        tiles = -(-rows // tiling.tile_rows) * -(-dealt.width // tiling.tile_columns)
-        calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
-        crowds = _crowds(tiling, device)
+    for dealt, cut in _candidates(layer, device, parameter_bytes, rows):
+        calls = cut.tiles * dealt.rounds * dealt.input_chunks * _CALL_CYCLES / device.clock_hz
+        least = dealt.bound(cut, idle) + calls
+        if (False, least) >= shortest:
+            continue
+        tiling = _lay_out(layer, dealt, cut)
+        smallest, crowds = min(smallest or tiling.stop, tiling.stop), _crowds(tiling, device)
         calls += dealt.ahead(tiling.weights.slots, idle).late
-        if tiling.stop > budget or (crowds, dealt.bound(tiling, rows, idle) + calls) >= shortest:
+        if tiling.stop > budget or (crowds, least) >= shortest:
             continue
         seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
         if (crowds, seconds + calls) < shortest:
@@ -148,13 +170,12 @@ def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: in
     costs = _costs(layer, device, best.input_chunks)
     if not np.ptp(costs, axis=0).any():
         return best
-    width, found = _widest(layer, device), []
-    tiles = -(-rows // best.tile_rows) * -(-width // best.tile_columns)
+    cut, found = _cut(layer, device, rows, best.split, best.tile_rows, best.tile_columns), []
     for pieces in (contiguous(layer.blocks, best.rounds, device.rows), refined(best.pieces, costs), best.pieces):
         dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
-        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns)
+        tiling = _lay_out(layer, dealt, cut)
         if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
-            moves = tiles * sum(len(piece.runs) for row in pieces for piece in row)
+            moves = cut.tiles * sum(len(piece.runs) for row in pieces for piece in row)
             seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
             tiling = replace(tiling, seconds=seconds, idle=idle_seconds)
             found.append((tiling.seconds + moves * _MOVE_CYCLES / device.clock_hz, tiling))
@@ -197,28 +218,83 @@ def _divisions(total: int) -> list[int]:
     return sorted({-(-total // n) for n in range(1, total + 1)}, reverse=True)
 
 
-def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
-    heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
+class _Cut(NamedTuple):
+    """Tiles of the column of cores with most pixels: output rows and columns of one, how many, pixels of all outputs
+    together, and of each input under them.
+    """
+
+    split: str
+    rows: int
+    columns: int
+    tiles: int
+    pixels: int
+    under: tuple[int, ...]
+
+
+def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, _Cut]]:
+    evenly = layer.output_shape[1] % device.columns == 0
+    by_pixels = _cuts(layer, device, rows, COLUMNS)
+    if not (evenly or layer.grain > 1 or device.descriptors):  # DMAs with limits reach neighbours' memory only
+        by_pixels += _cuts(layer, device, rows, REMAINDER)
     channel_parts = -(-layer.blocks // device.rows)
     found = []
     for input_chunks in _input_chunk_counts(layer):
         costs = _costs(layer, device, input_chunks)
         for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
-            found += _deals(layer, device, parameter_bytes, rounds, costs)
+            for dealt in _deals(layer, device, parameter_bytes, rounds, costs):
+                for cut in by_pixels:
+                    yield dealt, cut
     if not (layer.has_weights or layer.sums_channels or device.descriptors):
-        found += _spread(layer, device, parameter_bytes)
-    for dealt in found:
-        for columns in _tile_widths(dealt.width):
-            for height in sorted(heights, reverse=True):
-                yield dealt, _lay_out(layer, dealt, rows, height, columns)
+        by_channels = _cuts(layer, device, rows, CHANNELS)
+        for dealt in _spread(layer, device, parameter_bytes):
+            for cut in by_channels:
+                yield dealt, cut
 
 
 def _spread(layer: Layer, device: DeviceSpec, parameter_bytes: int) -> Iterator[_Dealt]:
-    """Ways to deal channel blocks to all cores. They need every memory tile: DMAs with limits reach neighbours only."""
+    """Ways to deal channel blocks to all cores."""
     cores = device.rows * device.columns
     most = -(-layer.blocks // cores)
     for rounds in sorted({-(-most // size) for size in _divisions(most)}):
-        yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1, spread=True)
+        yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1)
+
+
+def _cuts(layer: Layer, device: DeviceSpec, rows: int, split: str) -> list[_Cut]:
+    """The ways to cut what the busiest column of cores computes, largest tiles first."""
+    width = max(right - left for _, (left, right) in _busiest(layer, device, rows, split))
+    heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
+    return [
+        _cut(layer, device, rows, split, height, columns)
+        for columns in _tile_widths(width)
+        for height in sorted(heights, reverse=True)
+    ]
+
+
+def _cut(layer: Layer, device: DeviceSpec, rows: int, split: str, height: int, columns: int) -> _Cut:
+    """What is known of tiles of a size."""
+    tiles, pixels, under = 0, 0, [0] * len(layer.sources)
+    for sizes in _tile_sizes(layer, device, rows, split, height, columns):
+        high, wide = sizes
+        tiles += len(high) * len(wide)
+        pixels += sum(high) * sum(wide)
+        for place, source in enumerate(layer.sources):
+            if not source.broadcast:
+                under[place] += sum(map(source.rows.most, high)) * sum(map(source.columns.most, wide))
+    return _Cut(split, height, columns, tiles, pixels, tuple(under))
+
+
+def _busiest(layer: Layer, device: DeviceSpec, rows: int, split: str) -> list[Region]:
+    return regions(split, rows, layer.output_shape[1], device.columns)[0]
+
+
+def _tile_sizes(
+    layer: Layer, device: DeviceSpec, rows: int, split: str, height: int, columns: int
+) -> list[tuple[list[int], list[int]]]:
+    """Heights and widths of the busiest column's tiles, by region."""
+    return [
+        ([b - a for a, b in cuts(bottom - top, height)], [b - a for a, b in cuts(right - left, columns)])
+        for (top, bottom), (left, right) in _busiest(layer, device, rows, split)
+    ]
 
 
 def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
@@ -242,25 +318,18 @@ def _tile_widths(width: int) -> list[int]:
     return sorted({-(-width // 3)} | {-(-width // 2**k) for k in range(width.bit_length() + 1)}, reverse=True)
 
 
-def _widest(layer: Layer, device: DeviceSpec) -> int:
-    """Output columns of the widest column of cores."""
-    return max(stop - start for start, stop in share(layer.output_shape[1], device.columns))
-
-
 class _Dealt:
-    """Chunk sizes, kept blocks and blocks to load of a way to deal output blocks; `width`: output columns of a core.
+    """Chunk sizes, kept blocks and blocks to load of a way to deal the output blocks.
 
     `chunks`, `kept` by (round, row, input chunk); `loads` by source, blocks that a column of cores loads of each pixel
     by (round, input chunk); `most`: blocks of a pixel in a core, by source.
     """
 
     def __init__(
-        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int,
-        spread: bool = False,
-    ) -> None:  # fmt: skip
+        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int
+    ) -> None:
         self.pieces, self.rounds, self.input_chunks = pieces, len(pieces), input_chunks
-        self._layer, self._device, self.spread = layer, device, spread
-        self.width = layer.output_shape[1] if spread else _widest(layer, device)
+        self._layer, self._device = layer, device
         self._ahead: dict[tuple[int, float], Ahead] = {}
         blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
         self.outputs = int(blocks.max())
@@ -319,23 +388,16 @@ class _Dealt:
             self._ahead[slots, idle] = ahead(chunks, self._device, slots, idle)
         return self._ahead[slots, idle]
 
-    def bound(self, tiling: Tiling, rows: int, idle: float) -> float:
-        """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
-        layer, rate = self._layer, self._device.rate
-        heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-        widths = [stop - start for start, stop in cuts(self.width, tiling.tile_columns)]
-        pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
-        loaded = 0
-        for source, loads in zip(layer.sources, self.total_loads):
-            if not source.broadcast:
-                area = sum(map(source.rows.most, heights)) * sum(map(source.columns.most, widths))
-                loaded += area * loads * BLOCK
-        weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else 1)
-        weight_bytes -= self.ahead(tiling.weights.slots, idle).bytes
+    def bound(self, cut: _Cut, idle: float) -> float:
+        """Seconds that the busiest unit works, at the least: no pipeline of such tiles is shorter."""
+        rate = self._device.rate
+        loaded = sum(area * loads for area, loads in zip(cut.under, self.total_loads)) * BLOCK
+        weight_bytes = self.total_weight_bytes * (cut.tiles if self.input_chunks > 1 else 1)
+        weight_bytes -= self.ahead(2, idle).bytes
         return max(
             loaded / rate("LOADFM"),
-            pixels * self.total_cycles / self._device.clock_hz,
-            pixels * self.total_written * BLOCK / rate("WRITEFM"),
+            cut.pixels * self.total_cycles / self._device.clock_hz,
+            cut.pixels * self.total_written * BLOCK / rate("WRITEFM"),
             weight_bytes / min(rate("LOADW"), rate("LOADWM")),
         )
 
@@ -429,9 +491,9 @@ def _one_run(span: tuple[int, int]) -> Piece:
     return Piece((span,) if span[0] < span[1] else ())
 
 
-def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int) -> Tiling:
-    """Buffers of a core for tiles of `height` x `columns` output pixels."""
-    tiles = -(-rows // height) * -(-dealt.width // columns) * dealt.rounds
+def _lay_out(layer: Layer, dealt: _Dealt, cut: _Cut) -> Tiling:
+    """Buffers of a core for tiles of a size."""
+    tiles, height, columns = cut.tiles * dealt.rounds, cut.rows, cut.columns
     loads = tiles * dealt.input_chunks
     chunks = loads if dealt.input_chunks > 1 else dealt.rounds if layer.has_weights else 1
     address = 0
@@ -457,7 +519,7 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int) 
         inputs=tuple(input_ring(source, blocks) for source, blocks in zip(layer.sources, dealt.most)),
         output=ring(min(2, tiles), height * columns * dealt.outputs * BLOCK),
         sums=ring(1, 4 * height * columns * dealt.outputs * BLOCK if dealt.input_chunks > 1 else 0),
-        spread=dealt.spread,
+        split=cut.split,
     )
 
 
@@ -467,14 +529,15 @@ def _seconds(
     """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores; and how long LOADW has
     nothing to do at its end.
     """
-    heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-    widths = [stop - start for start, stop in cuts(dealt.width, tiling.tile_columns)]
-    pixels = np.outer(widths, heights).ravel()
+    sizes = _tile_sizes(layer, device, rows, tiling.split, tiling.tile_rows, tiling.tile_columns)
+    pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in sizes])
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
     for source, blocks in zip(layer.sources, dealt.loads):
         if not source.broadcast:
-            in_heights, in_widths = map(source.rows.most, heights), map(source.columns.most, widths)
-            in_pixels = np.outer(list(in_widths), list(in_heights)).ravel()
+            under = [
+                [list(map(axis.most, cut)) for axis, cut in zip((source.rows, source.columns), one)] for one in sizes
+            ]
+            in_pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in under])
             load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
     compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
     write = pixels[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
