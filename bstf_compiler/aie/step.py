@@ -19,7 +19,8 @@ from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move
 from bstf_compiler.aie.layer import cut_runs, share
 from bstf_compiler.aie.memory import Place, Stage, tile_spans
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
-from bstf_compiler.aie.tiling import CHANNELS, Region, Ring, Tiling, regions
+from bstf_compiler.aie.splitting import Region
+from bstf_compiler.aie.tiling import Ring, Tiling
 from bstf_compiler.aie.weight_stream import Chunk, WeightStream
 
 
@@ -58,7 +59,7 @@ class StepWriter:
         self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
         self._pieces = self._pieces_of_columns()
         self._needs = self._input_blocks_of_cores()
-        self._regions = regions(tiles.split, self._band[1] - self._band[0], stage.layer.output_shape[1], device.columns)
+        self._regions = tiles.split.regions(self._band[1] - self._band[0], stage.layer.output_shape[1], device.columns)
         busy = [[column[0][row].blocks > 0 for row in range(device.rows)] for column in self._pieces]
         self._columns = [c for c, own in enumerate(self._regions) if any(map(_area, own)) and any(busy[c])]
         self._rows = [r for r in range(device.rows) if any(column[r] for column in busy)]
@@ -95,26 +96,23 @@ class StepWriter:
 
     def _pieces_of_columns(self) -> list[list[tuple[Piece, ...]]]:
         """The output blocks of each core by column, round and row."""
-        columns, rows, dealt = self._device.columns, self._device.rows, self._tiles.pieces
-        if self._tiles.split != CHANNELS:
-            return [list(dealt)] * columns
-        return [[pieces[column * rows : (column + 1) * rows] for pieces in dealt] for column in range(columns)]
+        columns, rows = self._device.columns, self._device.rows
+        parts = [self._tiles.split.channel_part(column, columns) for column in range(columns)]
+        return [[pieces[part * rows : (part + 1) * rows] for pieces in self._tiles.pieces] for part in parts]
 
     def _input_blocks_of_cores(self) -> list[dict[tuple[int, int], list[list[Piece]]]]:
         """The input blocks that cores need by column, and (round, input chunk): of each source, by row of cores."""
         layer = self._layer
         chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
-        found: list[dict[tuple[int, int], list[list[Piece]]]] = []
-        alike = self._tiles.split != CHANNELS
-        for column in self._pieces[:1] if alike else self._pieces:
-            found.append(
-                {
+        found: dict[tuple[tuple[Piece, ...], ...], dict[tuple[int, int], list[list[Piece]]]] = {}
+        for column in map(tuple, self._pieces):
+            if column not in found:
+                found[column] = {
                     (k, j): [tiling.input_blocks(layer, source, pieces, chunk) for source in layer.sources]
                     for k, pieces in enumerate(column)
                     for j, chunk in enumerate(chunks)
                 }
-            )
-        return found * self._device.columns if alike else found
+        return [found[tuple(column)] for column in self._pieces]
 
     # --- locks and buffers ---
 
@@ -331,7 +329,7 @@ class StepWriter:
             for row in active:
                 wanted.setdefault(needs[row], []).append(_core(column, row))
             for blocks, cores in wanted.items():
-                moves += self._gather(source, ring, tuple(cores), run, blocks, use)
+                moves += self._gather(column, source, ring, tuple(cores), run, blocks, use)
         acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
         release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
         self._emit(
@@ -357,7 +355,7 @@ class StepWriter:
         return place.address, 0, place.pixel
 
     def _gather(
-        self, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
+        self, column: int, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
     ) -> list[Move]:
         """The moves that bring one input tile together from the memory tiles that hold its columns."""
         base, origin, pixel = self._origin(source)
@@ -369,9 +367,9 @@ class StepWriter:
         tile = tile_box(cores, ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
         moves = []
         held = self._held(source, run.columns)
-        if self._tiles.split == CHANNELS:  # not all columns read from one memory tile at a time
-            own = self._device.activation_tile(int(cores[0][1:].split(".")[0]))
-            held = held[own:] + held[:own]
+        _, one = self._tiles.split.place(column, self._device.columns)  # not all read from one memory tile at a time
+        first_of_all = one * len(held) * self._tiles.split.across // self._device.columns
+        held = held[first_of_all:] + held[:first_of_all]
         for holder, first, last in held:
             start, stop = spans[self._device.activation_tiles.index(holder)]
             pitch = (stop - start) * pixel

@@ -4,14 +4,13 @@ The output is cut evenly by width, a part a column of cores. Its channel blocks 
 to every row of cores (dealing.py). A core walks its part in tiles of `tile_rows` x `tile_columns` pixels, rows first.
 A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core.
 
-Where cores reach all memory tiles, work may be split in other ways: if the width is no multiple of the columns of cores,
-the image columns that are left over go to all of them, some rows each; and what works channel by channel, without
-weights, may deal its channel blocks to all cores, each of which walks the whole image.
+Where cores reach all memory tiles, the output may be split in other ways (splitting.py).
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from bstf_compiler.aie.dealing import Piece, Pieces, balanced, contiguous, refin
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK, Source
+from bstf_compiler.aie.splitting import Region, Split, splits
 
 _ALIGN = 32
 _CALL_CYCLES = 64
@@ -32,13 +32,6 @@ otherwise be alike, and keeps programs short.
 """
 _MOVE_CYCLES = 8
 """What a move more for each tile takes, about: blocks that aren't neighbours have to save as much."""
-
-
-COLUMNS, REMAINDER, CHANNELS = "columns", "remainder", "channels"
-"""How work is split between columns of cores: image columns alone, those left over by rows, or channels."""
-
-Region = tuple[tuple[int, int], tuple[int, int]]
-"""Output rows [top, bottom) and columns [left, right)."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,9 @@ class Ring:
 class Tiling:
     """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums.
 
-    `split`: how work is split between columns of cores; `pieces`: by round and row of cores, or if channels are split by
-    round and core, column by column; `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
+    `split`: between columns of cores; `pieces`: by round and row of cores, or where columns of cores have parts of the
+    channels by round, part and row; `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has
+    nothing to load for it.
     """
 
     pieces: Pieces
@@ -76,9 +70,9 @@ class Tiling:
     inputs: tuple[Ring, ...]
     output: Ring
     sums: Ring
+    split: Split
     seconds: float = 0.0
     idle: float = 0.0
-    split: str = COLUMNS
 
     @property
     def rounds(self) -> int:
@@ -112,17 +106,6 @@ def cuts(size: int, length: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in range(0, size, length)]
 
 
-def regions(split: str, rows: int, width: int, columns: int) -> list[list[Region]]:
-    """What each column of cores computes of an image of `rows` x `width`; those of the first one are the largest."""
-    if split == CHANNELS:
-        return [[((0, rows), (0, width))]] * columns
-    if split == COLUMNS:
-        return [[((0, rows), span)] for span in share(width, columns)]
-    even = width // columns
-    left_over = even * columns, width
-    return [[((0, rows), (c * even, (c + 1) * even)), (part, left_over)] for c, part in enumerate(share(rows, columns))]
-
-
 def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float = 0.0) -> Tiling:
     """The legal tiling with the shortest pipeline.
 
@@ -138,14 +121,12 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
     """
     budget = buffer_bytes(device)
     best, shortest, smallest = None, (True, math.inf), None
-    for dealt, cut in _candidates(layer, device, parameter_bytes, rows):
-        calls = cut.tiles * dealt.rounds * dealt.input_chunks * _CALL_CYCLES / device.clock_hz
-        least = dealt.bound(cut, idle) + calls
+    for least, dealt, cut in _candidates(layer, device, parameter_bytes, rows, idle):
         if (False, least) >= shortest:
-            continue
+            break
         tiling = _lay_out(layer, dealt, cut)
         smallest, crowds = min(smallest or tiling.stop, tiling.stop), _crowds(tiling, device)
-        calls += dealt.ahead(tiling.weights.slots, idle).late
+        calls = dealt.call_seconds(cut.tiles) + dealt.ahead(tiling.weights.slots, idle).late
         if tiling.stop > budget or (crowds, least) >= shortest:
             continue
         seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
@@ -223,7 +204,7 @@ class _Cut(NamedTuple):
     together, and of each input under them.
     """
 
-    split: str
+    split: Split
     rows: int
     columns: int
     tiles: int
@@ -231,46 +212,75 @@ class _Cut(NamedTuple):
     under: tuple[int, ...]
 
 
-def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, _Cut]]:
-    evenly = layer.output_shape[1] % device.columns == 0
-    by_pixels = _cuts(layer, device, rows, COLUMNS)
-    if not (evenly or layer.grain > 1 or device.descriptors):  # DMAs with limits reach neighbours' memory only
-        by_pixels += _cuts(layer, device, rows, REMAINDER)
+def _candidates(
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float
+) -> list[tuple[float, _Dealt, _Cut]]:
+    """Ways to deal and to cut a layer with the least time of each, the most promising first."""
+    found: list[tuple[float, _Dealt, _Cut]] = []
+    every = list(_splits(layer, device, rows))
+    by_pixels = _Cuts(layer, device, rows, [split for split in every if split.parts == device.columns])
     channel_parts = -(-layer.blocks // device.rows)
-    found = []
     for input_chunks in _input_chunk_counts(layer):
         costs = _costs(layer, device, input_chunks)
         for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
             for dealt in _deals(layer, device, parameter_bytes, rounds, costs):
-                for cut in by_pixels:
-                    yield dealt, cut
-    if not (layer.has_weights or layer.sums_channels or device.descriptors):
-        by_channels = _cuts(layer, device, rows, CHANNELS)
-        for dealt in _spread(layer, device, parameter_bytes):
-            for cut in by_channels:
-                yield dealt, cut
+                found += by_pixels.with_bounds(dealt, idle)
+    for split in every:
+        if split.parts < device.columns:
+            by_channels = _Cuts(layer, device, rows, [split])
+            for dealt in _dealt_to_parts(layer, device, parameter_bytes, device.columns // split.parts):
+                found += by_channels.with_bounds(dealt, idle)
+    return sorted(found, key=lambda one: one[0])
 
 
-def _spread(layer: Layer, device: DeviceSpec, parameter_bytes: int) -> Iterator[_Dealt]:
-    """Ways to deal channel blocks to all cores."""
-    cores = device.rows * device.columns
+def _splits(layer: Layer, device: DeviceSpec, rows: int) -> Iterator[Split]:
+    """The ways to split a layer's output, but for those that are worse than one before in all respects."""
+    if layer.grain > 1 or device.descriptors:  # DMAs with limits reach neighbours' memory only
+        yield Split(device.columns)
+        return
+    found: list[tuple[int, tuple[int, ...]]] = []
+    channels = not (layer.has_weights or layer.sums_channels)
+    for split in splits(rows, layer.output_shape[1], device.columns, channels):
+        busiest = _cut(layer, device, rows, split, rows, layer.output_shape[1])
+        work = (busiest.pixels, *busiest.under)
+        if not any(parts == split.parts and all(map(operator.le, less, work)) for parts, less in found):
+            found.append((split.parts, work))
+            yield split
+
+
+def _dealt_to_parts(layer: Layer, device: DeviceSpec, parameter_bytes: int, parts: int) -> Iterator[_Dealt]:
+    """Ways to deal channel blocks to the cores of several columns."""
+    cores = device.rows * parts
     most = -(-layer.blocks // cores)
     for rounds in sorted({-(-most // size) for size in _divisions(most)}):
         yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1)
 
 
-def _cuts(layer: Layer, device: DeviceSpec, rows: int, split: str) -> list[_Cut]:
+class _Cuts:
+    """The ways to cut what the busiest column of cores computes, for some splits."""
+
+    def __init__(self, layer: Layer, device: DeviceSpec, rows: int, every: list[Split]) -> None:
+        self._cuts = [cut for split in every for cut in _cuts(layer, device, rows, split)]
+        self._tiles, self._pixels = (np.array([cut[n] for cut in self._cuts]) for n in (3, 4))
+        self._under = np.array([cut.under for cut in self._cuts])
+
+    def with_bounds(self, dealt: _Dealt, idle: float) -> Iterator[tuple[float, _Dealt, _Cut]]:
+        """Each cut with the least time that it takes with blocks dealt in a way."""
+        least = dealt.bound(self._tiles, self._pixels, self._under, idle) + dealt.call_seconds(self._tiles)
+        return ((seconds, dealt, cut) for seconds, cut in zip(least.tolist(), self._cuts))
+
+
+def _cuts(layer: Layer, device: DeviceSpec, rows: int, split: Split) -> Iterator[_Cut]:
     """The ways to cut what the busiest column of cores computes, largest tiles first."""
-    width = max(right - left for _, (left, right) in _busiest(layer, device, rows, split))
-    heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
-    return [
-        _cut(layer, device, rows, split, height, columns)
-        for columns in _tile_widths(width)
-        for height in sorted(heights, reverse=True)
-    ]
+    busiest = _busiest(layer, device, rows, split)
+    high, wide = (max(last - first for first, last in axis) for axis in zip(*busiest))
+    heights = {min(-(-height // layer.grain) * layer.grain, high) for height in _divisions(high)}
+    for columns in _tile_widths(wide):
+        for height in sorted(heights, reverse=True):
+            yield _cut(layer, device, rows, split, height, columns)
 
 
-def _cut(layer: Layer, device: DeviceSpec, rows: int, split: str, height: int, columns: int) -> _Cut:
+def _cut(layer: Layer, device: DeviceSpec, rows: int, split: Split, height: int, columns: int) -> _Cut:
     """What is known of tiles of a size."""
     tiles, pixels, under = 0, 0, [0] * len(layer.sources)
     for sizes in _tile_sizes(layer, device, rows, split, height, columns):
@@ -283,12 +293,12 @@ def _cut(layer: Layer, device: DeviceSpec, rows: int, split: str, height: int, c
     return _Cut(split, height, columns, tiles, pixels, tuple(under))
 
 
-def _busiest(layer: Layer, device: DeviceSpec, rows: int, split: str) -> list[Region]:
-    return regions(split, rows, layer.output_shape[1], device.columns)[0]
+def _busiest(layer: Layer, device: DeviceSpec, rows: int, split: Split) -> list[Region]:
+    return split.regions(rows, layer.output_shape[1], device.columns)[0]
 
 
 def _tile_sizes(
-    layer: Layer, device: DeviceSpec, rows: int, split: str, height: int, columns: int
+    layer: Layer, device: DeviceSpec, rows: int, split: Split, height: int, columns: int
 ) -> list[tuple[list[int], list[int]]]:
     """Heights and widths of the busiest column's tiles, by region."""
     return [
@@ -388,18 +398,21 @@ class _Dealt:
             self._ahead[slots, idle] = ahead(chunks, self._device, slots, idle)
         return self._ahead[slots, idle]
 
-    def bound(self, cut: _Cut, idle: float) -> float:
-        """Seconds that the busiest unit works, at the least: no pipeline of such tiles is shorter."""
+    def call_seconds(self, tiles: int | np.ndarray) -> float | np.ndarray:
+        """What the calls of kernels for so many tiles take."""
+        return tiles * (self.rounds * self.input_chunks * _CALL_CYCLES / self._device.clock_hz)
+
+    def bound(self, tiles: np.ndarray, pixels: np.ndarray, under: np.ndarray, idle: float) -> np.ndarray:
+        """Seconds that the busiest unit works, at the least, by cut (see _Cut): no such pipeline is shorter."""
         rate = self._device.rate
-        loaded = sum(area * loads for area, loads in zip(cut.under, self.total_loads)) * BLOCK
-        weight_bytes = self.total_weight_bytes * (cut.tiles if self.input_chunks > 1 else 1)
-        weight_bytes -= self.ahead(2, idle).bytes
-        return max(
-            loaded / rate("LOADFM"),
-            cut.pixels * self.total_cycles / self._device.clock_hz,
-            cut.pixels * self.total_written * BLOCK / rate("WRITEFM"),
-            weight_bytes / min(rate("LOADW"), rate("LOADWM")),
+        weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else np.ones_like(tiles))
+        times = (
+            under @ np.array(self.total_loads) * (BLOCK / rate("LOADFM")),
+            pixels * (self.total_cycles / self._device.clock_hz),
+            pixels * (self.total_written * BLOCK / rate("WRITEFM")),
+            (weight_bytes - self.ahead(2, idle).bytes) / min(rate("LOADW"), rate("LOADWM")),
         )
+        return np.maximum.reduce(times)
 
 
 @dataclass(frozen=True)
