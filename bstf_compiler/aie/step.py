@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from bstf_compiler.aie import tiling
 from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
 from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Step
+from bstf_compiler.aie.cutting import runs
 from bstf_compiler.aie.dealing import Piece
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
@@ -258,8 +259,8 @@ class StepWriter:
     def _tiles_of_regions(self, column: int) -> Iterator[Region]:
         """The tiles of what a column computes, of which the first column has most."""
         for own, ((top, bottom), (left, right)) in zip(self._regions[column], self._regions[0]):
-            for columns in tiling.cuts(right - left, self._tiles.tile_columns):
-                for rows in tiling.cuts(bottom - top, self._tiles.tile_rows):
+            for columns in runs(0, right - left, self._tiles.tile_columns):
+                for rows in runs(0, bottom - top, self._tiles.tile_rows):
                     (first, last), span = (
                         [min(start + at, stop) for at in cut] for cut, (start, stop) in zip((rows, columns), own)
                     )

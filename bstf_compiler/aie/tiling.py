@@ -13,17 +13,17 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numba as nb
 import numpy as np
 
 from bstf_compiler.aie import weights
+from bstf_compiler.aie.cutting import Cut, Cuts, divisions
 from bstf_compiler.aie.dealing import Piece, Pieces, balanced, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK, Source
-from bstf_compiler.aie.splitting import Region, Split, splits
+from bstf_compiler.aie.splitting import Split, splits
 
 _ALIGN = 32
 _CALL_CYCLES = 64
@@ -101,11 +101,6 @@ class Tiling:
         )  # fmt: skip
 
 
-def cuts(size: int, length: int) -> list[tuple[int, int]]:
-    """[0, size) in runs of `length`, the last one shorter: [(start, stop), ...]."""
-    return [(start, min(start + length, size)) for start in range(0, size, length)]
-
-
 def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float = 0.0) -> Tiling:
     """The legal tiling with the shortest pipeline.
 
@@ -119,17 +114,17 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
     Raises:
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
-    budget = buffer_bytes(device)
+    budget, cuts = buffer_bytes(device), Cuts(layer, device, rows)
     best, shortest, smallest = None, (True, math.inf), None
-    for least, dealt, cut in _candidates(layer, device, parameter_bytes, rows, idle):
+    for least, dealt, cut in _candidates(layer, device, parameter_bytes, cuts, idle):
         if (False, least) >= shortest:
             break
         tiling = _lay_out(layer, dealt, cut)
         smallest, crowds = min(smallest or tiling.stop, tiling.stop), _crowds(tiling, device)
-        calls = dealt.call_seconds(cut.tiles) + dealt.ahead(tiling.weights.slots, idle).late
+        calls = dealt.call_seconds * cut.tiles + dealt.ahead(tiling.weights.slots, idle).late
         if tiling.stop > budget or (crowds, least) >= shortest:
             continue
-        seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
+        seconds, idle_seconds = _seconds(layer, device, dealt, cuts, cut, tiling, idle)
         if (crowds, seconds + calls) < shortest:
             best, shortest = replace(tiling, seconds=seconds, idle=idle_seconds), (crowds, seconds + calls)
     if best is None:
@@ -138,7 +133,7 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
             f"its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
             f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
         )
-    return _dealt_well(layer, device, parameter_bytes, rows, idle, best)
+    return _dealt_well(layer, device, parameter_bytes, cuts, idle, best)
 
 
 def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
@@ -146,18 +141,20 @@ def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
     return tiling.weights.total > device.memtile.memory_bytes // 2
 
 
-def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float, best: Tiling) -> Tiling:
+def _dealt_well(
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, idle: float, best: Tiling
+) -> Tiling:
     """The tiling with its blocks dealt as well as can be; in shares of neighbours unless others save time."""
     costs = _costs(layer, device, best.input_chunks)
     if not np.ptp(costs, axis=0).any():
         return best
-    cut, found = _cut(layer, device, rows, best.split, best.tile_rows, best.tile_columns), []
+    cut, found = cuts.cut(best.split, best.tile_rows, best.tile_columns), []
     for pieces in (contiguous(layer.blocks, best.rounds, device.rows), refined(best.pieces, costs), best.pieces):
         dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
         tiling = _lay_out(layer, dealt, cut)
         if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
             moves = cut.tiles * sum(len(piece.runs) for row in pieces for piece in row)
-            seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
+            seconds, idle_seconds = _seconds(layer, device, dealt, cuts, cut, tiling, idle)
             tiling = replace(tiling, seconds=seconds, idle=idle_seconds)
             found.append((tiling.seconds + moves * _MOVE_CYCLES / device.clock_hz, tiling))
     return min(found, key=lambda one: one[0])[1]
@@ -194,55 +191,37 @@ def _input_chunk_counts(layer: Layer) -> Iterator[int]:
     yield blocks
 
 
-def _divisions(total: int) -> list[int]:
-    """The sizes ceil(total / n) for n >= 1, each once, largest first."""
-    return sorted({-(-total // n) for n in range(1, total + 1)}, reverse=True)
-
-
-class _Cut(NamedTuple):
-    """Tiles of the column of cores with most pixels: output rows and columns of one, how many, pixels of all outputs
-    together, and of each input under them.
-    """
-
-    split: Split
-    rows: int
-    columns: int
-    tiles: int
-    pixels: int
-    under: tuple[int, ...]
-
-
 def _candidates(
-    layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float
-) -> list[tuple[float, _Dealt, _Cut]]:
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, idle: float
+) -> list[tuple[float, _Dealt, Cut]]:
     """Ways to deal and to cut a layer with the least time of each, the most promising first."""
-    found: list[tuple[float, _Dealt, _Cut]] = []
-    every = list(_splits(layer, device, rows))
-    by_pixels = _Cuts(layer, device, rows, [split for split in every if split.parts == device.columns])
+    found: list[tuple[float, _Dealt, Cut]] = []
+    every = list(_splits(layer, device, cuts))
+    by_pixels = [cut for split in every if split.parts == device.columns for cut in cuts.of(split)]
     channel_parts = -(-layer.blocks // device.rows)
     for input_chunks in _input_chunk_counts(layer):
         costs = _costs(layer, device, input_chunks)
-        for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
+        for rounds in sorted({-(-channel_parts // size) for size in divisions(channel_parts)}):
             for dealt in _deals(layer, device, parameter_bytes, rounds, costs):
-                found += by_pixels.with_bounds(dealt, idle)
+                found += dealt.with_bounds(by_pixels, idle)
     for split in every:
         if split.parts < device.columns:
-            by_channels = _Cuts(layer, device, rows, [split])
+            by_channels = list(cuts.of(split))
             for dealt in _dealt_to_parts(layer, device, parameter_bytes, device.columns // split.parts):
-                found += by_channels.with_bounds(dealt, idle)
+                found += dealt.with_bounds(by_channels, idle)
     return sorted(found, key=lambda one: one[0])
 
 
-def _splits(layer: Layer, device: DeviceSpec, rows: int) -> Iterator[Split]:
+def _splits(layer: Layer, device: DeviceSpec, cuts: Cuts) -> Iterator[Split]:
     """The ways to split a layer's output, but for those that are worse than one before in all respects."""
     if layer.grain > 1 or device.descriptors:  # DMAs with limits reach neighbours' memory only
         yield Split(device.columns)
         return
-    found: list[tuple[int, tuple[int, ...]]] = []
+    found: list[tuple[int, tuple[float, ...]]] = []
     channels = not (layer.has_weights or layer.sums_channels)
-    for split in splits(rows, layer.output_shape[1], device.columns, channels):
-        busiest = _cut(layer, device, rows, split, rows, layer.output_shape[1])
-        work = (busiest.pixels, *busiest.under)
+    for split in splits(cuts.rows, layer.output_shape[1], device.columns, channels):
+        whole = cuts.whole(split)
+        work = (whole.pixels, whole.written, *whole.read)
         if not any(parts == split.parts and all(map(operator.le, less, work)) for parts, less in found):
             found.append((split.parts, work))
             yield split
@@ -252,59 +231,8 @@ def _dealt_to_parts(layer: Layer, device: DeviceSpec, parameter_bytes: int, part
     """Ways to deal channel blocks to the cores of several columns."""
     cores = device.rows * parts
     most = -(-layer.blocks // cores)
-    for rounds in sorted({-(-most // size) for size in _divisions(most)}):
+    for rounds in sorted({-(-most // size) for size in divisions(most)}):
         yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1)
-
-
-class _Cuts:
-    """The ways to cut what the busiest column of cores computes, for some splits."""
-
-    def __init__(self, layer: Layer, device: DeviceSpec, rows: int, every: list[Split]) -> None:
-        self._cuts = [cut for split in every for cut in _cuts(layer, device, rows, split)]
-        self._tiles, self._pixels = (np.array([cut[n] for cut in self._cuts]) for n in (3, 4))
-        self._under = np.array([cut.under for cut in self._cuts])
-
-    def with_bounds(self, dealt: _Dealt, idle: float) -> Iterator[tuple[float, _Dealt, _Cut]]:
-        """Each cut with the least time that it takes with blocks dealt in a way."""
-        least = dealt.bound(self._tiles, self._pixels, self._under, idle) + dealt.call_seconds(self._tiles)
-        return ((seconds, dealt, cut) for seconds, cut in zip(least.tolist(), self._cuts))
-
-
-def _cuts(layer: Layer, device: DeviceSpec, rows: int, split: Split) -> Iterator[_Cut]:
-    """The ways to cut what the busiest column of cores computes, largest tiles first."""
-    busiest = _busiest(layer, device, rows, split)
-    high, wide = (max(last - first for first, last in axis) for axis in zip(*busiest))
-    heights = {min(-(-height // layer.grain) * layer.grain, high) for height in _divisions(high)}
-    for columns in _tile_widths(wide):
-        for height in sorted(heights, reverse=True):
-            yield _cut(layer, device, rows, split, height, columns)
-
-
-def _cut(layer: Layer, device: DeviceSpec, rows: int, split: Split, height: int, columns: int) -> _Cut:
-    """What is known of tiles of a size."""
-    tiles, pixels, under = 0, 0, [0] * len(layer.sources)
-    for sizes in _tile_sizes(layer, device, rows, split, height, columns):
-        high, wide = sizes
-        tiles += len(high) * len(wide)
-        pixels += sum(high) * sum(wide)
-        for place, source in enumerate(layer.sources):
-            if not source.broadcast:
-                under[place] += sum(map(source.rows.most, high)) * sum(map(source.columns.most, wide))
-    return _Cut(split, height, columns, tiles, pixels, tuple(under))
-
-
-def _busiest(layer: Layer, device: DeviceSpec, rows: int, split: Split) -> list[Region]:
-    return split.regions(rows, layer.output_shape[1], device.columns)[0]
-
-
-def _tile_sizes(
-    layer: Layer, device: DeviceSpec, rows: int, split: Split, height: int, columns: int
-) -> list[tuple[list[int], list[int]]]:
-    """Heights and widths of the busiest column's tiles, by region."""
-    return [
-        ([b - a for a, b in cuts(bottom - top, height)], [b - a for a, b in cuts(right - left, columns)])
-        for (top, bottom), (left, right) in _busiest(layer, device, rows, split)
-    ]
 
 
 def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
@@ -321,11 +249,6 @@ def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, 
     if second.total_cycles >= first.total_cycles:
         return [first]
     return [second] if second.total_loads <= first.total_loads else [first, second]
-
-
-def _tile_widths(width: int) -> list[int]:
-    """Widths worth a try: the whole, a third, and halves of halves, widest first."""
-    return sorted({-(-width // 3)} | {-(-width // 2**k) for k in range(width.bit_length() + 1)}, reverse=True)
 
 
 class _Dealt:
@@ -398,21 +321,26 @@ class _Dealt:
             self._ahead[slots, idle] = ahead(chunks, self._device, slots, idle)
         return self._ahead[slots, idle]
 
-    def call_seconds(self, tiles: int | np.ndarray) -> float | np.ndarray:
-        """What the calls of kernels for so many tiles take."""
-        return tiles * (self.rounds * self.input_chunks * _CALL_CYCLES / self._device.clock_hz)
-
-    def bound(self, tiles: np.ndarray, pixels: np.ndarray, under: np.ndarray, idle: float) -> np.ndarray:
-        """Seconds that the busiest unit works, at the least, by cut (see _Cut): no such pipeline is shorter."""
+    def with_bounds(self, cuts: list[Cut], idle: float) -> Iterator[tuple[float, _Dealt, Cut]]:
+        """Each cut with the time of the busiest unit and of all calls: no pipeline of such tiles is shorter."""
         rate = self._device.rate
+        tiles, pixels, read, written = (np.array([cut[n] for cut in cuts]) for n in (3, 4, 6, 7))
         weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else np.ones_like(tiles))
-        times = (
-            under @ np.array(self.total_loads) * (BLOCK / rate("LOADFM")),
-            pixels * (self.total_cycles / self._device.clock_hz),
-            pixels * (self.total_written * BLOCK / rate("WRITEFM")),
-            (weight_bytes - self.ahead(2, idle).bytes) / min(rate("LOADW"), rate("LOADWM")),
+        least = np.maximum.reduce(
+            (
+                read @ np.array(self.total_loads) * (BLOCK / rate("LOADFM")),
+                pixels * (self.total_cycles / self._device.clock_hz),
+                written * (self.total_written * BLOCK / rate("WRITEFM")),
+                (weight_bytes - self.ahead(2, idle).bytes) / min(rate("LOADW"), rate("LOADWM")),
+            )
         )
-        return np.maximum.reduce(times)
+        least += tiles * self.call_seconds
+        return ((seconds, self, cut) for seconds, cut in zip(least.tolist(), cuts))
+
+    @property
+    def call_seconds(self) -> float:
+        """What the calls of kernels for a tile take."""
+        return self.rounds * self.input_chunks * _CALL_CYCLES / self._device.clock_hz
 
 
 @dataclass(frozen=True)
@@ -504,7 +432,7 @@ def _one_run(span: tuple[int, int]) -> Piece:
     return Piece((span,) if span[0] < span[1] else ())
 
 
-def _lay_out(layer: Layer, dealt: _Dealt, cut: _Cut) -> Tiling:
+def _lay_out(layer: Layer, dealt: _Dealt, cut: Cut) -> Tiling:
     """Buffers of a core for tiles of a size."""
     tiles, height, columns = cut.tiles * dealt.rounds, cut.rows, cut.columns
     loads = tiles * dealt.input_chunks
@@ -537,23 +465,25 @@ def _lay_out(layer: Layer, dealt: _Dealt, cut: _Cut) -> Tiling:
 
 
 def _seconds(
-    layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int, idle: float
+    layer: Layer, device: DeviceSpec, dealt: _Dealt, cuts: Cuts, cut: Cut, tiling: Tiling, idle: float
 ) -> tuple[float, float]:
     """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores; and how long LOADW has
     nothing to do at its end.
     """
-    sizes = _tile_sizes(layer, device, rows, tiling.split, tiling.tile_rows, tiling.tile_columns)
+    sizes = cuts.sizes(cut.split, cut.rows, cut.columns)
     pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in sizes])
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
-    for source, blocks in zip(layer.sources, dealt.loads):
+    for place, (source, blocks) in enumerate(zip(layer.sources, dealt.loads)):
         if not source.broadcast:
             under = [
                 [list(map(axis.most, cut)) for axis, cut in zip((source.rows, source.columns), one)] for one in sizes
             ]
             in_pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in under])
+            in_pixels = in_pixels * (cut.read[place] / cut.under[place])
             load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
     compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
-    write = pixels[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
+    through = pixels * (cut.written / cut.pixels)
+    write = through[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
     there = dealt.ahead(tiling.weights.slots, idle)
     seconds, loaded = _pipeline(
         load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
