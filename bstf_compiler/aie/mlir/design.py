@@ -22,6 +22,7 @@ from bstf_compiler.aie.mlir.cores import core_programs
 from bstf_compiler.aie.mlir.model import (
     ACQUIRE,
     MM2S,
+    PACKETS,
     PARTS,
     RELEASE,
     S2MM,
@@ -46,8 +47,6 @@ CORE_SHIFT = 1408
 """The program's address 0 of a core: below lie the stack and room for layer parameters (mlir-aie puts the stack first)."""
 BANK = 16_384
 """Bytes of a core's memory bank as programs see it (UG1603)."""
-_PACKETS = 32
-"""Packet ids: 5 bits (AM020)."""
 
 
 def design(code: Code) -> Design:
@@ -199,22 +198,21 @@ class _Writer:
         return sorted(flows, key=lambda flow: (flow.source, flow.targets)), packets
 
     def _packet_ids(self, ways: list[tuple[Channel, tuple[Channel, ...]]]) -> dict:
-        """Ids from 0 on for streams within a column, the same again in other columns, and from 31 down for the rest."""
-        used: dict[int, int] = defaultdict(int)
-        ids, high = {}, _PACKETS
-        for source, targets in sorted(ways):
-            columns = {self._tile(tile).column for tile, *_ in (source, *targets)}
-            if len(columns) == 1:
-                column = columns.pop()
-                ids[source, targets] = used[column]
-                used[column] += 1
-            else:
-                high -= 1
-                ids[source, targets] = high
-        if high < max(used.values(), default=0):
+        """The lowest ids such that streams with one id have no column in common, between their ends and at them."""
+        spans = {}
+        for source, targets in ways:
+            columns = [self._tile(tile).column for tile, *_ in (source, *targets)]
+            spans[source, targets] = min(columns), max(columns)
+        ids: dict[tuple, int] = {}
+        ends: dict[int, int] = {}  # by id, the last column that it is used in
+        for way in sorted(ways, key=lambda way: (spans[way], way)):
+            low, high = spans[way]
+            ids[way] = next(number for number in range(len(ways)) if ends.get(number, -1) < low)
+            ends[ids[way]] = high
+        if len(ends) > PACKETS:
             raise ValueError(
-                f"layer '{self._step.layer}': its streams need {max(used.values(), default=0) + _PACKETS - high} packet "
-                f"ids of the {_PACKETS} that there are; compile for fewer columns or rows"
+                f"layer '{self._step.layer}': its streams need {len(ends)} packet ids of the {PACKETS} that there are; "
+                "compile for fewer columns or rows"
             )
         return ids
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 MM2S, S2MM = "MM2S", "S2MM"
 """Directions of a channel: memory to stream, stream to memory."""
 WORD = 4
+PACKETS = 32
+"""Packet ids: 5 bits (AM020)."""
 
 SHIM, MEMTILE, CORE = "shim", "memtile", "core"
 
