@@ -56,7 +56,7 @@ def design(code: Code) -> Design:
         ValueError: the device is no part that mlir-aie knows, a layer has an operation without a kernel, or streams
             need more packet ids than there are.
     """
-    family, first_column = _part(code.device)
+    family, first_column = part_of(code.device)
     columns = code.device.columns if PARTS[family].narrower else PARTS[family].columns
     words = -(-(code.data_address + len(code.data)) // WORD)
     made = Design(_symbol(code.name), family, columns, words)
@@ -66,8 +66,12 @@ def design(code: Code) -> Design:
     return made
 
 
-def _part(device: DeviceSpec) -> tuple[str, int]:
-    """A device's family, and the part's column where its region begins."""
+def part_of(device: DeviceSpec) -> tuple[str, int]:
+    """A device's family, and the part's column where its region begins.
+
+    Raises:
+        ValueError: mlir-aie knows no such part.
+    """
     family = re.match(r"[a-z0-9]+", device.name)[0]
     if family not in PARTS or device.descriptors is None:
         raise ValueError(
@@ -337,4 +341,3 @@ class _Writer:
         take, give = run.acquire, run.release
         acquire = UseLock(self._lock_name((take or give)[0]), ACQUIRE, take[1] if take else 1, enable=take is not None)
         return acquire, UseLock(self._lock_name((give or take)[0]), RELEASE, give[1] if give else 0)
-

@@ -153,10 +153,10 @@ class _Writer:
     # --- cores ---
 
     def _core(self, core: Core) -> Iterator[str]:
-        numbers = _constants(core)
+        numbers = constants(core)
         yield f'    "aie.core"({tile_name(core.tile)}) ({{'
         for number in sorted(numbers):
-            yield f'      %{_number(number)} = "arith.constant"() {{value = {number} : i32}} : () -> i32'
+            yield f'      %{number_name(number)} = "arith.constant"() {{value = {number} : i32}} : () -> i32'
         for number in sorted({0, 1, *(loop.count for loop in core.loops)}):
             yield f'      %n{number} = "arith.constant"() {{value = {number} : index}} : () -> index'
         for place, loop in enumerate(core.loops):
@@ -178,12 +178,12 @@ class _Writer:
     def _call(self, call: Call, place: int, indent: str) -> Iterator[str]:
         values, kinds = [], []
         for number, (name, offset) in enumerate(call.buffers):
-            value = f"%{_number(offset)}" if isinstance(offset, int) else f"%o{place}_{number}"
+            value = f"%{number_name(offset)}" if isinstance(offset, int) else f"%o{place}_{number}"
             if isinstance(offset, Slot):
                 yield from _offset(offset, f"{place}_{number}", place, indent)
             values += [f"%{name}", value]
             kinds += [self._types[name], "i32"]
-        values += [f"%{_number(number)}" for number in call.numbers]
+        values += [f"%{number_name(number)}" for number in call.numbers]
         kinds += ["i32"] * len(call.numbers)
         yield f'{indent}"func.call"({", ".join(values)}) {{callee = @{call.kernel}}} : ({", ".join(kinds)}) -> ()'
 
@@ -243,11 +243,12 @@ def _array(numbers: tuple[int, ...]) -> str:
     return f"array<i64: {', '.join(map(str, numbers))}>"
 
 
-def _number(number: int) -> str:
+def number_name(number: int) -> str:
+    """The value that stands for a number of a core."""
     return f"c{number}" if number >= 0 else f"cm{-number}"
 
 
-def _constants(core: Core) -> set[int]:
+def constants(core: Core) -> set[int]:
     """All numbers that a core's calls need."""
     found: set[int] = set()
     for loop in core.loops:
@@ -265,7 +266,7 @@ def _offset(slot: Slot, name: str, place: int, indent: str) -> Iterator[str]:
     """`base + (first + i) % ring * advance` as operations; the last value is %o{name}."""
     binary = ": (i32, i32) -> i32"
     yield f'{indent}%i{name} = "arith.index_cast"(%i{place}) : (index) -> i32'
-    yield f'{indent}%f{name} = "arith.addi"(%i{name}, %{_number(slot.first)}) {binary}'
-    yield f'{indent}%r{name} = "arith.remui"(%f{name}, %{_number(slot.ring)}) {binary}'
-    yield f'{indent}%a{name} = "arith.muli"(%r{name}, %{_number(slot.advance)}) {binary}'
-    yield f'{indent}%o{name} = "arith.addi"(%a{name}, %{_number(slot.base)}) {binary}'
+    yield f'{indent}%f{name} = "arith.addi"(%i{name}, %{number_name(slot.first)}) {binary}'
+    yield f'{indent}%r{name} = "arith.remui"(%f{name}, %{number_name(slot.ring)}) {binary}'
+    yield f'{indent}%a{name} = "arith.muli"(%r{name}, %{number_name(slot.advance)}) {binary}'
+    yield f'{indent}%o{name} = "arith.addi"(%a{name}, %{number_name(slot.base)}) {binary}'

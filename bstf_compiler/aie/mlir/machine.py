@@ -151,7 +151,9 @@ class _State:
     def finish(self) -> None:
         """All is done, or an error that says what isn't."""
         left = [f"core {tile} waits for {what}" for tile, what in self._waiting.items() if tile in self._cores]
-        left += [f"{channel.port} waits at {channel.descriptor}" for channel in self._channels.values() if channel.queue]
+        left += [
+            f"{channel.port} waits at {channel.descriptor}" for channel in self._channels.values() if channel.queue
+        ]
         if self._position < len(self._made.sequence):
             left.append(f"the sequence waits at {self._made.sequence[self._position]}")
         if left:
