@@ -14,6 +14,7 @@ from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.explain import Explanation, explain
 from bstf_compiler.aie.listing import listing
+from bstf_compiler.aie.mlir import package
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
 from bstf_compiler.integer import Images
@@ -144,6 +145,24 @@ class Program(Code):
                     old.rename(folder)
                 raise
         return folder
+
+    def emit_mlir(self, folder: str | Path, version: str = "1.4") -> Path:
+        """Writes an mlir-aie design with kernels, packed weights, a test vector and a README of what was verified; it has
+        been read back, checked and executed then (see mlir/package.py).
+
+        Args:
+            folder: where to: new, empty, or of an earlier design; missing parents are made.
+            version: of mlir-aie's syntax, `1.4` or `2025`.
+
+        Raises:
+            ValueError: the device isn't npu1, npu2, ve2302, ve2802 or a region of one, a layer has an operation without
+                a kernel, the streams need more packet ids than there are, or the folder isn't free.
+            RuntimeError: the design is unsound, an error of the compiler.
+
+        Example:
+            >>> bstf_compiler.compile(graph, "npu1").emit_mlir("build/design")
+        """
+        return package.write(self, folder, version)
 
     @classmethod
     def load(cls, folder: str | Path) -> Program:
