@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bstf", "bstf.*", "bstf_compiler", "bstf_compiler.*"]),
-    package_data={"bstf_compiler.aie": ["devices/*.toml", "timeline.html"]},
+    package_data={"bstf_compiler.aie": ["devices/*.toml"], "bstf_compiler.aie.report": ["page/*"]},
     install_requires=[
         "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
         "keras>=3.8",  # models, layers, training
@@ -51,6 +51,7 @@ setup(
             "ipykernel>=6.29",
             "jax>=0.5",  # Keras' other compiled backend, and processes that train together
             "joblib>=1.4",  # benchmarks.aie_sweep
+            "selenium>=4.20",  # drives the Chromium that opens report pages
             "ruff>=0.9",
         ],
     },

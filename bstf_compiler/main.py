@@ -171,7 +171,7 @@ def _road() -> int:
         estimate = program.estimate(FLAGS.cost_model)
         dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
-        program.write(output, estimate, dense_estimate)
+        program.write(output, estimate, dense, graph)
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(summary(program, estimate))
     if FLAGS.explain:
