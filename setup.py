@@ -16,7 +16,8 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bstf", "bstf.*", "bstf_compiler", "bstf_compiler.*"]),
     package_data={
-        "bstf_compiler.aie": ["devices/*.toml", "timeline.html"],
+        "bstf_compiler.aie": ["devices/*.toml"],
+        "bstf_compiler.aie.report": ["page/*"],
         "bstf_compiler.aie.mlir": [
             "aie.irdl.mlir", "kernels/*.cc", "kernels/*.h", "kernels/emulation/aie_api/*.hpp", "templates/*",
         ],
@@ -57,6 +58,7 @@ setup(
             "jax>=0.5",  # Keras' other compiled backend, and processes that train together
             "joblib>=1.4",  # benchmarks.aie_sweep
             "xdsl>=0.40",  # parses and verifies mlir-aie designs
+            "selenium>=4.20",  # drives the Chromium that opens report pages
             "ruff>=0.9",
         ],
     },

@@ -178,7 +178,7 @@ def _road() -> int:
         estimate = program.estimate(FLAGS.cost_model)
         dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
-        program.write(output, estimate, dense_estimate)
+        program.write(output, estimate, dense, graph)
         if FLAGS.emit_mlir:
             status.update(f"writing and executing the mlir-aie design {FLAGS.emit_mlir}")
             program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bstf_compiler.aie import simulate, text, timeline
+from bstf_compiler.aie import report, simulate, text, timeline
 from bstf_compiler.aie.bounds import layer_bounds
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
@@ -17,10 +17,20 @@ from bstf_compiler.aie.listing import listing
 from bstf_compiler.aie.mlir import package
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
+from bstf_compiler.graph import Graph
 from bstf_compiler.integer import Images
 
-_TEXT, _DATA, _DESCRIPTORS = "program.asm", "data.bin", "descriptors.txt"
-_FILES = {_TEXT, _DATA, _DESCRIPTORS, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
+_TEXT, _DATA, _DESCRIPTORS, _REPORT = "program.asm", "data.bin", "descriptors.txt", "report.html"
+_READABLE = {
+    _TEXT: "the program's instructions and memory map",
+    _DATA: "its packed weights",
+    _DESCRIPTORS: "its buffer descriptors",
+    "layers.csv": "times of its layers",
+    "trace.json": "the timelines, for ui.perfetto.dev",
+    "timeline.png": "the timelines as a picture",
+}
+_OLDER = "timeline.html"  # what earlier versions wrote
+_FILES = {*_READABLE, _REPORT, _OLDER}
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -106,23 +116,35 @@ class Program(Code):
         """The instructions as text (see text.py)."""
         return text.assembly(self)
 
-    def write(self, folder: str | Path, times: Estimate | None = None, dense: Estimate | None = None) -> Path:
-        """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png, and
+    def write(
+        self,
+        folder: str | Path,
+        times: Estimate | None = None,
+        dense: Program | None = None,
+        graph: Graph | None = None,
+    ) -> Path:
+        """Writes program.asm, data.bin, report.html, layers.csv, trace.json (opens in Perfetto) and timeline.png, and
         for a device with buffer descriptors descriptors.txt (see listing.py).
 
         The folder appears whole or not at all; a folder of an earlier program is replaced.
 
         Args:
             folder: where to; missing parents are made.
-            times: what the files from layers.csv to timeline.png show; default: `self.estimate()`.
-            dense: times of the same network without zero blocks, which the last three of them show beside.
+            times: what report.html and the files after it show; default: `self.estimate()`.
+            dense: the program of the same network without zero blocks, which report.html, trace.json and timeline.png
+                show beside, under the same cost model.
+            graph: what the program was compiled from: the report has pictures of its blocks then.
 
         Raises:
             ValueError: if something else than a program is there.
         """
         folder = check_folder(folder)
         times = times or self.estimate()
-        shown, titles = ([times], [""]) if dense is None else ([dense, times], ["dense", "sparse"])
+        panels = [report.Panel("" if dense is None else "sparse", self, times)]
+        if dense is not None:
+            panels.insert(0, report.Panel("dense", dense, dense.estimate(times.cost_model)))
+        shown, titles = [panel.estimate for panel in panels], [panel.title for panel in panels]
+        gammas = None if graph is None else report.gammas_of(graph, [layer.name for layer in times.layers])
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             made = Path(scratch) / "new"
@@ -133,8 +155,9 @@ class Program(Code):
                 (made / _DESCRIPTORS).write_text("\n".join(listing(self)) + "\n", encoding="utf-8")
             timeline.layers_csv(times, made / "layers.csv")
             write_chrome_trace(shown, made / "trace.json", titles)
-            timeline.timeline_html(shown, made / "timeline.html", titles)
             timeline.timeline_png(shown, made / "timeline.png", titles)
+            others = {name: what for name, what in _READABLE.items() if (made / name).exists()}
+            report.write_report(made / _REPORT, panels, gammas, files=others)
             old = Path(scratch) / "old"
             if folder.exists():
                 folder.rename(old)

@@ -38,7 +38,7 @@ def test_write_and_load(tmp_path):
         "data.bin",
         "layers.csv",
         "trace.json",
-        "timeline.html",
+        "report.html",
         "timeline.png",
     }
     again = bstf_compiler.Program.load(folder)
