@@ -1,14 +1,16 @@
 """Package metadata of bstf. Build back end and tool settings live in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (HERE / "bstf" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 setup(
     name="bstf",
-    version="0.1.0",
+    version=version,
     description="Weight block sparsity for Keras: train, quantise, compile for AIE2 arrays and CPUs",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -46,6 +48,10 @@ setup(
             "openvino>=2025.0",
             "joblib>=1.4",  # sweeps over devices on all cores
         ],
+        "docs": [
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.27",  # the API pages, from docstrings
+        ],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores
@@ -60,6 +66,7 @@ setup(
             "xdsl>=0.40",  # parses and verifies mlir-aie designs
             "selenium>=4.20",  # drives the Chromium that opens report pages
             "ruff>=0.9",
+            "build>=1.2",  # make build-check
         ],
     },
     entry_points={
