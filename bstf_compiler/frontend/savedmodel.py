@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from bstf_compiler import bsr
+from bstf_compiler import sidecar
 from bstf_compiler.frontend.handlers import HANDLERS, grid_position
 from bstf_compiler.graph import FakeQuant, Graph, Node, Op, Tensor
 
@@ -24,7 +23,6 @@ _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumeric
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
 _NUMBER = re.compile(r"_\d+$")
-_SIDECAR = Path("assets.extra") / "bstf.json"
 
 
 def read(path: str | Path) -> Graph:
@@ -47,7 +45,7 @@ def read(path: str | Path) -> Graph:
         raise FileNotFoundError(f"'{path}' holds no saved_model.pb; give the folder that bstf.export wrote")
     reader = _Reader(path.resolve().name, *_frozen(path))
     graph = reader.graph()
-    _check_against_sidecar(graph, path / _SIDECAR)
+    sidecar.check(graph, path)
     return graph
 
 
@@ -330,47 +328,3 @@ def _keeps_values(cast: tf.Operation) -> bool:
     while source.type == "Identity":
         source = source.inputs[0].op
     return cast.outputs[0].dtype.is_floating and (cast.inputs[0].dtype.is_floating or source.type == "Placeholder")
-
-
-class _Mismatch(ValueError):
-    """bstf.json and the graph disagree."""
-
-
-def _check_against_sidecar(graph: Graph, path: Path) -> None:
-    """Γ and positions repeated in `bstf.json` must be those found in the graph; unknown layers are skipped."""
-    if not path.is_file():
-        return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        for node in graph:
-            _check_layer(graph, node, recorded)
-    except _Mismatch:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"'{path}' is damaged ({error}); export the network again") from error
-
-
-def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
-    """Compares one node with what is recorded of its layer; raises ValueError where they differ."""
-    name = node.name.partition(":")[0]  # of a layer that is called twice, too
-    grid = recorded.get("positions", {}).get(name)
-    if isinstance(node.op, FakeQuant) and grid not in (None, node.op.position):
-        raise _Mismatch(
-            f"layer '{node.name}': bstf.json says position {grid}, the graph {node.op.position}; export it again"
-        )
-    layer = recorded["layers"].get(name)
-    kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
-    if layer is None or not kernels:
-        return
-    kernel = kernels[0]
-    values = kernel.data if kernel.data.ndim == 4 else kernel.data[None, None]
-    found = bsr.nonzero_blocks(values, tuple(layer["block"]))
-    told = np.array([[entry == "1" for entry in row] for row in layer["gamma"]])
-    if found.shape != told.shape or (found & ~told).any():
-        raise _Mismatch(f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again")
-    position = layer.get("kernel_position")
-    if kernel.position is not None and position not in (None, kernel.position):
-        raise _Mismatch(
-            f"layer '{node.name}': bstf.json says position {position} for the kernel, the graph {kernel.position}; "
-            "export it again"
-        )
