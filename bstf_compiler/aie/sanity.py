@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from math import prod
 
 from bstf_compiler.aie.code import Code, Port, Step
+from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
-from bstf_compiler.aie.isa import KINDS, Access, Compute, Instruction, Transfer
+from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
 from bstf_compiler.aie.memory import tile_spans
 
 _MOST_BYTES = 2**29  # of activations in DDR
@@ -103,10 +104,12 @@ def _instructions(code: Code, step: Step) -> Iterator[str]:
     """Instructions are of a known kind and reach only memories that there are."""
     sizes = {"d": code.data_address + len(code.data), "m": code.device.memtile.memory_bytes}
     sizes["c"] = code.device.core.memory_bytes
-    tiles = AddressSpace(code).starts.keys()
+    tiles, units = AddressSpace(code).starts.keys(), _units(code.device)
+    if strange := [lock for lock in step.locks if lock.partition(":")[0] not in tiles]:
+        yield f"lock {strange[0]} is of no tile"
     for do in step.instructions:
         place = f"{do.kind} on {do.unit}"
-        if do.kind not in KINDS or do.iterations < 1:
+        if do.unit not in units.get(do.kind, ()) or do.iterations < 1:
             yield f"{place} is no instruction"
         elif not tiles >= {tile for access in accesses(do) for tile in access.tiles}:
             yield f"{place} reaches a tile that {code.device.name} doesn't have"
@@ -116,10 +119,21 @@ def _instructions(code: Code, step: Step) -> Iterator[str]:
             yield from (f"{place} {what}" for what in _computation(code, do))
 
 
+def _units(device: DeviceSpec) -> dict[str, set[str]]:
+    """Names of all units by the kind of their instructions."""
+    numbers = {"COMP": (f"{column}.{row}" for column in range(device.columns) for row in range(device.rows))}
+    numbers |= {"LOAD": device.activation_tiles, "WRITE": device.activation_tiles}
+    numbers |= dict.fromkeys(("LOADW", "LOADWM"), range(device.rows))
+    numbers |= dict.fromkeys(("LOADFM", "WRITEFM"), range(device.columns))
+    return {
+        kind: {f"{'core' if kind == 'COMP' else kind.lower()}.{one}" for one in ones} for kind, ones in numbers.items()
+    }
+
+
 def _computation(code: Code, do: Compute) -> Iterator[str]:
     """A computation stays in one core, and its windows and blocks are some."""
-    if len({access.tiles for access in accesses(do)}) != 1 or len(do.output.tiles) != 1 or do.output.tiles[0][0] != "c":
-        yield "reaches other memories than one core's"
+    if {access.tiles for access in accesses(do)} != {(do.unit.replace("core.", "c"),)}:
+        yield "reaches other memories than its core's"
     if {len(do.kernel), len(do.strides), len(do.dilation)} != {2} or min(*do.kernel, *do.strides, *do.dilation) < 1:
         yield f"has a window of {do.kernel}, {do.strides}, {do.dilation}"
     ends = [place for run in do.blocks for place in run]

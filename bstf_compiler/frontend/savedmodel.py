@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from bstf_compiler import sidecar
+from bstf_compiler.frontend import screening
 from bstf_compiler.frontend.handlers import HANDLERS, grid_position
 from bstf_compiler.graph import FakeQuant, Graph, Node, Op, Tensor
 
@@ -43,7 +44,8 @@ def read(path: str | Path) -> Graph:
     path = Path(path)
     if not (path / "saved_model.pb").is_file():
         raise FileNotFoundError(f"'{path}' holds no saved_model.pb; give the folder that bstf.export wrote")
-    reader = _Reader(path.resolve().name, *_frozen(path))
+    screening.screen(path)
+    reader = _Reader(path.resolve().name, *_frozen(path), screening.most_bytes(path))
     graph = reader.graph()
     sidecar.check(graph, path)
     return graph
@@ -142,9 +144,14 @@ class _Reader:
     """Walks a frozen function once; handlers call its `add`, `constant` and `input` methods."""
 
     def __init__(
-        self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str], variables: list[str]
+        self,
+        name: str,
+        function: tf.types.experimental.ConcreteFunction,
+        signature: list[str],
+        variables: list[str],
+        most_bytes: int,
     ) -> None:
-        self._function, self._signature = function, signature
+        self._function, self._signature, self._most_bytes = function, signature, most_bytes
         self._scopes = _Scopes([op.name for op in function.graph.get_operations()], variables)
         self._graph = Graph(name)
         self._names: dict[str, str] = {}  # TensorFlow tensor name -> ours
@@ -259,12 +266,30 @@ class _Reader:
             if op.type == "Placeholder" or not op.outputs or op.op_def.is_stateful:  # a random number is no constant
                 continue
             if all(tensor.name in self._constants for tensor in op.inputs):
+                self._count(op)
                 self._constants.update(tensor.name for tensor in op.outputs)
                 position = grid_position(op, lambda index, op=op: self._values([op.inputs[index].name])[0])
                 if position is not None:
                     self._grids[op.outputs[0].name] = position
                 elif op.type in _KEEP_GRID and op.inputs and op.inputs[0].name in self._grids:
                     self._grids[op.outputs[0].name] = self._grids[op.inputs[0].name]
+
+    def _count(self, op: tf.Operation) -> None:
+        """Counts the bytes that a known operation makes, before it makes them."""
+        if op.type in _ALIASES and op.type != "Cast":
+            return
+        for tensor in op.outputs:
+            if not tensor.shape.is_fully_defined():
+                raise ValueError(
+                    f"layer '{self.layer(op)}': nobody knows how large the constant of {op.type} is before it is "
+                    "computed; compute it before export"
+                )
+            self._most_bytes -= tensor.shape.num_elements() * (tensor.dtype.size or 8)
+        if self._most_bytes < 0:
+            raise ValueError(
+                f"layer '{self.layer(op)}': {op.type} makes constants of {op.outputs[0].shape}, far more than the "
+                "network's file holds; compute them while the network runs"
+            )
 
     def _evaluate_constants(self, operations: list[tf.Operation]) -> None:
         """Evaluates, with TensorFlow itself, the known tensors that computed operations read."""
