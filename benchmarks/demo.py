@@ -24,7 +24,8 @@ from bstf import datasets
 from bstf.applications import small_resnet
 from bstf.training import accuracy, train
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate
-from bstf_compiler.aie.timeline import timeline_html, timeline_png
+from bstf_compiler.aie.report import Panel, gammas_of, write_report
+from bstf_compiler.aie.timeline import timeline_png
 
 FLAGS = flags.FLAGS
 DEVICE = "aie2_4x4"
@@ -126,7 +127,7 @@ def demonstrate(output: Path, recipe: Recipe, data: datasets.Dataset) -> bool:
                 "differing": simulation.differing,
             },
         }
-        _write(folder, results, compiled, sparse)
+        _write(folder, results, compiled)
     console.print(_table(results))
     print(f"Page: {Path(output) / 'index.html'}")
     equal, count = results["simulation"]["equal"], len(images)
@@ -159,7 +160,7 @@ def _compiled(model: keras.Model, calibration: np.ndarray, folder: Path) -> Comp
     bstf.export(quantised, folder / "model")
     graph = bstf_compiler.load(folder / "model")
     program = bstf_compiler.compile(graph, device=DEVICE)
-    program.write(folder / "program")
+    program.write(folder / "program", graph=graph)
     return Compiled(quantised, graph, program, program.estimate())
 
 
@@ -241,16 +242,19 @@ def _spread(data: datasets.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]
 # --- what is written and printed ---
 
 
-def _write(folder: Path, results: dict[str, Any], compiled: dict[str, Compiled], sparse: keras.Model) -> None:
-    estimates = [one.estimate for one in compiled.values()]
-    titles = [f"{name} INT8" for name in compiled]
-    timeline_html(estimates, folder / "timeline.html", titles)
-    timeline_png(estimates, folder / "timeline.png", titles)
+def _write(folder: Path, results: dict[str, Any], compiled: dict[str, Compiled]) -> None:
+    panels = [Panel(name, one.program, one.estimate) for name, one in compiled.items()]
+    timeline_png([panel.estimate for panel in panels], folder / "timeline.png", [panel.title for panel in panels])
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    masked = [layer for layer in sparse.layers if isinstance(layer, (bstf.MaskedConv2D, bstf.MaskedDense))]
-    gammas = {layer.name: keras.ops.convert_to_numpy(layer.gamma) for layer in masked}
-    page = demo_page.page(results, gammas, (folder / "timeline.png").read_bytes())
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    layers = [layer["name"] for layer in results["layers"]]
+    write_report(
+        folder / "index.html",
+        panels,
+        gammas_of(compiled["sparse"].graph, layers),
+        demo_page.sections(results),
+        demo_page.files(compiled),
+        f"A block-sparse ResNet for {results['dataset']}",
+    )
 
 
 def _table(results: dict[str, Any]) -> Table:

@@ -19,6 +19,8 @@ import bstf_compiler
 from bstf_compiler import DeviceSpec, Graph, Program, bsr, integer
 from bstf_compiler.aie.estimate import Estimate
 from bstf_compiler.aie.layer import BLOCK
+from bstf_compiler.aie.mlir.package import require_target
+from bstf_compiler.aie.mlir.pretty import VERSIONS
 from bstf_compiler.aie.program import check_folder
 from bstf_compiler.graph import Conv
 
@@ -140,6 +142,9 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("dense", None, dense, values)
     reasons = "Print what bounds each layer and which change of the device would help it."
     flags.DEFINE_bool("explain", False, reasons, values)
+    design = "Folder for an mlir-aie design of the program too, for npu1, npu2, ve2302, ve2802 or a region of one."
+    flags.DEFINE_string("emit_mlir", None, design, values)
+    flags.DEFINE_enum("mlir_version", "1.4", list(VERSIONS), "Version of mlir-aie's syntax.", values)
     model = "Cost model of the times, printed and written."
     flags.DEFINE_enum("cost_model", "exact", ["exact", "calibrated", "published"], model, values)
 
@@ -162,6 +167,8 @@ def _road() -> int:
     """Loads, compiles, estimates, writes, simulates; returns the exit code."""
     output = check_folder(FLAGS.output)
     device = DeviceSpec.load(FLAGS.device)
+    if FLAGS.emit_mlir:
+        require_target(device, FLAGS.emit_mlir, FLAGS.mlir_version)
     with _progress() as status:
         graph = _load(FLAGS.model, status)
         dense = _dense(graph, device, status) if FLAGS.dense else None
@@ -171,13 +178,18 @@ def _road() -> int:
         estimate = program.estimate(FLAGS.cost_model)
         dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
         status.update(f"writing {output}")
-        program.write(output, estimate, dense_estimate)
+        program.write(output, estimate, dense, graph)
+        if FLAGS.emit_mlir:
+            status.update(f"writing and executing the mlir-aie design {FLAGS.emit_mlir}")
+            program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(summary(program, estimate))
     if FLAGS.explain:
         console.print(program.explain(dense).table())
     _report(program, graph, estimate, dense_estimate)
     print(f"written to: {output}")
+    if FLAGS.emit_mlir:
+        print(f"mlir-aie design: {FLAGS.emit_mlir}; it was read back and executed, its outputs are the program's")
     return _simulate(program, graph, FLAGS.simulate) if FLAGS.simulate else 0
 
 

@@ -20,7 +20,7 @@ from bstf_compiler import integer, main
 from bstf_compiler.graph import Window
 from tests.bstf_compiler.networks import Builder
 
-WRITTEN = {"program.asm", "data.bin", "layers.csv", "trace.json", "timeline.html", "timeline.png"}
+WRITTEN = {"program.asm", "data.bin", "layers.csv", "trace.json", "report.html", "timeline.png"}
 
 
 def tiny(ratio=0.5, body="body", size=3):
@@ -88,8 +88,8 @@ def test_dense_network_stands_beside(models, tmp_path, compile_program):
     trace = json.loads((tmp_path / "out" / "trace.json").read_text(encoding="utf-8"))
     shown = [(one["title"], one["seconds"]) for one in trace["otherData"]["estimates"]]
     assert shown == [("dense", times[0].total_seconds), ("sparse", times[1].total_seconds)]
-    page = (tmp_path / "out" / "timeline.html").read_text(encoding="utf-8")
-    assert page.index("<h2>dense: ") < page.index("<h2>sparse: ")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.index("<h3>dense: ") < page.index("<h3>sparse: ")
     with open(tmp_path / "out" / "layers.csv", newline="", encoding="utf-8") as stream:
         assert [float(row["seconds"]) for row in csv.DictReader(stream)] == [e.seconds for e in times[1].layers]
     assert bstf_compiler.Program.load(tmp_path / "out") == sparse
@@ -250,12 +250,12 @@ def test_failed_write_is_one_sentence_and_leaves_the_old_program(models, tmp_pat
     arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}"
     assert compile_program(*arguments)[0] == 0
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bstf_compiler.aie.timeline.timeline_html", full)
+    monkeypatch.setattr("bstf_compiler.aie.report.write_report", full)
     code, _, err = compile_program(*arguments, "--device=aie2_1x1")
-    assert code == 1 and err == "bstf-compile: [Errno 28] No space left on device\n"
+    assert code == 1 and re.fullmatch(r"bstf-compile: Can't write .*out: no space left on device; make room .*\n", err)
     assert os.listdir(tmp_path) == ["out"]
     assert bstf_compiler.Program.load(tmp_path / "out").device.name == "aie2_4x4"
 

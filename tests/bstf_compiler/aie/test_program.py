@@ -1,12 +1,12 @@
 import dataclasses
+import errno
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bstf_compiler
-from bstf_compiler import integer
+from bstf_compiler import files, integer
 from bstf_compiler.aie import text
 from bstf_compiler.aie.isa import Compute, LockAction, Transfer
 from bstf_compiler.aie.memory import Allocation
@@ -38,7 +38,7 @@ def test_write_and_load(tmp_path):
         "data.bin",
         "layers.csv",
         "trace.json",
-        "timeline.html",
+        "report.html",
         "timeline.png",
     }
     again = bstf_compiler.Program.load(folder)
@@ -71,15 +71,12 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 def test_a_write_that_fails_leaves_the_earlier_program(tmp_path, monkeypatch):
     folder = program_of(1).write(tmp_path / "program")
     before = (folder / "program.asm").read_bytes()
-    rename = Path.rename
 
-    def fail(path, target):
-        if path.name == "new":
-            raise OSError("disk full")
-        return rename(path, target)
+    def fail(one, other):
+        raise OSError(errno.EIO, "disk lost")
 
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(files, "_exchange", fail)
+    with pytest.raises(OSError, match="Can't write .*: input/output error"):
         program_of(2).write(folder)
     assert (folder / "program.asm").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["program"]
