@@ -103,7 +103,7 @@ def images(shape: tuple[int, int, int], photos: str | None) -> np.ndarray:
 
 
 def prepare(folder: Path, network: str, density: float, dtype: str, photos: str | None = None) -> int:
-    """Writes a network into a folder; returns its effective operations an image."""
+    """Writes a network into a folder, and measures the machine for it; returns its effective operations an image."""
     import bstf
     from bstf_compiler import Engine
 
@@ -116,7 +116,8 @@ def prepare(folder: Path, network: str, density: float, dtype: str, photos: str 
         model = bstf.quantize(model, x[:_CALIBRATION])
     bstf.export(model, folder / "model")
     np.savez(folder / "images.npz", x=x, y=model.predict(x, verbose=0))
-    return sum(layer.operations for layer in Engine(folder / "model").profile(x[:1], repeats=1).layers)
+    engine = Engine(folder / "model", recalibrate=dtype == "float32")  # earlier measurements may have been disturbed
+    return sum(layer.operations for layer in engine.profile(x[:1], repeats=1).layers)
 
 
 def write_lite(folder: Path) -> None:

@@ -26,7 +26,8 @@ def test_the_bound_of_a_layer_is_the_longest_of_its_least_times():
     assert cached[0]["bound"] == "multiply-adds"
 
 
-def test_a_network_is_measured_layer_by_layer(monkeypatch):
+def test_a_network_is_measured_layer_by_layer(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(network, "build", lambda name: small_resnet((12, 12, 1), widths=(8, 16), depth=1))
     profile = roofline.profile("small", 0.5, "float32", 2, 1, 1)
     found = roofline.rows(profile, ROOFS)
