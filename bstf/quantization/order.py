@@ -38,12 +38,13 @@ def fold_orders(network: Network) -> None:
 
 
 def _swap(network: Network, op: Select, norm: BatchNorm) -> bool:
-    """Computes a scale and an offset a channel before the selection; False if channels are there twice."""
-    if len(set(op.numbers)) < len(op.numbers) or max(norm.scale.ndim, norm.offset.ndim) > 1:
+    """Computes a scale and an offset before the selection; False if channels are there twice."""
+    if len(set(op.numbers)) < len(op.numbers):
         return False
     shape = network.operations[op.inputs[0]].shape
-    scale, offset = np.ones(shape[-1]), np.zeros(shape[-1])
-    scale[list(op.numbers)], offset[list(op.numbers)] = norm.scale, norm.offset
+    scale = np.ones((*norm.scale.shape[:-1], shape[-1]))
+    offset = np.zeros((*norm.offset.shape[:-1], shape[-1]))
+    scale[..., list(op.numbers)], offset[..., list(op.numbers)] = norm.scale, norm.offset
     norm.inputs, norm.shape, norm.scale, norm.offset = op.inputs, shape, scale, offset
     readers = network.consumers()[norm.name]
     for reader in readers:

@@ -11,6 +11,7 @@ from bstf.quantization import calibrate, fold
 layers, ops = keras.layers, keras.ops
 RNG = np.random.default_rng(0)
 IMAGE = (4, 6, 20)
+MEAN = RNG.normal(size=(4, 6, 4))
 
 
 def shuffled(x):
@@ -23,6 +24,7 @@ def shuffled(x):
     [
         (lambda x: layers.Conv2D(3, 3)(shuffled(x)), ["Convolution"]),
         (lambda x: layers.Conv2D(3, 3)(shuffled(x) * np.arange(4.0) - 1.0), ["Affine", "Convolution"]),
+        (lambda x: layers.Conv2D(3, 3)((shuffled(x * 2.0) - MEAN) * 0.5), ["Affine", "Convolution"]),
         (lambda x: layers.Conv2D(3, 1)(ops.flip(x, axis=-1)), ["Convolution"]),
         (lambda x: layers.Conv2D(3, 1)(x[:, 1:, :-2, 3::4]), ["Crop", "Convolution"]),
         (lambda x: layers.Conv2D(3, 1)(ops.stack([x[..., 1]] * 2, axis=-1) * np.ones(2)), ["Convolution"] * 2),
