@@ -19,7 +19,7 @@ import numpy as np
 
 from bstf_compiler.aie import weights
 from bstf_compiler.aie.cutting import Cut, Cuts, divisions
-from bstf_compiler.aie.dealing import Piece, Pieces, balanced, contiguous, refined
+from bstf_compiler.aie.dealing import Piece, Pieces, balanced, by_parts, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
 from bstf_compiler.aie.reach import BLOCK, Source
@@ -229,10 +229,9 @@ def _splits(layer: Layer, device: DeviceSpec, cuts: Cuts) -> Iterator[Split]:
 
 def _dealt_to_parts(layer: Layer, device: DeviceSpec, parameter_bytes: int, parts: int) -> Iterator[_Dealt]:
     """Ways to deal channel blocks to the cores of several columns."""
-    cores = device.rows * parts
-    most = -(-layer.blocks // cores)
+    most = -(-layer.blocks // (device.rows * parts))
     for rounds in sorted({-(-most // size) for size in divisions(most)}):
-        yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1)
+        yield _Dealt(layer, device, parameter_bytes, by_parts(layer.blocks, rounds, parts, device.rows), 1)
 
 
 def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
