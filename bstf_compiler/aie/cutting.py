@@ -73,10 +73,12 @@ class Cuts:
                 if not source.broadcast:
                     under[place] += sum(map(source.rows.most, high)) * sum(map(source.columns.most, wide))
         size = split, height, columns
-        read = [links and max(own, links.busiest(self.rows, self._width, *size)) for own, links in
-                zip(under, self._inputs)]  # fmt: skip
+        read = [
+            0.0 if links is None else max(own, links.busiest(self.rows, self._width, *size))
+            for own, links in zip(under, self._inputs)
+        ]
         written = max(pixels, self._output.busiest(self.rows, self._width, *size))
-        return Cut(split, height, columns, tiles, pixels, tuple(under), tuple(one or 0 for one in read), written)
+        return Cut(split, height, columns, tiles, pixels, tuple(under), tuple(read), written)
 
     def sizes(self, split: Split, height: int, columns: int) -> list[tuple[list[int], list[int]]]:
         """Heights and widths of the busiest column's tiles, by region."""
