@@ -1,9 +1,9 @@
 """Program to design: a configuration of the array a step, with the sequence that drives it.
 
-A channel's runs of the step become descriptors, one each. Where all runs of a reading channel find room at once they are
-its chain from the configuration on. All others are tasks of the sequence: with half of its descriptors a channel works,
-while the sequence writes the other half, when what they held is done. Tasks are pushed in the order in which the step's
-events can happen, so that the sequence never waits for what it has yet to push.
+A channel's runs of the step become descriptors, one each. Where all runs of a reading channel find room at once they
+are its chain from the configuration on. All others are tasks of the sequence: with half of its descriptors a channel
+works, while the sequence writes the other half, when what they held is done. Tasks are pushed in the order in which the
+step's events can happen, so that the sequence never waits for what it has yet to push.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from bstf_compiler.aie.mlir.model import (
 from bstf_compiler.aie.mlir.streams import Channel, Run, Streams, streams
 
 CORE_SHIFT = 1408
-"""The program's address 0 of a core: below lie the stack and room for layer parameters (mlir-aie puts the stack first)."""
+"""The program's address 0 of a core: below lie the stack, which mlir-aie puts first, and room for parameters."""
 BANK = 16_384
 """Bytes of a core's memory bank as programs see it (UG1603)."""
 
@@ -75,7 +75,8 @@ def part_of(device: DeviceSpec) -> tuple[str, int]:
     family = re.match(r"[a-z0-9]+", device.name)[0]
     if family not in PARTS or device.descriptors is None:
         raise ValueError(
-            f"mlir-aie knows no device '{device.name}'; compile for {', '.join(PARTS)} or a region of one, like npu1_4x2"
+            f"mlir-aie knows no device '{device.name}'; compile for {', '.join(PARTS)} or a region of one, "
+            "like npu1_4x2"
         )
     whole = DeviceSpec.load(family)
     for start in range(whole.columns - device.columns + 1):
@@ -292,7 +293,7 @@ class _Writer:
         cuts = {0, len(runs)}
         for place, (one, two) in enumerate(pairwise(runs), start=1):
             fenced = fences.get(two.move, []) if one.move != two.move else []
-            if channel[1] == MM2S and fenced or any(where == channel for where, _ in fenced):
+            if (channel[1] == MM2S and fenced) or any(where == channel for where, _ in fenced):
                 cuts.add(place)
         single = len(cuts) == 2 and len(runs) <= len(ids)
         half = len(ids) if single else max(1, len(ids) // 2)

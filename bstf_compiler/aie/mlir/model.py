@@ -1,8 +1,8 @@
 """An mlir-aie design as data: one configuration of the array a step, each with its tiles, buffers, locks, streams,
 descriptors, core programs and runtime sequence.
 
-Addresses and sizes of buffers are in bytes, offsets, lengths, sizes and strides of descriptors in words of four bytes:
-buffers are memrefs of i32. Tiles are named by where they lie on the part, counted from its corner with row 0, the shims.
+Addresses of buffers are in bytes, offsets, lengths, sizes and strides of descriptors in words of four bytes: buffers are
+memrefs of i32. Tiles are named by where they lie on the part, counted from its corner, row 0 being the shims.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 from bstf_compiler.aie.device import DescriptorLimits, DeviceSpec
@@ -179,7 +180,7 @@ def _memory(view: _View) -> Found:
         by_tile[one.tile].append(one)
     for tile, buffers in by_tile.items():
         ordered = sorted(buffers, key=lambda one: one.address)
-        for one, two in zip(ordered, ordered[1:]):
+        for one, two in pairwise(ordered):
             if one.address + WORD * one.words > two.address:
                 yield str(tile), f"buffers '{one.name}' and '{two.name}' overlap"
 
@@ -406,7 +407,7 @@ def _packets(view: _View) -> Found:
         by_id[flow.packet].append(flow)
     for number, flows in by_id.items():
         spans = sorted((*_span(flow), flow.source) for flow in flows)
-        for (_, high, one), (low, _, two) in zip(spans, spans[1:]):
+        for (_, high, one), (low, _, two) in pairwise(spans):
             if low <= high:
                 yield str(two), f"has packets with id {number} in column {low}, where those of {one} have it too"
 

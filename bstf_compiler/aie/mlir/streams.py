@@ -1,11 +1,11 @@
-"""What every DMA channel does in a step: which stream it serves, which boxes it walks, in which order, with which locks.
+"""What every DMA channel does in a step: which stream it serves, which boxes it walks, in which order, with what locks.
 
 A step's transfers are taken in one legal order (events.py). A transfer is cut into its moves: one channel reads, one or
 several write. Reading and writing channels are numbered here, step by step, for a configuration has streams of its own:
 what different cores send to one memory tile arrives on different channels while it has enough of them.
 
-Where a channel is fed by several others all the same, nothing in the streams keeps their order. There the sequence does:
-`fences` name what must have arrived before a move may begin, and the sequence waits for it.
+Where a channel is fed by several others all the same, nothing in the streams keeps their order. There the sequence
+does: `fences` name what must have arrived before a move may begin, and the sequence waits for it.
 """
 
 from __future__ import annotations
