@@ -1,8 +1,8 @@
 """An mlir-aie design as data: one configuration of the array a step, each with its tiles, buffers, locks, streams,
 descriptors, core programs and runtime sequence.
 
-Addresses of buffers are in bytes, offsets, lengths, sizes and strides of descriptors in words of four bytes: buffers are
-memrefs of i32. Tiles are named by where they lie on the part, counted from its corner, row 0 being the shims.
+Addresses of buffers are in bytes, offsets, lengths, sizes and strides of descriptors in words of four bytes: buffers
+are memrefs of i32. Tiles are named by where they lie on the part, counted from its corner, row 0 being the shims.
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ class Configuration:
 class Design:
     """A network for a part.
 
-    `part`: family of devices, `npu1`; `columns`: how many the part has, or for an NPU how many of them the design takes;
-    `host_words`: of the one buffer that the host gives; `configurations`: in the order in which they run.
+    `part`: family of devices, `npu1`; `columns`: how many the part has, or for an NPU how many of them the design
+    takes; `host_words`: of the one buffer that the host gives; `configurations`: in the order in which they run.
     """
 
     name: str

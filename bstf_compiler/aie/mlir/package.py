@@ -176,14 +176,14 @@ def _part_notes(made: Design, version: str) -> Iterator[str]:
     """What holds only for some parts or versions."""
     if not made.part.startswith("npu"):
         yield (
-            "* Runtime sequences are made for NPUs: mlir-aie has no firmware that runs one on a Versal part. There the\n"
-            "  host must do what each line of a sequence says, by aie-rt: write descriptors, push tasks, wait for them."
+            "* Runtime sequences are made for NPUs: mlir-aie has no firmware that runs one on a Versal part. There\n"
+            "  the host must do what each line of a sequence says, by aie-rt: write descriptors, push tasks, wait."
         )
     if made.part == "npu2":
         yield ("* AIE2p multiplies 8x8x8 natively; the kernels use 4x8x8 there too, as `aie::mmul` offers it.")
     if version == "2025":
         yield (
-            "* Of these releases those before the lowering of locks in tasks refuse descriptors with locks in a sequence "
-            "(`aiex.dma_configure_task`); their syntax is right all the same."
+            "* Of these releases those before the lowering of locks in tasks refuse descriptors with locks in a\n"
+            "  sequence (`aiex.dma_configure_task`); their syntax is right all the same."
         )
         yield "* They run one device a module: the host loads the files in the order of their numbers."

@@ -2,8 +2,8 @@
 
 `1.4` (2026): devices have names, lock counts are values, descriptors say `offset = len = sizes = strides =`; one file
 holds all configurations, and a main device that runs them. `2025` (releases of late 2024 and 2025): lock counts are
-numbers, descriptors have a list of sizes and strides, a file holds one device; so there is a file a configuration. Older
-tools drop what they don't know without a word: each file says first for which one it is.
+numbers, descriptors have a list of sizes and strides, a file holds one device; so there is a file a configuration.
+Older tools drop what they don't know without a word: each file says first for which one it is.
 """
 
 from __future__ import annotations
