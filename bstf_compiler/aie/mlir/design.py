@@ -229,7 +229,7 @@ class _Writer:
         for channel, ids in self._shares().items():
             runs = self._streams.runs[channel]
             if self._stays(channel, runs, len(ids)):
-                made.starts.append(Start(self._port(channel), self._chain(channel, runs, ids, packets)))
+                made.starts.append(Start(self._port(channel), self._chain(made, channel, runs, ids, packets)))
             else:
                 windows += self._windows(channel, runs, ids)
         done: dict[str, list[int]] = {}  # last move of each task
@@ -251,7 +251,7 @@ class _Writer:
                         wait(name)
             tile, direction, number = self._port(window.channel).tile, *window.channel[1:]
             name = f"{direction.lower()}_{tile.column}_{tile.row}_{number}_{window.number}"
-            chain = self._chain(window.channel, window.runs, window.ids, packets)
+            chain = self._chain(made, window.channel, window.runs, window.ids, packets)
             made.sequence.append(Task(name, self._port(window.channel), chain, token=True))
             own.append(name)
             done[name] = window.runs[-1].move
@@ -307,12 +307,12 @@ class _Writer:
             found.append(_Window(channel, runs[low:high], mine, ids[first : first + half], number))
         return found
 
-    def _chain(self, channel: Channel, runs: list[Run], ids: range, packets: dict) -> Chain:
+    def _chain(self, made: Configuration, channel: Channel, runs: list[Run], ids: range, packets: dict) -> Chain:
         return tuple(
-            self._descriptor(run, number, packets.get((channel, run.targets))) for number, run in zip(ids, runs)
+            self._descriptor(made, run, number, packets.get((channel, run.targets))) for number, run in zip(ids, runs)
         )
 
-    def _descriptor(self, run: Run, number: int, packet: int | None) -> Descriptor:
+    def _descriptor(self, made: Configuration, run: Run, number: int, packet: int | None) -> Descriptor:
         if run.memory == "ddr":
             name, offset = None, run.address
         else:
@@ -322,7 +322,7 @@ class _Writer:
         linear = len(walk) == 1 and walk[0][1] == 1
         sizes, strides = ((), ()) if linear else zip(*walk)
         return Descriptor(
-            number, name, offset // WORD, length, tuple(sizes), tuple(strides), packet, *self._pair(run)
+            number, name, offset // WORD, length, tuple(sizes), tuple(strides), packet, *self._pair(made, run)
         )  # fmt: skip
 
     def _in_memory(self, run: Run) -> int:
@@ -335,10 +335,20 @@ class _Writer:
                 return buffer
         raise ValueError(f"layer '{self._step.layer}': byte {address} of {memory} lies in no buffer; please report it")
 
-    def _pair(self, run: Run) -> tuple[UseLock | None, UseLock | None]:
-        """A descriptor takes one lock and gives one; where there is only one of them the other does nothing."""
+    def _pair(self, made: Configuration, run: Run) -> tuple[UseLock | None, UseLock | None]:
+        """A descriptor takes one lock and gives one; where there is only one of them the other is a lock of the same
+        tile that is always zero, taken or given no times.
+        """
         if run.acquire is None and run.release is None:
             return None, None
         take, give = run.acquire, run.release
-        acquire = UseLock(self._lock_name((take or give)[0]), ACQUIRE, take[1] if take else 1, enable=take is not None)
-        return acquire, UseLock(self._lock_name((give or take)[0]), RELEASE, give[1] if give else 0)
+        idle = None if take and give else self._idle(made, self._tile((take or give)[0].partition(":")[0]))
+        acquire = UseLock(self._lock_name(take[0]), ACQUIRE, take[1]) if take else UseLock(idle, ACQUIRE, 0)
+        return acquire, UseLock(self._lock_name(give[0]), RELEASE, give[1]) if give else UseLock(idle, RELEASE, 0)
+
+    def _idle(self, made: Configuration, tile: Tile) -> str:
+        """The lock of a tile that is always zero."""
+        name = f"idle_{tile.column}_{tile.row}"
+        if all(lock.name != name for lock in made.locks):
+            made.locks.append(Lock(name, tile, sum(lock.tile == tile for lock in made.locks), 0))
+        return name

@@ -238,8 +238,7 @@ def _channel(port: Port) -> str:
 
 
 def _use(one: UseLock) -> str:
-    off = "" if one.enable else "acq_en = false, "
-    attributes = f"{off}action = {ACTIONS[one.action]} : i32, value = {one.value} : i32"
+    attributes = f"action = {ACTIONS[one.action]} : i32, value = {one.value} : i32"
     return f'"aie.use_lock"(%{one.lock}) {{{attributes}}} : (index) -> ()'
 
 

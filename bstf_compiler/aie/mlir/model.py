@@ -14,6 +14,8 @@ MM2S, S2MM = "MM2S", "S2MM"
 WORD = 4
 PACKETS = 32
 """Packet ids: 5 bits (AM020)."""
+DIMENSIONS = 3
+"""Of any descriptor: a fourth one, which memory tiles have, is a task's repetition to mlir-aie (AIEDMATasksToNPU.cpp)."""
 
 SHIM, MEMTILE, CORE = "shim", "memtile", "core"
 
@@ -101,12 +103,11 @@ ACQUIRE, RELEASE = "AcquireGreaterEqual", "Release"
 
 @dataclass(frozen=True)
 class UseLock:
-    """Waits until a lock holds `value` and takes it, or gives it; without `enable` an acquire doesn't wait."""
+    """Waits until a lock holds `value` and takes it, or gives it."""
 
     lock: str
     action: str
     value: int
-    enable: bool = True
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,7 @@ class _Writer:
 
     def _use(self, one: UseLock) -> str:
         value = f"%{number_name(one.value)}" if self._new else one.value
-        off = "" if one.enable else " {acq_en = false}"
-        return f"aie.use_lock(%{one.lock}, {one.action}, {value}){off}"
+        return f"aie.use_lock(%{one.lock}, {one.action}, {value})"
 
     def _descriptor(self, one: Descriptor, indent: str) -> Iterator[str]:
         if one.acquire:

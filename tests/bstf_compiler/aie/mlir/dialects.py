@@ -181,7 +181,6 @@ class UseLock(IRDLOperation):
     lock = operand_def(IndexType)
     action = attr_def(IntegerAttr)
     value = attr_def(IntegerAttr)
-    acq_en = opt_attr_def(IntegerAttr)
 
     def verify_(self) -> None:
         if not isinstance(self.lock.owner, Lock):

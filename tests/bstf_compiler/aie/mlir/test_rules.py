@@ -284,6 +284,26 @@ def lock_that_is_never_given(design, made):
     return place + ": uses one lock"
 
 
+@breaks("lock-pair")
+def locks_of_two_tiles(design, made):
+    far = Lock("far", Tile(1, 1), 60, 0)
+    made.locks.append(far)
+    place = change_descriptor(
+        design, made, lambda port, one: port.tile == Tile(0, 1) and one.release,
+        lambda one: replace(one, release=UseLock("far", "Release", 0)),
+    )  # fmt: skip
+    return place + ": takes"
+
+
+@breaks("lock-pair")
+def no_times_of_a_lock_that_is_not_zero(design, made):
+    place = change_descriptor(
+        design, made, lambda port, one: one.acquire and one.acquire.value,
+        lambda one: replace(one, acquire=replace(one.acquire, value=0)),
+    )  # fmt: skip
+    return place + ": takes no times of"
+
+
 @breaks("flow")
 def circuit_and_packets_from_one_channel(design, made):
     flow = next(flow for flow in made.flows if flow.packet is None)
@@ -353,6 +373,14 @@ def fifth_task_in_a_queue(design, made):
 def await_without_a_token(design, made):
     made.sequence = [replace(one, token=False) if isinstance(one, Task) else one for one in made.sequence]
     return "is awaited, but sends no token"
+
+
+@breaks("token")
+def tokens_out_of_turn(design, made):
+    task = next(one for one in made.sequence if isinstance(one, Task) and one.token)
+    i = made.sequence.index(task)
+    made.sequence.insert(i, replace(task, name="before"))
+    return f"task '{task.name}': isn't the one whose token {task.port} sends next"
 
 
 @breaks("token")
