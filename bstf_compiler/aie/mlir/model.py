@@ -15,7 +15,7 @@ WORD = 4
 PACKETS = 32
 """Packet ids: 5 bits (AM020)."""
 DIMENSIONS = 3
-"""Of any descriptor: a fourth one, which memory tiles have, is a task's repetition to mlir-aie (AIEDMATasksToNPU.cpp)."""
+"""Of any descriptor: a fourth one, which memory tiles have, is a task's repetition to mlir-aie (AIEDMATasksToNPU)."""
 
 SHIM, MEMTILE, CORE = "shim", "memtile", "core"
 
