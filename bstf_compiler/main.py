@@ -177,11 +177,11 @@ def _road() -> int:
         status.update("estimating times")
         estimate = program.estimate(FLAGS.cost_model)
         dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
+        if FLAGS.emit_mlir:
+            status.update(f"executing and writing the mlir-aie design {FLAGS.emit_mlir}")
+            program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)
         status.update(f"writing {output}")
         program.write(output, estimate, dense, graph)
-        if FLAGS.emit_mlir:
-            status.update(f"writing and executing the mlir-aie design {FLAGS.emit_mlir}")
-            program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(summary(program, estimate))
     if FLAGS.explain:
