@@ -11,7 +11,7 @@ SHAPES := --preset=square --preset=resnet50
 FLOATS := --dtype=float32 --dtype=float64
 RESULTS := benchmarks/results/block_matmul
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint docs build build-check bench clean
 
 install: $(STAMP)
 
@@ -30,6 +30,24 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(VENV)/.documented: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.documented
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+build: $(STAMP)
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist .
+
+# The wheel in an environment of its own, of any Python: make build-check PYTHON=python3.13
+build-check: build
+	rm -rf build/clean
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet build/dist/*.whl
+	cd build && clean/bin/python ../tests/packaging/smoke.py
 
 $(VENV)/.benched: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

@@ -85,6 +85,14 @@ def _two_inputs() -> keras.Model:
     return keras.Model([photo, depth], layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
+def _prepared() -> keras.Model:
+    """Reds and blues exchanged and a mean image subtracted before a network, as published ones want it."""
+    image = keras.Input((32, 32, 3))
+    mean = np.random.default_rng(0).uniform(-0.2, 0.2, (32, 32, 3))
+    x = keras.ops.flip(layers.Rescaling(1 / 127.5, -1)(image), axis=-1) - mean
+    return keras.Model(image, applications.cifar_resnet(20)(x))
+
+
 NETWORKS = {
     **{name: _of_keras(name) for name in ("ResNet50", "ResNet50V2", "VGG16")},
     "InceptionV3": _of_keras("InceptionV3", 96),
@@ -96,6 +104,7 @@ NETWORKS = {
     "EfficientNetLite0": lambda: applications.efficientnet_lite0((64, 64, 3)),
     "CIFAR ResNet-20": lambda: applications.cifar_resnet(20),
     "CIFAR ResNet-56": lambda: applications.cifar_resnet(56),
+    "ResNet-20, BGR, mean image": _prepared,
     "U-Net, transposed": _u_net(lambda width: layers.Conv2DTranspose(width, 2, 2)),
     "U-Net, bilinear": _u_net(lambda _: layers.UpSampling2D(2, interpolation="bilinear")),
     "nested, two outputs": _nested,

@@ -52,6 +52,7 @@ from bstf.blocks import BlockShape
 from bstf.conversion import sparsify
 from bstf.datasets import Dataset
 from bstf.export import export
+from bstf.files import is_leftover
 from bstf.progress import EpochLog
 from bstf.quantization import quantize
 from bstf.recovery import recover
@@ -329,7 +330,7 @@ def _settings() -> dict[str, Any]:
 
 def _check_output(output: Path) -> None:
     """Raises a ValueError unless the output folder is new, empty or of an interrupted run with the same flags."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and all(map(is_leftover, output.iterdir()))):
         return
     if not (output / _SETTINGS).is_file():
         raise ValueError(f"--output={output} exists and isn't an empty folder: name another one.")
@@ -346,7 +347,7 @@ def _check_output(output: Path) -> None:
 
 def _open(output: Path) -> list[str]:
     """Makes the folder and notes the flags in it; returns the names of what was there, the same in all processes."""
-    files = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    files = sorted(one.name for one in output.iterdir() if not is_leftover(one)) if output.exists() else []
     distribution.check_equal(
         (_settings(), files),
         f"The processes have other flags, or see other files in {output}: it must be a shared folder.",

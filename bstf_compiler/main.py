@@ -40,6 +40,8 @@ import bstf_compiler
 from bstf_compiler import DeviceSpec, Graph, Program, bsr, console, integer
 from bstf_compiler.aie.estimate import Estimate
 from bstf_compiler.aie.layer import BLOCK
+from bstf_compiler.aie.mlir.package import require_target
+from bstf_compiler.aie.mlir.pretty import VERSIONS
 from bstf_compiler.aie.program import check_folder
 from bstf_compiler.graph import Conv
 
@@ -167,6 +169,9 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("dense", None, dense, values)
     reasons = "Print what bounds each layer and which change of the device would help it."
     flags.DEFINE_bool("explain", False, reasons, values)
+    design = "Folder for an mlir-aie design of the program too, for npu1, npu2, ve2302, ve2802 or a region of one."
+    flags.DEFINE_string("emit_mlir", None, design, values)
+    flags.DEFINE_enum("mlir_version", "1.4", list(VERSIONS), "Version of mlir-aie's syntax.", values)
     model = "Cost model of the times, printed and written."
     flags.DEFINE_enum("cost_model", "exact", ["exact", "calibrated", "published"], model, values)
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", values)
@@ -189,6 +194,8 @@ def _road() -> int:
     """Loads, compiles, estimates, writes, simulates; returns the exit code."""
     output = check_folder(FLAGS.output)
     device = DeviceSpec.load(FLAGS.device)
+    if FLAGS.emit_mlir:
+        require_target(device, FLAGS.emit_mlir, FLAGS.mlir_version)
     with _progress() as say:
         graph = _load(FLAGS.model, say)
         dense = _dense(graph, device, say) if FLAGS.dense else None
@@ -199,7 +206,10 @@ def _road() -> int:
         dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
         say(f"writing {output}")
         program.write(output, estimate, dense, graph)
-    found = results(program, graph, estimate, dense_estimate) | {"output": str(output)}
+        if FLAGS.emit_mlir:
+            say(f"writing and executing the mlir-aie design {FLAGS.emit_mlir}")
+            program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)
+    found = results(program, graph, estimate, dense_estimate) | {"output": str(output), "mlir": FLAGS.emit_mlir}
     explanation = program.explain(dense) if FLAGS.explain else None
     if _talks():
         plain = Console(markup=False, highlight=False, emoji=False)
@@ -297,6 +307,8 @@ def sentences(found: dict[str, Any]) -> Iterator[str]:
         yield f"on the host, in none of these times: {'; '.join(found['host'])}"
     yield f"written to: {found['output']}"
     yield f"report: {Path(found['output']) / 'report.html'}"
+    if found["mlir"]:
+        yield f"mlir-aie design: {found['mlir']}; it was read back and executed, its outputs are the program's"
 
 
 def _kernels(graph: Graph) -> dict[str, np.ndarray]:

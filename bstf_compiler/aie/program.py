@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +13,11 @@ from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.explain import Explanation, explain
 from bstf_compiler.aie.listing import listing
+from bstf_compiler.aie.mlir import package
+from bstf_compiler.aie.sanity import insane
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
+from bstf_compiler.files import replacing
 from bstf_compiler.graph import Graph
 from bstf_compiler.integer import Images
 
@@ -145,8 +147,7 @@ class Program(Code):
         shown, titles = [panel.estimate for panel in panels], [panel.title for panel in panels]
         gammas = None if graph is None else report.gammas_of(graph, [layer.name for layer in times.layers])
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            made = Path(scratch) / "new"
+        with replacing(folder) as made:
             made.mkdir()
             (made / _TEXT).write_text(self.assembly, encoding="utf-8")
             (made / _DATA).write_bytes(self.data)
@@ -157,16 +158,25 @@ class Program(Code):
             timeline.timeline_png(shown, made / "timeline.png", titles)
             others = {name: what for name, what in _READABLE.items() if (made / name).exists()}
             report.write_report(made / _REPORT, panels, gammas, files=others)
-            old = Path(scratch) / "old"
-            if folder.exists():
-                folder.rename(old)
-            try:
-                made.rename(folder)
-            except BaseException:
-                if old.exists():
-                    old.rename(folder)
-                raise
         return folder
+
+    def emit_mlir(self, folder: str | Path, version: str = "1.4") -> Path:
+        """Writes an mlir-aie design with kernels, packed weights, a test vector and a README of what was verified; it has
+        been read back, checked and executed then (see mlir/package.py).
+
+        Args:
+            folder: where to: new, empty, or of an earlier design; missing parents are made.
+            version: of mlir-aie's syntax, `1.4` or `2025`.
+
+        Raises:
+            ValueError: the device isn't npu1, npu2, ve2302, ve2802 or a region of one, a layer has an operation without
+                a kernel, the streams need more packet ids than there are, or the folder isn't free.
+            RuntimeError: the design is unsound, an error of the compiler.
+
+        Example:
+            >>> bstf_compiler.compile(graph, "npu1").emit_mlir("build/design")
+        """
+        return package.write(self, folder, version)
 
     @classmethod
     def load(cls, folder: str | Path) -> Program:
@@ -180,11 +190,26 @@ class Program(Code):
         for name in (_TEXT, _DATA):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"'{folder}' holds no {name}; give a folder that Program.write wrote")
+            if (folder / name).resolve().parent != folder.resolve():
+                raise ValueError(f"'{folder / name}' leads out of the folder; give one that Program.write wrote")
+        return cls.parse((folder / _TEXT).read_bytes(), (folder / _DATA).read_bytes())
+
+    @classmethod
+    def parse(cls, content: bytes, data: bytes) -> Program:
+        """The program of a text form (see text.py) and a data image, as they are in `program.asm` and `data.bin`.
+
+        They may come from anybody: a program that is returned is sound, and simulating it reaches no memory but that of
+        its device.
+
+        Raises:
+            ValueError: they are damaged, or the program is unsound.
+        """
         try:
-            content = (folder / _TEXT).read_text(encoding="utf-8")
+            code = text.parse(content.decode("utf-8"), data)
         except UnicodeDecodeError as error:
-            raise ValueError(f"'{folder / _TEXT}' is damaged: it is not text; compile again") from error
-        program = cls(**vars(text.parse(content, (folder / _DATA).read_bytes())))
-        if violations := program.verify():
-            raise ValueError(f"'{folder}' holds an unsound program: {violations[0]}; compile again")
+            raise ValueError("program text is damaged: it is not text; compile again") from error
+        program = cls(**vars(code))
+        violation = next(insane(code), None) or next(iter(program.verify()), None)
+        if violation is not None:
+            raise ValueError(f"program text holds an unsound program: {violation}; compile again")
         return program

@@ -49,6 +49,11 @@ class Machine:
                     self._compute(instruction, int(iteration))
             yield step
 
+    def inputs(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """DDR, int8, before the first step on one float32 image (h, w, c) of every input."""
+        self._write_inputs(images)
+        return self._memories["ddr"].copy()
+
     def tensor(self, name: str) -> np.ndarray:
         """The integers (h, w, c) of a tensor, from wherever it lives."""
         place, channels, _ = self._program.tensors[name]
@@ -72,8 +77,9 @@ class Machine:
             if port.position is not None:
                 self._write(port.tensor, integer.quantize(given[port.tensor], port.position))
         for affine in self._program.affines:
-            scale, offset = (np.array(values, np.float32) for values in (affine.scale, affine.offset))
-            self._write(affine.tensor, integer.quantize(given[affine.input] * scale + offset, affine.position))
+            image = given[affine.input]
+            scale, offset = affine.constants(image.shape[-3:])
+            self._write(affine.tensor, integer.quantize(image * scale + offset, affine.position))
 
     def _write(self, tensor: str, values: np.ndarray) -> None:
         if tensor in self._program.tensors:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from bstf_compiler.aie import tiling
 from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
 from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Step
+from bstf_compiler.aie.cutting import runs
 from bstf_compiler.aie.dealing import Piece
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
 from bstf_compiler.aie.memory import Place, Stage, tile_spans
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
+from bstf_compiler.aie.splitting import Region
 from bstf_compiler.aie.tiling import Ring, Tiling
 from bstf_compiler.aie.weight_stream import Chunk, WeightStream
 
@@ -58,10 +60,9 @@ class StepWriter:
         self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
         self._pieces = self._pieces_of_columns()
         self._needs = self._input_blocks_of_cores()
-        width = stage.layer.output_shape[1]
-        self._spans = [(0, width)] * device.columns if tiles.spread else share(width, device.columns)
+        self._regions = tiles.split.regions(self._band[1] - self._band[0], stage.layer.output_shape[1], device.columns)
         busy = [[column[0][row].blocks > 0 for row in range(device.rows)] for column in self._pieces]
-        self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start and any(busy[c])]
+        self._columns = [c for c, own in enumerate(self._regions) if any(map(_area, own)) and any(busy[c])]
         self._rows = [r for r in range(device.rows) if any(column[r] for column in busy)]
         self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
         cores = {row: tuple(_core(column, row) for column in self._columns if busy[column][row]) for row in self._rows}
@@ -96,25 +97,23 @@ class StepWriter:
 
     def _pieces_of_columns(self) -> list[list[tuple[Piece, ...]]]:
         """The output blocks of each core by column, round and row."""
-        columns, rows, dealt = self._device.columns, self._device.rows, self._tiles.pieces
-        if not self._tiles.spread:
-            return [list(dealt)] * columns
-        return [[pieces[column * rows : (column + 1) * rows] for pieces in dealt] for column in range(columns)]
+        columns, rows = self._device.columns, self._device.rows
+        parts = [self._tiles.split.channel_part(column, columns) for column in range(columns)]
+        return [[pieces[part * rows : (part + 1) * rows] for pieces in self._tiles.pieces] for part in parts]
 
     def _input_blocks_of_cores(self) -> list[dict[tuple[int, int], list[list[Piece]]]]:
         """The input blocks that cores need by column, and (round, input chunk): of each source, by row of cores."""
         layer = self._layer
         chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
-        found: list[dict[tuple[int, int], list[list[Piece]]]] = []
-        for column in self._pieces if self._tiles.spread else self._pieces[:1]:
-            found.append(
-                {
+        found: dict[tuple[tuple[Piece, ...], ...], dict[tuple[int, int], list[list[Piece]]]] = {}
+        for column in map(tuple, self._pieces):
+            if column not in found:
+                found[column] = {
                     (k, j): [tiling.input_blocks(layer, source, pieces, chunk) for source in layer.sources]
                     for k, pieces in enumerate(column)
                     for j, chunk in enumerate(chunks)
                 }
-            )
-        return found if self._tiles.spread else found * self._device.columns
+        return [found[tuple(column)] for column in self._pieces]
 
     # --- locks and buffers ---
 
@@ -171,13 +170,14 @@ class StepWriter:
     def _staged_tiles(self, column: int, number: int) -> list[int]:
         """The memory tiles with staged input columns of a column of cores."""
         sources = self._staged_sources(number)
-        return sorted({tile for source in sources for tile, _, _ in self._held(source, self._spans[column])})
+        spans = [columns for (top, bottom), columns in self._regions[column] if bottom > top]
+        return sorted({tile for source in sources for span in spans for tile, _, _ in self._held(source, span)})
 
     def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
         """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
         key = source.columns, columns  # asked again for every tile of a column
         if key not in self._holders:
-            left, right, _ = _columns_under(source, columns)
+            left, right, _ = _reach(source.columns, columns)
             spans = zip(self._device.activation_tiles, self._input_spans(source))
             held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
             self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
@@ -214,9 +214,13 @@ class StepWriter:
     def _tiles_of(self, column: int) -> list[tuple[int, tuple[int, int]]]:
         """The memory tiles that a column of cores writes, its own one first, and the output columns that each holds."""
         spans, own = tile_spans(self._layer.output_shape[1], self._device), self._device.activation_tile(column)
-        left, right = self._spans[column]
         found = list(zip(self._device.activation_tiles, spans))
-        return [(tile, span) for tile, span in found[own:] + found[:own] if max(left, span[0]) < min(right, span[1])]
+        columns = [columns for (top, bottom), columns in self._regions[column] if bottom > top]
+        return [
+            (tile, (start, stop))
+            for tile, (start, stop) in found[own:] + found[:own]
+            if any(max(left, start) < min(right, stop) for left, right in columns)
+        ]
 
     def _staging_box(
         self, name: str, number: int, tile: str, rows: int, columns: tuple[int, int], length: int
@@ -240,30 +244,35 @@ class StepWriter:
     def _runs(self, column: int) -> list[_Run]:
         """The column's tiles in order, equal neighbours joined unless input channels come in chunks.
 
-        Every column has as many tiles as the widest one, for all share the weights; where the pieces of a narrow column
-        run out, its tiles are empty.
+        Every column has as many tiles as the largest one, for all share the weights; where the pixels of a smaller
+        column run out, its tiles are empty.
         """
         split = self._tiles.input_chunks > 1
-        widest = max(stop - start for start, stop in self._spans)
-        start, stop = self._spans[column]
         runs: list[_Run] = []
-        for left, right in tiling.cuts(widest, self._tiles.tile_columns):
-            columns = (min(start + left, stop), min(start + right, stop))
-            for top, bottom in tiling.cuts(self._band[1] - self._band[0], self._tiles.tile_rows):
-                rows = (self._band[0] + top, self._band[0] + bottom)
-                if not split and runs and self._continues(runs[-1], rows, columns):
-                    runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
-                else:
-                    runs.append(_Run(1, rows, columns))
+        for rows, columns in self._tiles_of_regions(column):
+            if not split and runs and self._continues(runs[-1], rows, columns):
+                runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+            else:
+                runs.append(_Run(1, rows, columns))
         return runs
+
+    def _tiles_of_regions(self, column: int) -> Iterator[Region]:
+        """The tiles of what a column computes, of which the first column has most."""
+        for own, ((top, bottom), (left, right)) in zip(self._regions[column], self._regions[0]):
+            for columns in runs(0, right - left, self._tiles.tile_columns):
+                for rows in runs(0, bottom - top, self._tiles.tile_rows):
+                    (first, last), span = (
+                        [min(start + at, stop) for at in cut] for cut, (start, stop) in zip((rows, columns), own)
+                    )
+                    yield (self._band[0] + first, self._band[0] + last), (span[0], span[1])
 
     def _continues(self, run: _Run, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
         """Whether a tile has the shape of a run's tiles, at the place where the next one would be."""
         if columns != run.columns or rows != run.after(run.count):
             return False
         for source in self._layer.sources:
-            start, stop, above = source.rows.reach(*run.rows)
-            start2, stop2, above2 = source.rows.reach(*rows)
+            start, stop, above = _reach(source.rows, run.rows)
+            start2, stop2, above2 = _reach(source.rows, rows)
             if above != above2 or stop2 - stop != start2 - start or start2 - start != run.count * _advance(source, run):
                 return False
         return True
@@ -321,7 +330,7 @@ class StepWriter:
             for row in active:
                 wanted.setdefault(needs[row], []).append(_core(column, row))
             for blocks, cores in wanted.items():
-                moves += self._gather(source, ring, tuple(cores), run, blocks, use)
+                moves += self._gather(column, source, ring, tuple(cores), run, blocks, use)
         acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
         release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
         self._emit(
@@ -347,21 +356,21 @@ class StepWriter:
         return place.address, 0, place.pixel
 
     def _gather(
-        self, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
+        self, column: int, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
     ) -> list[Move]:
         """The moves that bring one input tile together from the memory tiles that hold its columns."""
         base, origin, pixel = self._origin(source)
-        top, bottom, _ = source.rows.reach(*run.rows)
+        top, bottom, _ = _reach(source.rows, run.rows)
         if top >= bottom:
             return []
-        left, right, _ = _columns_under(source, run.columns)
+        left, right, _ = _reach(source.columns, run.columns)
         spans = self._input_spans(source)
         tile = tile_box(cores, ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
         moves = []
         held = self._held(source, run.columns)
-        if self._tiles.spread:  # not all columns read from one memory tile at a time
-            own = self._device.activation_tile(int(cores[0][1:].split(".")[0]))
-            held = held[own:] + held[:own]
+        _, one = self._tiles.split.place(column, self._device.columns)  # not all read from one memory tile at a time
+        first_of_all = one * len(held) * self._tiles.split.across // self._device.columns
+        held = held[first_of_all:] + held[:first_of_all]
         for holder, first, last in held:
             start, stop = spans[self._device.activation_tiles.index(holder)]
             pitch = (stop - start) * pixel
@@ -381,8 +390,8 @@ class StepWriter:
         """A core's input tile."""
         if source.broadcast:
             return replace(slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK)), tiles=(core,))
-        top, bottom, _ = source.rows.reach(*run.rows)
-        left, right, _ = _columns_under(source, run.columns)
+        top, bottom, _ = _reach(source.rows, run.rows)
+        left, right, _ = _reach(source.columns, run.columns)
         return tile_box((core,), ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
 
     def _comp(
@@ -422,7 +431,7 @@ class StepWriter:
                 kernel=layer.window.kernel,
                 strides=layer.window.strides,
                 dilation=layer.window.dilation,
-                padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
+                padding=(_reach(first.rows, run.rows)[2], _reach(first.columns, run.columns)[2]),
                 work=layer.work(rows * columns, blocks),
                 added=layer.added(rows * columns, piece.blocks) if finish else 0,
                 macs=layer.macs(rows * columns, span, piece.numbers),
@@ -465,7 +474,7 @@ class StepWriter:
                 (pitch, pixel),
                 advance=rows * pitch if run.count > 1 else 0,
             )
-            for row in active if first < last else []:
+            for row in active if first < last and rows else []:
                 piece = self._pieces[column][k][row]
                 length = piece.blocks * BLOCK
                 made = tile_box((_core(column, row),), ring, (rows, right - left, length), tile)
@@ -489,9 +498,14 @@ def _core(column: int, row: int) -> str:
 
 def _advance(source: Source, run: _Run) -> int:
     """Input rows from a run's first tile to its second."""
-    return source.rows.reach(*run.after(1))[0] - source.rows.reach(*run.rows)[0]
+    return _reach(source.rows, run.after(1))[0] - _reach(source.rows, run.rows)[0]
 
 
-def _columns_under(source: Source, columns: tuple[int, int]) -> tuple[int, int, int]:
-    """Input columns under output columns; none under none."""
-    return source.columns.reach(*columns) if columns[1] > columns[0] else (0, 0, 0)
+def _reach(axis: Sliding | Scaled, span: tuple[int, int]) -> tuple[int, int, int]:
+    """Input rows or columns under those of the output, and how many of the reach lie before; none under none."""
+    return axis.reach(*span) if span[1] > span[0] else (0, 0, 0)
+
+
+def _area(region: Region) -> int:
+    (top, bottom), (left, right) = region
+    return (bottom - top) * (right - left)

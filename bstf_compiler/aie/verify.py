@@ -109,13 +109,13 @@ def _placing(code: Code, step: Step) -> Iterator[str]:
     for transfer in (i for i in step.instructions if i.kind == "WRITEFM"):
         for core in (action.lock.partition(":")[0] for action in transfer.acquire):
             numbers = next(turns.get(core, iter(())), [])
-            moves = [move for move in transfer.moves if move.source.tiles[0] == core]
-            places = []
-            for move in moves:
-                first = (move.source.address - ring) // BLOCK
+            places: dict[str, list[tuple[int, int]]] = {}  # by memory tile
+            for move in (move for move in transfer.moves if move.source.tiles[0] == core):
+                first = (move.source.address - ring) % max(1, move.source.strides[1]) // BLOCK
                 target = (move.target.address - base) % max(1, move.target.strides[1]) // BLOCK
-                places += [(first + i, target + i) for i in range(move.source.sizes[2] // BLOCK)]
-            if moves and sorted(places) != list(enumerate(numbers)):
+                own = places.setdefault(move.target.tiles[0], [])
+                own += [(first + i, target + i) for i in range(move.source.sizes[2] // BLOCK)]
+            if any(sorted(own) != list(enumerate(numbers)) for own in places.values()):
                 yield f"{_place(transfer)} takes blocks of {core} to other places than those that it made"
                 return
 

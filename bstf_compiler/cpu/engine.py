@@ -20,7 +20,7 @@ from bstf_compiler.cpu import team
 from bstf_compiler.cpu.kernels.conv import DEPTH
 from bstf_compiler.cpu.kernels.network import executor
 from bstf_compiler.cpu.layout import ALIGNMENT, WORDS, Layout
-from bstf_compiler.cpu.operations import format_of, operations
+from bstf_compiler.cpu.operations import format_of, host_images, operations
 from bstf_compiler.cpu.plan import Plan, Weights, make_plan
 from bstf_compiler.cpu.simd import Isa, host_isa
 from bstf_compiler.cpu.tiles import empty
@@ -115,6 +115,7 @@ class Engine:
         self._lowered = passes.without_unread_pixels(source)
         self._operations = operations(self._lowered, self._isa)
         self._weights = Weights.of(self._operations, self._format)
+        self._hosts = [(list(source.inputs).index(node.inputs[0]), node) for node in host_images(self._lowered)]
         self._ends = [_before_softmax(source, name) for name in source.outputs]
         self._plans: dict[int, Plan] = {}
         self._memories: dict[int, deque[np.ndarray]] = {}
@@ -167,7 +168,7 @@ class Engine:
         """Times every operation on images as for a call, at most `_MOST_IMAGES`; medians of `repeats` inferences."""
         self(x)
         arrays = [array[:_MOST_IMAGES] for array in integer.require_images(self.graph.inputs, x)]
-        count, flat = len(arrays[0]), _flat(arrays)
+        count, flat = len(arrays[0]), self._flat(arrays)
         plan, seconds = self._plan(count), []
         with self._memory(count, plan) as memory:
             for _ in range(repeats):
@@ -232,11 +233,22 @@ class Engine:
             self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
         )  # fmt: skip
 
+    def _flat(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The elements of all inputs and of what the host computes, float32, one array after another; of one array
+        without a copy if it can be.
+        """
+        made = list(arrays)
+        for index, node in self._hosts:
+            scale, offset = (constant.data for constant in self._lowered.constants(node))
+            made.append(arrays[index].astype(np.float32) * scale + offset)
+        flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in made]
+        return flat[0] if len(flat) == 1 else np.concatenate(flat)
+
     def _infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         count = len(arrays[0])
         plan = self._plan(count)
         with self._memory(count, plan) as memory:
-            self._run(plan, _flat(arrays), memory, 0, len(plan.steps))
+            self._run(plan, self._flat(arrays), memory, 0, len(plan.steps))
             found = [_images(memory, plan.layouts[name], self._isa) for name in self._ends]
         results = []
         for name, end, values, shape in zip(self.graph.outputs, self._ends, found, self.graph.output_shapes):
@@ -244,12 +256,6 @@ class Engine:
                 values = integer.dequantize(values, self.graph.tensors[end].position)
             results.append((values if name == end else integer.softmax(values)).reshape(-1, *shape))
         return results
-
-
-def _flat(arrays: list[np.ndarray]) -> np.ndarray:
-    """The elements of all arrays, float32, one array after another; of one array without a copy if it can be."""
-    flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in arrays]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat)
 
 
 def _read(path: str | Path) -> Graph:

@@ -147,11 +147,14 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     """
     fixed = graph.is_fixed_point
     made = [_load(graph, name, name) for name in graph.inputs if _loads(graph, name)]
+    hosts = host_images(graph)
     for node in graph:
         if isinstance(node.op, Conv):
             made += _convolution(graph, node, isa)
         elif isinstance(node.op, Concat):
             made += _concat(graph, node, made, isa)
+        elif node in hosts:
+            made.append(_load(graph, node.output, node.output))
         elif isinstance(node.op, Affine) and fixed:
             made.append(
                 replace(_load(graph, node.inputs[0], node.output), constants=_affine(graph, node).view(np.int32))
@@ -165,16 +168,23 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     return _fuse_sums(graph, _fuse_scales(graph, made))
 
 
+def host_images(graph: Graph) -> list[Node]:
+    """What is computed on inputs before all operations, since pixels have constants of their own."""
+    return [node for node in graph if isinstance(node.op, Affine) and _affine(graph, node) is None]
+
+
 def _loads(graph: Graph, name: str) -> bool:
     """Whether an input is loaded as it is: not if nothing but the host reads it."""
+    hosts = host_images(graph)
     return name in graph.outputs or any(
-        not (isinstance(node.op, Affine) and graph.is_fixed_point) for node in graph.consumers(name)
+        not (isinstance(node.op, Affine) and (graph.is_fixed_point or node in hosts)) for node in graph.consumers(name)
     )
 
 
 def _load(graph: Graph, name: str, tensor: str) -> Operation:
-    """An input on the grid of a tensor."""
-    before = sum(math.prod(shape) for _, shape in takewhile(lambda one: one[0] != name, graph.inputs.items()))
+    """An input, or what is computed on one before, on the grid of a tensor."""
+    shapes = graph.inputs | {node.output: graph.tensors[node.output].shape for node in host_images(graph)}
+    before = sum(math.prod(shape) for _, shape in takewhile(lambda one: one[0] != name, shapes.items()))
     position = graph.tensors[tensor].position
     if position is None:
         return Operation(LOAD, tensor, (), tensor, before=before)

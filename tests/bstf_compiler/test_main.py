@@ -271,7 +271,7 @@ def test_failed_write_is_one_sentence_and_leaves_the_old_program(models, tmp_pat
 
     monkeypatch.setattr("bstf_compiler.aie.report.write_report", full)
     code, _, err = compile_program(*arguments, "--device=aie2_1x1")
-    assert code == 1 and err == "bstf-compile: [Errno 28] No space left on device\n"
+    assert code == 1 and re.fullmatch(r"bstf-compile: Can't write .*out: no space left on device; make room .*\n", err)
     assert os.listdir(tmp_path) == ["out"]
     assert bstf_compiler.Program.load(tmp_path / "out").device.name == "aie2_4x4"
 

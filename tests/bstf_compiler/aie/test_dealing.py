@@ -146,7 +146,8 @@ def test_the_search_counts_what_the_program_has(network, seed):
                 compared += 1
         if layer.window.kernel == layer.window.strides == (1, 1):
             loaded = sum(i.bytes * i.iterations for i in step.instructions if i.unit == "loadfm.0")
-            pixels = (step.rows[1] - step.rows[0]) * -(-layer.output_shape[1] // device.columns)
+            first, *_ = tiles.split.regions(step.rows[1] - step.rows[0], layer.output_shape[1], device.columns)
+            pixels = sum((bottom - top) * (right - left) for (top, bottom), (left, right) in first)
             assert loaded == 8 * pixels * dealt.loads.sum()
     assert compared or not any(stage.layer.sums_channels for stage in plan.placement.stages)
 
