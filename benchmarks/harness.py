@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bstf_compiler.cpu import simd
+from bstf_compiler.suggestion import suggestion
 
 _CONSOLE = Console(width=130)
 # Environment variables by which thread pools learn their size, before they start.
@@ -278,6 +279,13 @@ def roofs(dtypes: Sequence[str], threads: int) -> dict[str, float]:
         best[name] = amount / min(peer.sample() for _ in range(10))
         peer.close()
     return best
+
+
+def check_networks(given: Sequence[str], known: Iterable[str]) -> None:
+    """Ends the program with a sentence if a network that was asked for isn't known."""
+    for name in given:
+        if name not in known:
+            sys.exit(f"error: no network '{name}'{suggestion(name, known)}; there are {', '.join(known)}")
 
 
 def machine() -> dict[str, Any]:

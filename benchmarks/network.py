@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.harness import Suite, Work
+from bstf_compiler import console
 
 if TYPE_CHECKING:
     import keras
@@ -233,7 +234,7 @@ def main(_: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         for network, dtype, density in chosen:
             place = Path(work) / f"{network}_{dtype}_{density:g}"
-            with Console().status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
+            with Console(stderr=True).status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
                 operations = prepare(place, network, density, dtype, FLAGS.photos)
             cases = [
                 Case(place, network, density, batch, FLAGS.threads, operations * batch, dtype) for batch in FLAGS.batch
@@ -247,5 +248,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("network", __doc__, main, define_flags)
