@@ -3,7 +3,6 @@
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from bstf.applications import small_resnet
 from bstf.training import accuracy, train
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate
 from bstf_compiler.aie.timeline import timeline_html, timeline_png
+from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
 DEVICE = "aie2_4x4"
@@ -280,13 +280,9 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     if not free and not all((target / name).is_file() for name in _FILES):
         raise ValueError(f"--output={target} exists and isn't an earlier demo: name another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "new"
+    with replacing(target) as made:
         made.mkdir()
         yield made
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        made.rename(target)
 
 
 # --- the program ---
