@@ -8,7 +8,6 @@ that stays noisy is measured again, and keeps its noise in the record if that do
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 import os
 import platform
@@ -28,7 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.records import Records
 from bstf_compiler.cpu import simd
+from bstf_compiler.files import replacing
 from bstf_compiler.suggestion import suggestion
 
 _CONSOLE = Console(width=130)
@@ -326,10 +327,10 @@ class Log:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = folder / f"{name}.jsonl"
+        lines = folder / f"{name}.jsonl"
+        lines.unlink(missing_ok=True)
+        self._lines = Records(lines)
         self._csv = folder / f"{name}.csv"
-        self._lines.write_text("", encoding="utf-8")
         self.records: list[dict[str, Any]] = []
 
     def add(self, record: dict[str, Any]) -> None:
@@ -339,13 +340,12 @@ class Log:
 
     def header(self, record: dict[str, Any]) -> None:
         """Writes a record that isn't a measurement: the machine, the roofs."""
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._lines.add(record)
 
     def write_csv(self) -> None:
         """The measurements as a table."""
         names = list(dict.fromkeys(name for record in self.records for name in record))
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self._csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.records)

@@ -29,6 +29,7 @@ from rich.console import Console
 from benchmarks import harness
 from benchmarks.harness import Suite, Work
 from bstf_compiler import console
+from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
     import keras
@@ -208,7 +209,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(len(groups)), labels, fontsize=7)
     axes.set(ylabel="ms an image, median")
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def define_flags() -> None:
