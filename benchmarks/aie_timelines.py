@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 import bstf_compiler
 from benchmarks import harness
 from benchmarks.aie_sweep import NETWORKS, lowered
-from bstf_compiler import DeviceSpec, Graph, Program
+from bstf_compiler import DeviceSpec, Graph, Program, console
 from bstf_compiler.aie.estimate import Estimate
 from bstf_compiler.aie.report import Panel, gammas_of, write_report
 from bstf_compiler.aie.timeline import timeline_png
@@ -93,10 +93,7 @@ def _columns(records: Sequence[dict[str, Any]]) -> dict[str, Callable[[dict[str,
 
 def main(argv: Sequence[str]) -> None:
     """Draws, writes and prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
-    if FLAGS.network not in NETWORKS:
-        sys.exit(f"error: no network '{FLAGS.network}'; there are {', '.join(NETWORKS)}")
+    harness.check_networks([FLAGS.network], NETWORKS)
     try:
         device = DeviceSpec.load(FLAGS.device)
     except ValueError as error:
@@ -126,5 +123,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("aie_timelines", __doc__, main, define_flags)

@@ -8,7 +8,6 @@ that stays noisy is measured again, and keeps its noise in the record if that do
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 import os
 import platform
@@ -16,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.records import Records
 from bstf_compiler.cpu import simd
+from bstf_compiler.files import replacing
+from bstf_compiler.suggestion import suggestion
 
 _CONSOLE = Console(width=130)
 # Environment variables by which thread pools learn their size, before they start.
@@ -301,6 +303,13 @@ def _fastest(prepare: Callable[[Any], Work], *case: Any) -> float:
     return best
 
 
+def check_networks(given: Sequence[str], known: Iterable[str]) -> None:
+    """Ends the program with a sentence if a network that was asked for isn't known."""
+    for name in given:
+        if name not in known:
+            sys.exit(f"error: no network '{name}'{suggestion(name, known)}; there are {', '.join(known)}")
+
+
 def machine() -> dict[str, Any]:
     """What has to be known of the machine and the software to read a time."""
     names = ("numpy", "scipy", "numba", "llvmlite", "sparse-dot-mkl", "mkl", "tensorflow", "ai-edge-litert", "openvino")
@@ -339,10 +348,10 @@ class Log:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = folder / f"{name}.jsonl"
+        lines = folder / f"{name}.jsonl"
+        lines.unlink(missing_ok=True)
+        self._lines = Records(lines)
         self._csv = folder / f"{name}.csv"
-        self._lines.write_text("", encoding="utf-8")
         self.records: list[dict[str, Any]] = []
 
     def add(self, record: dict[str, Any]) -> None:
@@ -352,13 +361,12 @@ class Log:
 
     def header(self, record: dict[str, Any]) -> None:
         """Writes a record that isn't a measurement: the machine, the roofs."""
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._lines.add(record)
 
     def write_csv(self) -> None:
         """The measurements as a table."""
         names = list(dict.fromkeys(name for record in self.records for name in record))
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self._csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.records)

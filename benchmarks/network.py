@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.harness import Suite, Work
+from bstf_compiler import console
+from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
     import keras
@@ -211,7 +213,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(len(groups)), labels, fontsize=7)
     axes.set(ylabel="ms an image, median")
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def define_flags() -> None:
@@ -237,7 +240,7 @@ def main(_: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         for network, dtype, density in chosen:
             place = Path(work) / f"{network}_{dtype}_{density:g}"
-            with Console().status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
+            with Console(stderr=True).status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
                 operations = prepare(place, network, density, dtype, FLAGS.photos)
                 if "litert" in COMPUTES[dtype] and "litert" in (FLAGS.algorithm or PEERS):
                     write_lite(place)
@@ -253,5 +256,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("network", __doc__, main, define_flags)

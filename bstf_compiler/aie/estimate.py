@@ -22,6 +22,7 @@ from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
 from bstf_compiler.aie.memory import Allocation
+from bstf_compiler.suggestion import suggestion
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def estimate(code: Code, cost_model: str = "exact", unavoidable: dict[int, dict[
         "exact": timed, "calibrated": timed, "published": _published,
     }  # fmt: skip
     if cost_model not in models:
-        raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
+        known = f"{suggestion(cost_model, models)}; use one of: {', '.join(models)}"
+        raise ValueError(f"unknown cost model '{cost_model}'{known}")
     spans: dict[str, list[Span]] = {step.layer: [] for step in code.steps}
     times: dict[int, tuple[Step, float, float]] = {}
     clock = 0.0
