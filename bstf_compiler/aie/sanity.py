@@ -11,7 +11,8 @@ from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
-from bstf_compiler.aie.memory import tile_spans
+from bstf_compiler.aie.layout import row_bytes
+from bstf_compiler.aie.reach import BLOCK
 
 _MOST_BYTES = 2**29  # of activations in DDR
 _MOST_EVENTS = 2**22  # iterations of all instructions of a step, and what its locks are given in them
@@ -45,11 +46,15 @@ def _tensors(code: Code, sizes: dict[str, int]) -> Iterator[str]:
     """Tensors lie inside the memories, and ports are tensors."""
     for name, (place, channels, position) in code.tensors.items():
         rows, columns, _ = place.shape
-        inside = min(*place.shape, place.address + 1, place.pixel - place.length + 1) >= 1 and place.memory in sizes
-        if inside:
-            spans = tile_spans(columns, code.device) if place.memory == "memtile" else [(0, columns)]
-            widest = max(stop - start for start, stop in spans)
-            inside = place.address + (rows * widest - 1) * place.pixel + place.length <= sizes[place.memory]
+        start, before = place.address, place.first * BLOCK
+        if place.memory == "memtile":  # its pixels are cut where those of the tensor that it is a part of are
+            start -= before
+        inside = min(*place.shape, start + 1, before + 1, place.pixel - before - place.length + 1) >= 1
+        inside = inside and place.memory in sizes and place.pixel % BLOCK == 0
+        if inside and place.memory == "memtile":
+            inside = start + rows * row_bytes(columns, place.pixel // BLOCK, code.device) <= sizes[place.memory]
+        elif inside:
+            inside = start + (rows * columns - 1) * place.pixel + place.length <= sizes[place.memory]
         if not inside or not 1 <= channels <= place.length or abs(position) > _MOST_POSITION:
             yield f"tensor '{name}' has no place in a memory: {place}, {channels} channels at position {position}"
     inputs = {port.tensor: port for port in code.inputs}
