@@ -146,6 +146,13 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError, tf.errors.OpError) as error:
         print(f"bstf-train: {error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print(
+            "bstf-train: there is not enough memory; give a smaller --batch_size or --image_size. What is in "
+            f"'{FLAGS.output}' is complete.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             f"bstf-train: interrupted; what is in '{FLAGS.output}' is complete, and the same command goes on with it.",

@@ -26,7 +26,7 @@ def writes(call):
     """Whether a call writes to a path that it names."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name != "open":
-        return name in WRITERS
+        return name in WRITERS and isinstance(call.func, ast.Attribute)
     modes = [
         value.value for value in (*call.args, *(one.value for one in call.keywords)) if isinstance(value, ast.Constant)
     ]
