@@ -11,7 +11,7 @@ SHAPES := --preset=square --preset=resnet50
 FLOATS := --dtype=float32 --dtype=float64
 RESULTS := benchmarks/results/block_matmul
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench kills fuzz clean
 
 install: $(STAMP)
 
@@ -53,6 +53,20 @@ bench: $(VENV)/.benched
 	$(MATMUL) --op=spgemm --preset=fig1 --block=1 --block=8 $(FLOATS) --threads=1 --threads=2 --rounds=3 \
 		--output=$(RESULTS)/fig1
 	$(BIN)/python -m benchmarks.trainable_gamma --output=benchmarks/results/trainable_gamma
+
+# Kills train, export, compile, sweep and study 50 times each at random moments (an hour on two cores).
+kills: $(STAMP)
+	$(BIN)/python -m tests.faults.kills --output=benchmarks/results/faults
+
+$(VENV)/.fuzzed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"
+	touch $@
+
+# A million executions of each reader of what may come from anybody.
+fuzz: $(VENV)/.fuzzed
+	for target in assembly program device bstf_json; do \
+		$(BIN)/python -m tests.fuzz.run --target=$$target --output=benchmarks/results/fuzz || exit 1; \
+	done
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -40,6 +40,7 @@ setup(
             "openvino>=2025.0",
             "joblib>=1.4",  # sweeps over devices on all cores
         ],
+        "fuzz": ["atheris>=3.0"],  # coverage-guided fuzzing of the readers
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores
