@@ -1,21 +1,33 @@
 """Package metadata of bstf. Build back end and tool settings live in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (HERE / "bstf" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 setup(
     name="bstf",
-    version="0.1.0",
+    version=version,
     description="Weight block sparsity for Keras: train, quantise, compile for AIE2 arrays and CPUs",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bstf", "bstf.*", "bstf_compiler", "bstf_compiler.*"]),
-    package_data={"bstf_compiler.aie": ["devices/*.toml", "timeline.html"]},
+    package_data={
+        "bstf_compiler.aie": ["devices/*.toml"],
+        "bstf_compiler.aie.report": ["page/*"],
+        "bstf_compiler.aie.mlir": [
+            "aie.irdl.mlir",
+            "kernels/*.cc",
+            "kernels/*.h",
+            "kernels/emulation/aie_api/*.hpp",
+            "templates/*",
+        ],
+    },
     install_requires=[
         "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
         "keras>=3.8",  # models, layers, training
@@ -41,6 +53,10 @@ setup(
             "joblib>=1.4",  # sweeps over devices on all cores
         ],
         "fuzz": ["atheris>=3.0"],  # coverage-guided fuzzing of the readers
+        "docs": [
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.27",  # the API pages, from docstrings
+        ],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # both cores
@@ -52,7 +68,10 @@ setup(
             "ipykernel>=6.29",
             "jax>=0.5",  # Keras' other compiled backend, and processes that train together
             "joblib>=1.4",  # benchmarks.aie_sweep
+            "xdsl>=0.40",  # parses and verifies mlir-aie designs
+            "selenium>=4.20",  # drives the Chromium that opens report pages
             "ruff>=0.9",
+            "build>=1.2",  # make build-check
         ],
     },
     entry_points={

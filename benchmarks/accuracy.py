@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -38,7 +38,7 @@ from rich.table import Table
 import bstf
 from benchmarks import harness
 from benchmarks.records import Records
-from bstf import applications, datasets, recovery, training
+from bstf import applications, console, datasets, recovery, training
 from bstf.applications.published import MEAN, STD
 from bstf.checkpoints import Checkpoint, save_weights
 from bstf_compiler.files import replacing
@@ -455,8 +455,6 @@ class Study:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the studies asked for and prints what is known so far."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
     values = {one.name: getattr(FLAGS, one.name) for one in fields(Setting)}
     chosen = [trial for name in FLAGS.study for trial in STUDIES[name](FLAGS.epochs)]
     trials = [replace(trial, seed=seed) for seed in range(FLAGS.seeds) for trial in dict.fromkeys(chosen)]
@@ -491,5 +489,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("accuracy", __doc__, main, define_flags)

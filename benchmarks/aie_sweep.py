@@ -25,7 +25,7 @@ from typing import Any
 import joblib
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -36,7 +36,7 @@ import bstf_compiler
 from benchmarks import harness
 from benchmarks.records import Records
 from bstf import applications
-from bstf_compiler import Graph
+from bstf_compiler import Graph, console
 from bstf_compiler.files import replacing
 from bstf_compiler.main import first_difference
 
@@ -240,10 +240,7 @@ def _plot(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the sweep and prints its table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
-    if unknown := [name for name in FLAGS.networks if name not in NETWORKS]:
-        sys.exit(f"error: no network '{unknown[0]}'; there are {', '.join(NETWORKS)}")
+    harness.check_networks(FLAGS.networks, NETWORKS)
     try:
         published = read_published(FLAGS.published)
         for device in FLAGS.devices:
@@ -283,5 +280,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("aie_sweep", __doc__, main, define_flags)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -30,7 +29,7 @@ from rich.table import Table
 
 import bstf
 import bstf_compiler
-from bstf_compiler import integer
+from bstf_compiler import console, integer
 from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
@@ -213,5 +212,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    define_flags()
-    sys.exit(app.run(main))
+    console.run("resnet50", __doc__, main, define_flags)

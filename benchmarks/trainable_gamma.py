@@ -22,13 +22,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 import bstf
 from benchmarks.records import Records
-from bstf import datasets
+from bstf import console, datasets
 from bstf.blocks import BlockShape
 from bstf.importance import model_scores
 from bstf.penalties import BoxedGammaRange, BoxedGammaRatio, GammaRange
@@ -242,5 +242,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("trainable_gamma", __doc__, main, define_flags)

@@ -20,6 +20,7 @@ from bstf.recovery import recover
 from bstf.report import SparsityReport, report
 from bstf.sensitivity import Sensitivity, sensitivity
 
+__version__ = "0.1.0"
 __all__ = [
     "Distiller",
     "MaskedConv1D",

@@ -6,7 +6,6 @@ memory tiles are dedicated, tile by tile, to weights or activations.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
@@ -14,6 +13,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
+
+from bstf_compiler.suggestion import suggestion
 
 MOST = 2**50
 """The largest number in a device or a program: any sum of a few products of such a number with a small one is exact."""
@@ -296,11 +297,10 @@ def available() -> list[str]:
 
 
 def _unknown(device: str | Path) -> ValueError:
-    close = difflib.get_close_matches(str(device), available(), n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    known = available()
     return ValueError(
-        f"unknown device '{device}'{hint}; known: {', '.join(available())}, regions of them like npu1_2x4, or give the "
-        "path of a .toml file"
+        f"unknown device '{device}'{suggestion(str(device), known)}; known: {', '.join(known)}, regions of them like "
+        "npu1_2x4, or give the path of a .toml file"
     )
 
 

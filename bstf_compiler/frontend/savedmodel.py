@@ -13,12 +13,13 @@ from google.protobuf.message import DecodeError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from bstf_compiler import sidecar
-from bstf_compiler.frontend import screening
-from bstf_compiler.frontend.handlers import HANDLERS, grid_position
+from bstf_compiler.frontend import handlers, screening, selections
+from bstf_compiler.frontend.handlers import grid_position
 from bstf_compiler.graph import FakeQuant, Graph, Node, Op, Tensor
 
 # Operations that keep every value of a constant, hence its grid.
 _KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
+HANDLERS = handlers.HANDLERS | selections.HANDLERS
 # Operations whose output is their first input, as far as a network's values go.
 _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
 # Name scopes that TensorFlow adds around a function's own.
@@ -187,9 +188,10 @@ class _Reader:
         """Our name of an operation's input."""
         name = op.inputs[index].name
         if name not in self._names:
+            what = "a channel on its own" if op.inputs[index].dtype.is_floating else "integers that are computed"
             raise ValueError(
-                f"layer '{self.layer(op)}': {op.type} of integers that are computed is not supported by the compiler; "
-                "end the network before it"
+                f"layer '{self.layer(op)}': {op.type} of {what} is not supported by the compiler; end the network "
+                "before it"
             )
         return self._names[name]
 
@@ -213,9 +215,17 @@ class _Reader:
         """Our name of a new constant, made of the values of an operation's known input."""
         return self._graph.add_constant(f"{self.input(op, index)} of {self.layer(op)}", data, self.grid(op, index))
 
+    def made(self, op: tf.Operation, what: str, data: np.ndarray) -> str:
+        """Our name of a new constant that an operation implies."""
+        return self._graph.add_constant(f"{what} of {self.layer(op)}", data)
+
+    def channels(self, name: str) -> int:
+        """How many channels a tensor of ours has."""
+        return self._graph.tensors[name].shape[-1]
+
     def number(self, op: tf.Operation, value: float) -> str:
         """Our name of a new constant that an operation implies."""
-        return self._graph.add_constant(f"{value:g} of {self.layer(op)}", np.array([value], np.float32))
+        return self.made(op, f"{value:g}", np.array([value], np.float32))
 
     def shape(self, tensor: tf.Tensor) -> tuple[int, ...]:
         """Static shape with a batch of one."""
@@ -242,9 +252,9 @@ class _Reader:
             before = before.inputs[0].op
         return before
 
-    def alias(self, op: tf.Operation) -> None:
-        """Takes an operation's output as another name of its input."""
-        self._names[op.outputs[0].name] = self.input(op)
+    def alias(self, op: tf.Operation, source: str | None = None) -> None:
+        """Takes an operation's output as another name of its input, or of a tensor of ours."""
+        self._names[op.outputs[0].name] = source or self.input(op)
 
     def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
         """Adds the node for a TensorFlow operation, or the next one for it."""
