@@ -16,6 +16,7 @@ EXCEPT = {
     ("bstf_compiler/main.py", "_progress"),  # a copy of standard error
     ("benchmarks/demo.py", "_write"),
     ("benchmarks/network.py", "prepare"),
+    ("benchmarks/network.py", "write_lite"),
     ("benchmarks/records.py", "add"),
 }
 WRITERS = {"write_text", "write_bytes", "savez", "savez_compressed", "savefig", "save_weights", "save_img"}
