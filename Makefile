@@ -14,7 +14,7 @@ RESULTS := benchmarks/results/block_matmul
 # Upstream's mlir-opt of LLVM 19 (Debian and Ubuntu: apt-get install mlir-19-tools).
 MLIR_OPT ?= $(firstword $(shell command -v mlir-opt-19 mlir-opt))
 
-.PHONY: install demo test lint mlir-check docs build build-check bench clean
+.PHONY: install demo test lint mlir-check docs build build-check bench kills fuzz clean
 
 install: $(STAMP)
 
@@ -78,6 +78,20 @@ bench: $(VENV)/.benched
 	$(MATMUL) --op=spgemm --preset=fig1 --block=1 --block=8 $(FLOATS) --threads=1 --threads=2 --rounds=3 \
 		--output=$(RESULTS)/fig1
 	$(BIN)/python -m benchmarks.trainable_gamma --output=benchmarks/results/trainable_gamma
+
+# Kills train, export, compile, sweep and study 50 times each at random moments (an hour on two cores).
+kills: $(STAMP)
+	$(BIN)/python -m tests.faults.kills --output=benchmarks/results/faults
+
+$(VENV)/.fuzzed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"
+	touch $@
+
+# A million executions of each reader of what may come from anybody.
+fuzz: $(VENV)/.fuzzed
+	for target in assembly program device bstf_json; do \
+		$(BIN)/python -m tests.fuzz.run --target=$$target --output=benchmarks/results/fuzz || exit 1; \
+	done
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -52,6 +52,7 @@ setup(
             "openvino>=2025.0",
             "joblib>=1.4",  # sweeps over devices on all cores
         ],
+        "fuzz": ["atheris>=3.0"],  # coverage-guided fuzzing of the readers
         "docs": [
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.27",  # the API pages, from docstrings

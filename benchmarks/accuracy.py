@@ -38,9 +38,9 @@ from rich.table import Table
 import bstf
 from benchmarks import harness
 from benchmarks.records import Records
-from bstf import applications, console, datasets, distribution, recovery, training
+from bstf import applications, console, datasets, recovery, training
 from bstf.applications.published import MEAN, STD
-from bstf.checkpoints import Checkpoint
+from bstf.checkpoints import Checkpoint, save_weights
 from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
@@ -253,8 +253,7 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
     began = time.perf_counter()
     record, model = _trained(setting, trial, folder, start, tensorboard)
     (folder / "weights").mkdir(exist_ok=True)
-    with distribution.whole_file(folder / "weights" / f"{file_name(trial)}.weights.h5") as partial:
-        model.save_weights(partial)
+    save_weights(model, folder / "weights" / f"{file_name(trial)}.weights.h5")
     return record | {"seconds": round(time.perf_counter() - began)}
 
 
@@ -266,8 +265,7 @@ def begin(setting: Setting, folder: Path) -> Path | None:
     if not file.exists():
         record, model = _trained(setting, Trial(ratio=0, epochs=setting.start_epochs), folder, None, False)
         _CONSOLE.print(f"start: {record['before']:.2%} as published, {record['accuracy']:.2%} trained on the data set")
-        with distribution.whole_file(file) as partial:
-            model.save_weights(partial)
+        save_weights(model, file)
     return file
 
 

@@ -31,8 +31,9 @@ class Records(list[dict[str, Any]]):
 
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record, which is on the disk when this returns."""
+        line = json.dumps(record, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.append(record)
+        self.append(json.loads(line))  # as the next run reads it

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import harness, network
+from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
     from bstf_compiler.cpu.engine import LayerTime, Profile
@@ -132,7 +133,8 @@ def main(_: Sequence[str]) -> None:
     found = rows(layers, roofs)
     output = Path(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
-    with (output / "roofline.csv").open("w", newline="", encoding="utf-8") as file:
+    table = output / "roofline.csv"
+    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, found[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)

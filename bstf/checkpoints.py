@@ -1,5 +1,6 @@
 """Checkpoints of a training that may be killed at any time."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,33 @@ import keras
 
 from bstf import distribution
 
+_ROOM = 2**12  # bytes that HDF5 needs beside the values of an array, at most
 _NAME = re.compile(r"epoch-(\d+)\.weights\.h5")
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Writes the weights of a model, and of its optimizer if it has one, to a file that appears when it is complete.
+
+    HDF5 ends the process when a disk is full; so the room is taken before.
+
+    Args:
+        model: a built model.
+        path: of the file, which must end in `.weights.h5`. Several processes write one file.
+
+    Raises:
+        OSError: it can't be written.
+
+    Example:
+        >>> save_weights(model, Path("run/last.weights.h5"))
+    """
+    optimizer = getattr(model, "optimizer", None)  # none before it is compiled
+    variables = [*model.variables, *(optimizer.variables if optimizer else ())]
+    needed = sum(_ROOM + 8 * math.prod(one.shape) for one in variables)  # of any type
+    with distribution.whole_file(path) as partial:
+        if hasattr(os, "posix_fallocate"):
+            with partial.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, needed + _ROOM)
+        model.save_weights(partial)
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -73,8 +100,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Writes the file of this epoch, and removes earlier ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         complete = self.folder / f"epoch-{epoch + 1:04}.weights.h5"
-        with distribution.whole_file(complete) as path:
-            self.model.save_weights(path)
+        save_weights(self.model, complete)
         if distribution.is_chief():
             for path in self._files().values():
                 if path != complete:

@@ -153,6 +153,13 @@ def main(_: Sequence[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError, tf.errors.OpError) as error:
         print(f"bstf-train: {error}", file=sys.stderr)
         return console.ERROR
+    except MemoryError:
+        print(
+            "bstf-train: there is not enough memory; give a smaller --batch_size or --image_size. What is in "
+            f"'{FLAGS.output}' is complete.",
+            file=sys.stderr,
+        )
+        return console.ERROR
     except KeyboardInterrupt:
         print(
             f"bstf-train: interrupted; what is in '{FLAGS.output}' is complete, and the same command goes on with it.",

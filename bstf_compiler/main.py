@@ -185,6 +185,10 @@ def main(_: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"bstf-compile: {error}", file=sys.stderr)
         return console.ERROR
+    except MemoryError:
+        reason = "there is not enough memory; close other programs, or take a smaller network or smaller images"
+        print(f"bstf-compile: {reason}; nothing was written to '{FLAGS.output}'", file=sys.stderr)
+        return console.ERROR
     except KeyboardInterrupt:
         print(f"bstf-compile: interrupted; '{FLAGS.output}' holds a whole program or none", file=sys.stderr)
         return console.INTERRUPTED

@@ -209,7 +209,10 @@ class Program(Code):
         except UnicodeDecodeError as error:
             raise ValueError("program text is damaged: it is not text; compile again") from error
         program = cls(**vars(code))
-        violation = next(insane(code), None) or next(iter(program.verify()), None)
+        try:
+            violation = next(insane(code), None) or next(iter(program.verify()), None)
+        except (ArithmeticError, LookupError, TypeError) as error:  # a rule met what no rule before it refuses
+            violation = f"its instructions don't fit together ({type(error).__name__})"
         if violation is not None:
             raise ValueError(f"program text holds an unsound program: {violation}; compile again")
         return program

@@ -11,7 +11,7 @@ from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
 from bstf_compiler.aie.isa import Access, Compute, Instruction, Transfer
-from bstf_compiler.aie.layout import row_bytes
+from bstf_compiler.aie.memory import Place, layout_of
 from bstf_compiler.aie.reach import BLOCK
 
 _MOST_BYTES = 2**29  # of activations in DDR
@@ -45,17 +45,8 @@ def insane(code: Code) -> Iterator[str]:
 def _tensors(code: Code, sizes: dict[str, int]) -> Iterator[str]:
     """Tensors lie inside the memories, and ports are tensors."""
     for name, (place, channels, position) in code.tensors.items():
-        rows, columns, _ = place.shape
-        start, before = place.address, place.first * BLOCK
-        if place.memory == "memtile":  # its pixels are cut where those of the tensor that it is a part of are
-            start -= before
-        inside = min(*place.shape, start + 1, before + 1, place.pixel - before - place.length + 1) >= 1
-        inside = inside and place.memory in sizes and place.pixel % BLOCK == 0
-        if inside and place.memory == "memtile":
-            inside = start + rows * row_bytes(columns, place.pixel // BLOCK, code.device) <= sizes[place.memory]
-        elif inside:
-            inside = start + (rows * columns - 1) * place.pixel + place.length <= sizes[place.memory]
-        if not inside or not 1 <= channels <= place.length or abs(position) > _MOST_POSITION:
+        channels_fit = 1 <= channels <= place.length and abs(position) <= _MOST_POSITION
+        if not channels_fit or place.memory not in sizes or not _is_inside(code, place, sizes[place.memory]):
             yield f"tensor '{name}' has no place in a memory: {place}, {channels} channels at position {position}"
     inputs = {port.tensor: port for port in code.inputs}
     for port in (*code.inputs, *code.outputs):
@@ -66,6 +57,18 @@ def _tensors(code: Code, sizes: dict[str, int]) -> Iterator[str]:
         fits = lengths <= {1, shape[-1], prod(shape)} and _is_in_ddr(code, affine.tensor)
         if not fits or abs(affine.position) > _MOST_POSITION or code.tensors[affine.tensor][1] != shape[-1]:
             yield f"'{affine.tensor}' can't be made of input '{affine.input}'"
+
+
+def _is_inside(code: Code, place: Place, size: int) -> bool:
+    """Whether a tensor lies inside a memory of so many bytes."""
+    rows, columns, blocks = place.shape
+    least = min(*place.shape, place.address + 1, place.first + 1)
+    if least < 1 or place.pixel % BLOCK or place.pixel < place.first * BLOCK + place.length:
+        return False
+    if place.memory == "ddr":
+        return place.address + (rows * columns - 1) * place.pixel + place.length <= size
+    boxes = [box for *_, box in layout_of(place, code.device).boxes((0, rows), (0, columns), (0, blocks))]
+    return all(box.address >= 0 and box.address + box.extent <= size for box in boxes)
 
 
 def _port(code: Code, port: Port, is_output: bool) -> Iterator[str]:
@@ -142,9 +145,9 @@ def _computation(code: Code, do: Compute) -> Iterator[str]:
     if {len(do.kernel), len(do.strides), len(do.dilation)} != {2} or min(*do.kernel, *do.strides, *do.dilation) < 1:
         yield f"has a window of {do.kernel}, {do.strides}, {do.dilation}"
     ends = [place for run in do.blocks for place in run]
-    if any(stop <= start for start, stop in do.blocks) or ends != sorted(ends) or max(ends) * 8 > _MOST_BYTES:
+    if any(stop <= start for start, stop in do.blocks) or ends != sorted(ends) or max(ends) * BLOCK > _MOST_BYTES:
         yield "makes output blocks in no order"
-    elif sum(stop - start for start, stop in do.blocks) * 8 > code.device.core.memory_bytes:
+    elif sum(stop - start for start, stop in do.blocks) * BLOCK > code.device.core.memory_bytes:
         yield "makes more output blocks than its core holds"
     if do.scratch + 4 * do.output.bytes > code.device.core.memory_bytes and not (do.begin and do.finish):
         yield f"keeps sums at {do.scratch:#x}"

@@ -214,12 +214,12 @@ def _pattern(text: str) -> re.Pattern:
     return re.compile(text.replace("N", r"(\d{1,15})").replace("X", "0x([0-9a-f]{1,13})"), re.ASCII)
 
 
-_HEAD = _pattern(r"(\w+) ([\w.]+) xN(?: (.*))?")
+_HEAD = _pattern(r"(\w{1,9}) ([\w.]{1,30}) xN(?: (.*))?")
 _ACCESS = _pattern(r"([\w.,]+)@X(?:\+N)?(?:%N#N)?\[NxNxN/N,N\]")
-_LOCK = _pattern(r"([\w.]+:\w+)(?:\*N)?(?:!(first|last))?")
+_LOCK = _pattern(r"([\w.]{1,30}:\w{1,99})(?:\*N)?(?:!(first|last))?")
 _PAIR, _RUN = _pattern("NxN"), _pattern("N:N")
 _COMPUTE = _pattern(
-    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) blocks=(\S+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
+    r"(\w{1,30}) in=(\S+) chunk=(\S+) out=(\S+) blocks=(\S+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
     r"before=(-?)N,(-?)N work=N\+N macs=N sums=X:(b?)(f?)"
 )
 

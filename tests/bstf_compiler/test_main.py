@@ -279,6 +279,16 @@ def test_output_that_holds_something_else_is_kept(place, sentence, models, tmp_p
     assert os.listdir(tmp_path) == ["mine.txt"] and (tmp_path / "mine.txt").read_text() == "mine"
 
 
+def test_no_memory_is_one_sentence_and_leaves_nothing(models, tmp_path, compile_program, monkeypatch):
+    def greedy(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(bstf_compiler, "compile", greedy)
+    code, _, err = compile_program(f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}")
+    assert code == 1 and re.fullmatch(r"bstf-compile: there is not enough memory; .*\n", err)
+    assert os.listdir(tmp_path) == []
+
+
 def test_failed_write_is_one_sentence_and_leaves_the_old_program(models, tmp_path, compile_program, monkeypatch):
     arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}"
     assert compile_program(*arguments)[0] == 0

@@ -88,7 +88,7 @@ def ended(child: int, moment: float, folder: Path, writing: bool) -> int | None:
     raise TimeoutError(f"a run took more than {_PATIENCE} s")
 
 
-def kill(program: programs.Program, kills: int, seed: int, work: Path) -> Counts:
+def kill(program: programs.Program, kills: int, seed: int, work: Path, seconds: float) -> Counts:
     """Kills a program so often; restarts it after each kill, and begins anew when it is done.
 
     Args:
@@ -96,6 +96,7 @@ def kill(program: programs.Program, kills: int, seed: int, work: Path) -> Counts
         kills: how often.
         seed: of the moments.
         work: an empty folder.
+        seconds: after which no more kills begin.
     """
     rng, counts, log = random.Random(seed), Counts(program.name), work / "log.txt"
     place = work / "place"
@@ -109,16 +110,17 @@ def kill(program: programs.Program, kills: int, seed: int, work: Path) -> Counts
         if program.begins_anew:
             shutil.rmtree(place)
             place.mkdir()
-    version = 0
+    version, end = 0, time.monotonic() + seconds
     before = None if program.begins_anew else expected[1][0]
-    while counts.kills < kills and not counts.broken:
+    while counts.kills < kills and not counts.broken and time.monotonic() < end:
         writing = rng.random() < 0.5
         moment = rng.random() * (program.write_seconds if writing else expected[version][1])
         code = ended(started(partial(program.run, place, version), log), moment, place, writing)
         if code is None:
             counts.kills += 1
             counts.while_writing += any(map(is_leftover, place.rglob(".*")))
-            _look(program, place, before, expected[version][0], counts)
+            if _look(program, place, before, expected[version][0], counts) and not program.begins_anew:
+                version, before = 1 - version, expected[version][0]  # the next run replaces what this one left
         elif code == 0 and program.read(place) == expected[version][0]:
             counts.completed += 1
             counts.leftovers += sum(map(is_leftover, place.rglob(".*")))
@@ -137,14 +139,14 @@ def kill(program: programs.Program, kills: int, seed: int, work: Path) -> Counts
     return counts
 
 
-def _look(program: programs.Program, place: Path, before: Any, after: Any, counts: Counts) -> None:
-    """Counts what a kill left."""
+def _look(program: programs.Program, place: Path, before: Any, after: Any, counts: Counts) -> bool:
+    """Counts what a kill left; whether it is the new output."""
     try:
         program.check(place)
         found = program.read(place)
     except Exception as error:
         counts.broken.append(f"after kill {counts.kills}: {type(error).__name__}: {error}")
-        return
+        return False
     if found is None:
         counts.unfinished += 1
     elif found == after:
@@ -155,6 +157,7 @@ def _look(program: programs.Program, place: Path, before: Any, after: Any, count
         counts.broken.append(f"after kill {counts.kills}: neither the old nor the new output")
     if found is None and before is not None:
         counts.broken.append(f"after kill {counts.kills}: the old output is gone")
+    return found is not None and found == after
 
 
 def main(argv: Sequence[str]) -> int:
@@ -165,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
     for name in FLAGS.program or programs.NAMES:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as work:
-            counts = kill(programs.made(name, Path(work)), FLAGS.kills, FLAGS.seed, Path(work))
+            counts = kill(programs.made(name, Path(work)), FLAGS.kills, FLAGS.seed, Path(work), FLAGS.seconds)
         record = vars(counts) | {"seed": FLAGS.seed, "seconds": round(time.monotonic() - began)}
         print(json.dumps(record), flush=True)
         folder = Path(FLAGS.output)
@@ -181,6 +184,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("program", [], programs.NAMES, "What to kill; default: each.")
     flags.DEFINE_integer("kills", 50, "How often each.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the moments.")
+    flags.DEFINE_float("seconds", 7200, "After which no more kills of a program begin.", lower_bound=0)
     flags.DEFINE_string("output", None, "Folder for the counts.", required=True)
 
 

@@ -52,11 +52,13 @@ def fuzz(target: str, runs: int, work: Path, seed: int) -> dict[str, object]:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     text = log.read_text(encoding="utf-8", errors="replace")
     done = re.search(r"^Done (\d+) in", text, re.MULTILINE)  # then its own alarm may end it
+    stopped = "run interrupted" in text
+    counted = re.findall(r"^#(\d+)\s", text, re.MULTILINE)
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", text)
     return {
         "target": target,
-        "ending": "whole" if done else f"exit code {code}",
-        "executions": int(done[1]) if done else 0,
+        "ending": "whole" if done else "stopped by a user" if stopped else f"exit code {code}",
+        "executions": int(done[1] if done else counted[-1]) if done or counted else 0,
         "seconds": round(time.monotonic() - began),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
         "seed": seed,
