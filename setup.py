@@ -21,9 +21,13 @@ setup(
         "bstf_compiler.aie": ["devices/*.toml"],
         "bstf_compiler.aie.report": ["page/*"],
         "bstf_compiler.aie.mlir": [
-            "aie.irdl.mlir", "kernels/*.cc", "kernels/*.h", "kernels/emulation/aie_api/*.hpp", "templates/*",
+            "aie.irdl.mlir",
+            "kernels/*.cc",
+            "kernels/*.h",
+            "kernels/emulation/aie_api/*.hpp",
+            "templates/*",
         ],
-    },  # fmt: skip
+    },
     install_requires=[
         "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
         "keras>=3.8",  # models, layers, training

@@ -27,6 +27,7 @@ from benchmarks import harness
 from bstf import applications
 from bstf.quantization.fixed_point import FixedPoint
 from bstf_compiler import Graph, console, integer
+from bstf_compiler.files import replacing
 from bstf_compiler.main import first_difference
 
 FLAGS = flags.FLAGS
@@ -214,7 +215,8 @@ def main(argv: Sequence[str]) -> None:
         "output, dB": lambda one: str(one.get("output_sqnr_db", "")),
         "s": lambda one: str(one["seconds"]),
     }
-    (Path(FLAGS.output) / "coverage.md").write_text(_markdown(log.records, columns), encoding="utf-8")
+    with replacing(Path(FLAGS.output) / "coverage.md") as temporary:
+        temporary.write_text(_markdown(log.records, columns), encoding="utf-8")
     Console(width=140).print(harness.table("networks", log.records, columns))
 
 

@@ -9,7 +9,6 @@ integer reference agree on all images.
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from bstf_compiler import console
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate
 from bstf_compiler.aie.report import Panel, gammas_of, write_report
 from bstf_compiler.aie.timeline import timeline_png
+from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
 DEVICE = "aie2_4x4"
@@ -297,13 +297,9 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     if not free and not all((target / name).is_file() for name in _FILES):
         raise ValueError(f"--output={target} exists and isn't an earlier demo: name another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "new"
+    with replacing(target) as made:
         made.mkdir()
         yield made
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        made.rename(target)
 
 
 # --- the program ---

@@ -204,11 +204,11 @@ def _road() -> int:
         say("estimating times")
         estimate = program.estimate(FLAGS.cost_model)
         dense_estimate = None if dense is None else dense.estimate(FLAGS.cost_model)
+        if FLAGS.emit_mlir:
+            say(f"executing and writing the mlir-aie design {FLAGS.emit_mlir}")
+            program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)
         say(f"writing {output}")
         program.write(output, estimate, dense, graph)
-        if FLAGS.emit_mlir:
-            say(f"writing and executing the mlir-aie design {FLAGS.emit_mlir}")
-            program.emit_mlir(FLAGS.emit_mlir, FLAGS.mlir_version)
     found = results(program, graph, estimate, dense_estimate) | {"output": str(output), "mlir": FLAGS.emit_mlir}
     explanation = program.explain(dense) if FLAGS.explain else None
     if _talks():

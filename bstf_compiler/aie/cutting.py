@@ -1,7 +1,7 @@
 """Tiles of what a column of cores computes, and what goes through the links for them.
 
 A link carries what its column of cores loads or writes, or what all of them read from its memory tile or write there,
-if that is more: where the width doesn't divide well, one memory tile holds more columns than others.
+if that is more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bstf_compiler.aie import layout
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import Layer
-from bstf_compiler.aie.memory import tile_spans
 from bstf_compiler.aie.reach import Scaled, Sliding
 from bstf_compiler.aie.splitting import Split
 
@@ -43,10 +43,11 @@ class Cuts:
         self._layer, self._device, self.rows = layer, device, rows
         self._width = layer.output_shape[1]
         self._inputs = [
-            None if source.broadcast else _Links(source.rows, source.columns, source.shape[1], device)
+            None if source.broadcast else _Links(source.rows, source.columns, *source.shape[1:], device)
             for source in layer.sources
         ]
-        self._output = _Links(Sliding(layer.output_shape[0]), Sliding(self._width), self._width, device)
+        rows_of_all, width, blocks = layer.output_shape
+        self._output = _Links(Sliding(rows_of_all), Sliding(width), width, blocks, device)
 
     def of(self, split: Split) -> Iterator[Cut]:
         """The cuts worth a try, largest tiles first."""
@@ -72,10 +73,12 @@ class Cuts:
                 if not source.broadcast:
                     under[place] += sum(map(source.rows.most, high)) * sum(map(source.columns.most, wide))
         size = split, height, columns
-        read = [links and max(own, links.busiest(self.rows, self._width, *size)) for own, links in
-                zip(under, self._inputs)]  # fmt: skip
+        read = [
+            0.0 if links is None else max(own, links.busiest(self.rows, self._width, *size))
+            for own, links in zip(under, self._inputs)
+        ]
         written = max(pixels, self._output.busiest(self.rows, self._width, *size))
-        return Cut(split, height, columns, tiles, pixels, tuple(under), tuple(one or 0 for one in read), written)
+        return Cut(split, height, columns, tiles, pixels, tuple(under), tuple(read), written)
 
     def sizes(self, split: Split, height: int, columns: int) -> list[tuple[list[int], list[int]]]:
         """Heights and widths of the busiest column's tiles, by region."""
@@ -86,10 +89,13 @@ class Cuts:
 
 
 class _Links:
-    """The links between memory tiles and cores, for one tensor of a `width`."""
+    """The links between memory tiles and cores, for one tensor of a `width` and so many channel `blocks`."""
 
-    def __init__(self, rows: Sliding | Scaled, columns: Sliding | Scaled, width: int, device: DeviceSpec) -> None:
-        self._axes, self._device, self._spans = (rows, columns), device, tuple(tile_spans(width, device))
+    def __init__(
+        self, rows: Sliding | Scaled, columns: Sliding | Scaled, width: int, blocks: int, device: DeviceSpec
+    ) -> None:
+        self._axes, self._device = (rows, columns), device
+        self._spans = tuple((a / blocks, b / blocks) for _, a, b in layout.spans(width, blocks, device))
         self._of_link = -(-device.columns // len(device.activation_tiles))
         self._high: dict[tuple, np.ndarray] = {}
         self._wide: dict[tuple, np.ndarray] = {}
@@ -127,8 +133,8 @@ def _reached(axis: Sliding | Scaled, start: int, stop: int, length: int) -> int:
 
 @lru_cache(maxsize=1 << 14)
 def _reached_of(
-    axis: Sliding | Scaled, start: int, stop: int, length: int, spans: tuple[tuple[int, int], ...]
-) -> list[int]:
+    axis: Sliding | Scaled, start: int, stop: int, length: int, spans: tuple[tuple[float, float], ...]
+) -> list[float]:
     """Input columns under output columns [start, stop) that are computed in runs of a length, by span of them."""
     reaches = [axis.reach(*run) for run in runs(start, stop, length)]
     return [sum(max(0, min(b, last) - max(a, first)) for first, last, _ in reaches) for a, b in spans]

@@ -161,8 +161,8 @@ class Program(Code):
         return folder
 
     def emit_mlir(self, folder: str | Path, version: str = "1.4") -> Path:
-        """Writes an mlir-aie design with kernels, packed weights, a test vector and a README of what was verified; it has
-        been read back, checked and executed then (see mlir/package.py).
+        """Writes an mlir-aie design with kernels, packed weights, a test vector and a README of what was verified; it
+        is read back, checked and executed before (see mlir/package.py).
 
         Args:
             folder: where to: new, empty, or of an earlier design; missing parents are made.

@@ -56,10 +56,10 @@ def _tensors(code: Code, sizes: dict[str, int]) -> Iterator[str]:
     for port in (*code.inputs, *code.outputs):
         yield from _port(code, port, port in code.outputs)
     for affine in code.affines:
-        channels = inputs[affine.input].shape[-1] if affine.input in inputs else 0
+        shape = inputs[affine.input].shape if affine.input in inputs else (0, 0, 0)
         lengths = {len(affine.scale), len(affine.offset)}
-        fits = lengths <= {1, channels} and _is_in_ddr(code, affine.tensor)
-        if not fits or abs(affine.position) > _MOST_POSITION or code.tensors[affine.tensor][1] != channels:
+        fits = lengths <= {1, shape[-1], prod(shape)} and _is_in_ddr(code, affine.tensor)
+        if not fits or abs(affine.position) > _MOST_POSITION or code.tensors[affine.tensor][1] != shape[-1]:
             yield f"'{affine.tensor}' can't be made of input '{affine.input}'"
 
 

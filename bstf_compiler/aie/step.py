@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bstf_compiler.aie import tiling
-from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
+from bstf_compiler.aie import layout, tiling
+from bstf_compiler.aie.boxes import ddr_box, slot, slot_of_round, tile_box, within
 from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Step
 from bstf_compiler.aie.cutting import runs
 from bstf_compiler.aie.dealing import Piece
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
-from bstf_compiler.aie.memory import Place, Stage, tile_spans
+from bstf_compiler.aie.layout import Layout
+from bstf_compiler.aie.memory import Place, Stage, layout_of
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
 from bstf_compiler.aie.splitting import Region
 from bstf_compiler.aie.tiling import Ring, Tiling
@@ -64,7 +65,6 @@ class StepWriter:
         busy = [[column[0][row].blocks > 0 for row in range(device.rows)] for column in self._pieces]
         self._columns = [c for c, own in enumerate(self._regions) if any(map(_area, own)) and any(busy[c])]
         self._rows = [r for r in range(device.rows) if any(column[r] for column in busy)]
-        self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
         cores = {row: tuple(_core(column, row) for column in self._columns if busy[column][row]) for row in self._rows}
         orders = {row: self._chunk_order(row) for row in self._rows}
         self.weights = WeightStream(device, tiles.weights, stage.chunks, orders, cores)
@@ -155,37 +155,57 @@ class StepWriter:
     def _load_band(self, number: int) -> None:
         """The rows that a band reads of every input that lives in DDR, to its staging buffer."""
         readers = [tile for column in self._columns for tile in self._staged_tiles(column, number)]
-        for tile in sorted(set(readers)):
-            moves = []
-            for source in self._staged_sources(number):
-                start, stop, _ = source.rows.reach(*self._stage.bands[number])
-                span = self._input_spans(source)[self._device.activation_tiles.index(tile)]
-                if span[1] > span[0]:
-                    box = ddr_box(self._places[source.tensor], (start, stop), span)
-                    target = self._staging_box(source.tensor, number, f"m{tile}", stop - start, span, box.sizes[2])
-                    moves.append(Move(box, target))
+        moves: dict[int, list[Move]] = {tile: [] for tile in sorted(set(readers))}
+        for source in self._staged_sources(number):
+            (start, stop, _), (_, width, blocks) = source.rows.reach(*self._stage.bands[number]), source.shape
+            whole = ddr_box(self._places[source.tensor], (start, stop), (0, width))
+            boxes = self._staged_source(source, number).boxes((start, stop), (0, width), (0, blocks))
+            for column, block, box in boxes:
+                if (tile := int(box.tiles[0][1:])) in moves:
+                    moves[tile].append(Move(within(whole, column, block, box.sizes), box))
+        for tile, own in moves.items():
             give = (LockAction(f"m{tile}:ready", readers.count(tile)),) if number == self._number else ()
-            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=give))
+            self._emit(Transfer("LOAD", f"load.{tile}", tuple(own), release=give))
 
     def _staged_tiles(self, column: int, number: int) -> list[int]:
         """The memory tiles with staged input columns of a column of cores."""
-        sources = self._staged_sources(number)
-        spans = [columns for (top, bottom), columns in self._regions[column] if bottom > top]
-        return sorted({tile for source in sources for span in spans for tile, _, _ in self._held(source, span)})
+        tiles: set[int] = set()
+        for source in self._staged_sources(number):
+            where = self._staged_source(source, number)
+            for (top, bottom), columns in self._regions[column]:
+                if bottom > top:
+                    tiles.update(where.tiles(_reach(source.columns, columns)[:2]))
+        return sorted(tiles)
 
-    def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
-        key = source.columns, columns  # asked again for every tile of a column
-        if key not in self._holders:
-            left, right, _ = _reach(source.columns, columns)
-            spans = zip(self._device.activation_tiles, self._input_spans(source))
-            held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
-            self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
-        return self._holders[key]
+    def _staged_source(self, source: Source, number: int) -> Layout:
+        """Where a band's rows of an input that lives in DDR are staged."""
+        first = source.rows.reach(*self._stage.bands[number])[0]
+        return self._staged(source.tensor, number, first, *source.shape[1:])
 
-    def _input_spans(self, source: Source) -> list[tuple[int, int]]:
-        """Columns of an input in each memory tile."""
-        return tile_spans(source.shape[1], self._device)
+    def _staged(self, tensor: str, number: int, row: int, width: int, blocks: int) -> Layout:
+        own = layout.parts(width, blocks, self._device)
+        return Layout(self._stage.staging_of(tensor, number), row, blocks * BLOCK, 0, own)
+
+    def _source(self, source: Source) -> Layout:
+        """Where a source lies in the memory tiles."""
+        place = self._places[source.tensor]
+        if place.memory == "ddr":
+            return self._staged_source(source, self._number)
+        return layout_of(place, self._device)
+
+    def _output(self, number: int) -> Layout:
+        """Where an output lies in the memory tiles; that of a band, if it lives in DDR, without gaps between runs."""
+        place, layer = self._places[self._layer.output], self._layer
+        if place.memory == "ddr":
+            return self._staged(layer.output, number, self._stage.bands[number][0], place.shape[1], layer.blocks)
+        return layout_of(place, self._device)
+
+    def _turned(self, column: int, where: Layout, columns: tuple[int, int]) -> Layout:
+        """What lies under some columns; columns of cores with the same ones begin in different places."""
+        met = where.under(columns)
+        _, one = self._tiles.split.place(column, self._device.columns)
+        first = one * len(met.parts) * self._tiles.split.across // self._device.columns
+        return replace(met, parts=met.parts[first:] + met.parts[:first])
 
     def _write(self) -> None:
         """WRITE: what the band before has made of an output that lives in DDR; of the last band, its own too."""
@@ -197,36 +217,24 @@ class StepWriter:
 
     def _write_band(self, number: int) -> None:
         """A band's rows of the output, from its staging buffer."""
-        place, band = self._places[self._layer.output], self._stage.bands[number]
-        rows, length = band[1] - band[0], self._layer.blocks * BLOCK
-        for tile, span in zip(self._device.activation_tiles, tile_spans(self._layer.output_shape[1], self._device)):
-            writers = [column for column in self._columns if tile in dict(self._tiles_of(column))]
-            if not writers:
-                continue
-            staged = self._staging_box(self._layer.output, number, f"m{tile}", rows, span, length)
-            whole = ddr_box(place, band, span)
-            moves = []
-            for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
-                moves.append(Move(part(staged, before, blocks), part(whole, first, blocks)))
-            take = (LockAction(f"m{tile}:done", len(writers)),) if number == self._number else ()
-            self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=take))
+        place, band, layer = self._places[self._layer.output], self._stage.bands[number], self._layer
+        width = layer.output_shape[1]
+        writers = [tile for column in self._columns for tile in self._tiles_of(column)]
+        moves: dict[int, list[Move]] = {tile: [] for tile in sorted(set(writers))}
+        whole, staged = ddr_box(place, band, (0, width)), self._output(number)
+        for before, first, count in cut_runs(layer.runs, 0, layer.blocks):
+            for column, block, box in staged.boxes(band, (0, width), (before, before + count)):
+                if (tile := int(box.tiles[0][1:])) in moves:
+                    moves[tile].append(Move(box, within(whole, column, first + block - before, box.sizes)))
+        for tile, own in moves.items():
+            take = (LockAction(f"m{tile}:done", writers.count(tile)),) if number == self._number else ()
+            self._emit(Transfer("WRITE", f"write.{tile}", tuple(own), acquire=take))
 
-    def _tiles_of(self, column: int) -> list[tuple[int, tuple[int, int]]]:
-        """The memory tiles that a column of cores writes, its own one first, and the output columns that each holds."""
-        spans, own = tile_spans(self._layer.output_shape[1], self._device), self._device.activation_tile(column)
-        found = list(zip(self._device.activation_tiles, spans))
-        columns = [columns for (top, bottom), columns in self._regions[column] if bottom > top]
-        return [
-            (tile, (start, stop))
-            for tile, (start, stop) in found[own:] + found[:own]
-            if any(max(left, start) < min(right, stop) for left, right in columns)
-        ]
-
-    def _staging_box(
-        self, name: str, number: int, tile: str, rows: int, columns: tuple[int, int], length: int
-    ) -> Access:
-        width = columns[1] - columns[0]
-        return Access((tile,), self._stage.staging_of(name, number), (rows, width, length), (width * length, length))
+    def _tiles_of(self, column: int) -> list[int]:
+        """The memory tiles that a column of cores writes."""
+        where = self._output(self._number)
+        spans = [columns for (top, bottom), columns in self._regions[column] if bottom > top]
+        return list(dict.fromkeys(tile for columns in spans for tile in where.tiles(columns)))
 
     # --- weights ---
 
@@ -304,18 +312,12 @@ class StepWriter:
         for place, (source, ring) in enumerate(zip(self._layer.sources, self._tiles.inputs)):
             if not source.broadcast:
                 continue
-            base, _, pixel = self._origin(source)
             for (k, _), needs in self._needs[column].items():
                 for row, blocks in enumerate(needs[place]):
-                    sizes = (1, 1, blocks.blocks * BLOCK)
-                    if blocks.blocks:
-                        box = Access(
-                            (f"m{self._device.activation_tiles[0]}",),
-                            base + blocks.span[0] * BLOCK,
-                            sizes,
-                            (pixel, pixel),
-                        )
-                        moves.append(Move(box, replace(slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
+                    there = slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK))
+                    there = replace(there, tiles=(_core(column, row),))
+                    for _, block, box in self._source(source).boxes((0, 1), (0, 1), blocks.span):
+                        moves.append(Move(box, within(there, 0, block - blocks.span[0], box.sizes)))
         return moves
 
     def _loadfm(
@@ -348,42 +350,19 @@ class StepWriter:
             elif j == chunks - 1:
                 yield source, ring, needs, load // chunks
 
-    def _origin(self, source: Source) -> tuple[int, int, int]:
-        """Where a source lies in the memory tiles: address, the image row there, bytes from pixel to pixel."""
-        place = self._places[source.tensor]
-        if place.memory == "ddr":
-            return self._stage.staging_of(source.tensor, self._number), source.rows.reach(*self._band)[0], place.length
-        return place.address, 0, place.pixel
-
     def _gather(
         self, column: int, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
     ) -> list[Move]:
         """The moves that bring one input tile together from the memory tiles that hold its columns."""
-        base, origin, pixel = self._origin(source)
-        top, bottom, _ = _reach(source.rows, run.rows)
+        (top, bottom, _), (left, right, _) = _reach(source.rows, run.rows), _reach(source.columns, run.columns)
         if top >= bottom:
             return []
-        left, right, _ = _reach(source.columns, run.columns)
-        spans = self._input_spans(source)
         tile = tile_box(cores, ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
-        moves = []
-        held = self._held(source, run.columns)
-        _, one = self._tiles.split.place(column, self._device.columns)  # not all read from one memory tile at a time
-        first_of_all = one * len(held) * self._tiles.split.across // self._device.columns
-        held = held[first_of_all:] + held[:first_of_all]
-        for holder, first, last in held:
-            start, stop = spans[self._device.activation_tiles.index(holder)]
-            pitch = (stop - start) * pixel
-            box = Access(
-                (f"m{holder}",),
-                base + (top - origin) * pitch + (first - start) * pixel,
-                (bottom - top, last - first, 0),
-                (pitch, pixel),
-                advance=_advance(source, run) * pitch if run.count > 1 else 0,
-            )
-            columns = replace(tile, address=tile.address + (first - left) * tile.sizes[2], sizes=box.sizes)
-            for before, block, count in blocks.places:
-                moves.append(Move(part(box, block, count), part(columns, before, count)))
+        where = self._turned(column, self._source(source), (left, right))
+        moves, advance = [], _advance(source, run) if run.count > 1 else 0
+        for before, first, count in blocks.places:
+            for at, block, box in where.boxes((top, bottom), (left, right), (first, first + count), advance):
+                moves.append(Move(box, within(tile, at - left, before + block - first, box.sizes)))
         return moves
 
     def _input_box(self, source: Source, ring: Ring, core: str, k: int, run: _Run, blocks: Piece, load: int) -> Access:
@@ -457,35 +436,23 @@ class StepWriter:
 
     def _writefm(self, column: int, k: int, run: _Run, tile: int, active: list[int], final: bool) -> None:
         """WRITEFM: output tiles of a column's cores to the memory tiles that hold their columns."""
-        layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
-        base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
-        if place.memory == "ddr":  # the staging buffer has no gaps between runs
-            base, origin = self._stage.staging_of(layer.output, self._number), self._band[0]
-            pixel = layer.blocks * BLOCK
-            runs = ((0, layer.blocks),)
-        rows, (left, right) = run.rows[1] - run.rows[0], run.columns
-        moves = []
-        for memtile, (start, stop) in self._tiles_of(column):
-            first, last, pitch = max(left, start), min(right, stop), (stop - start) * pixel
-            there = Access(
-                (f"m{memtile}",),
-                base + (run.rows[0] - origin) * pitch + (first - start) * pixel,
-                (rows, last - first, 0),
-                (pitch, pixel),
-                advance=rows * pitch if run.count > 1 else 0,
-            )
-            for row in active if first < last and rows else []:
-                piece = self._pieces[column][k][row]
-                length = piece.blocks * BLOCK
-                made = tile_box((_core(column, row),), ring, (rows, right - left, length), tile)
-                made = replace(made, address=made.address + (first - left) * length, sizes=(rows, last - first, length))
-                for before, number, count in piece.places:
-                    for after, block, blocks in cut_runs(runs, number, number + count):
-                        moves.append(Move(part(made, before + after, blocks), part(there, block, blocks)))
+        layer, ring, staged = self._layer, self._tiles.output, self._places[self._layer.output].memory == "ddr"
+        rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
+        runs = ((0, layer.blocks),) if staged else layer.runs
+        where = self._turned(column, self._output(self._number), run.columns)
+        moves, advance = [], rows if run.count > 1 else 0
+        for row in active if rows and columns else []:
+            piece = self._pieces[column][k][row]
+            made = tile_box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
+            for before, number, count in piece.places:
+                for after, first, blocks in cut_runs(runs, number, number + count):
+                    for at, block, box in where.boxes(run.rows, run.columns, (first, first + blocks), advance):
+                        own = within(made, at - run.columns[0], before + after + block - first, box.sizes)
+                        moves.append(Move(own, box))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
-        if final and self._last and place.memory == "ddr":
-            release += [LockAction(f"m{memtile}:done", 1, LAST) for memtile, _ in self._tiles_of(column)]
+        if final and self._last and staged:
+            release += [LockAction(f"m{memtile}:done", 1, LAST) for memtile in self._tiles_of(column)]
         self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
 
     def _emit(self, instruction: Transfer | Compute) -> None:

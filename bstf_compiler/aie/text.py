@@ -25,7 +25,7 @@ from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import EACH, Access, Compute, Instruction, LockAction, Move, Transfer
 from bstf_compiler.aie.memory import Allocation, Place
 
-VERSION = 5
+VERSION = 6
 
 
 class _Unreadable(ValueError):

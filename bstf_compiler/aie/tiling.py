@@ -19,9 +19,10 @@ import numpy as np
 
 from bstf_compiler.aie import weights
 from bstf_compiler.aie.cutting import Cut, Cuts, divisions
-from bstf_compiler.aie.dealing import Piece, Pieces, balanced, contiguous, refined
+from bstf_compiler.aie.dealing import Piece, Pieces, balanced, by_parts, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
+from bstf_compiler.aie.pipeline import Ahead, ahead, pipeline
 from bstf_compiler.aie.reach import BLOCK, Source
 from bstf_compiler.aie.splitting import Split, splits
 
@@ -229,10 +230,9 @@ def _splits(layer: Layer, device: DeviceSpec, cuts: Cuts) -> Iterator[Split]:
 
 def _dealt_to_parts(layer: Layer, device: DeviceSpec, parameter_bytes: int, parts: int) -> Iterator[_Dealt]:
     """Ways to deal channel blocks to the cores of several columns."""
-    cores = device.rows * parts
-    most = -(-layer.blocks // cores)
+    most = -(-layer.blocks // (device.rows * parts))
     for rounds in sorted({-(-most // size) for size in divisions(most)}):
-        yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1)
+        yield _Dealt(layer, device, parameter_bytes, by_parts(layer.blocks, rounds, parts, device.rows), 1)
 
 
 def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
@@ -341,34 +341,6 @@ class _Dealt:
     def call_seconds(self) -> float:
         """What the calls of kernels for a tile take."""
         return self.rounds * self.input_chunks * _CALL_CYCLES / self._device.clock_hz
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """Chunks that come before their layer begins: how many are in the memory tile or the core, how many of them in the
-    core, the bytes of all, and how many seconds longer than it was idle LOADW takes for them.
-    """
-
-    loaded: int
-    sent: int
-    bytes: int
-    late: float
-
-
-def ahead(chunks: np.ndarray, device: DeviceSpec, slots: int, idle: float) -> Ahead:
-    """What LOADW and LOADWM can do of a layer while the one before is computed.
-
-    Args:
-        chunks: bytes, in the order of their use.
-        device: the array.
-        slots: of a core, and of a memory tile.
-        idle: seconds in which LOADW has nothing else to do. A chunk for which they don't suffice comes if it is the
-            first: better late than later.
-    """
-    ends = np.cumsum(chunks[: 2 * slots]) / device.rate("LOADW")
-    sent = int(np.count_nonzero(ends[:slots] + chunks[:slots] / device.rate("LOADWM") <= idle))
-    loaded = max(int(np.count_nonzero(ends[: sent + slots] <= idle)), int(idle > 0))
-    return Ahead(loaded, sent, int(chunks[:loaded].sum()), max(0.0, ends[loaded - 1] - idle) if loaded else 0.0)
 
 
 @nb.njit(cache=True)
@@ -485,52 +457,8 @@ def _seconds(
     through = pixels * (cut.written / cut.pixels)
     write = through[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
     there = dealt.ahead(tiling.weights.slots, idle)
-    seconds, loaded = _pipeline(
+    seconds, loaded = pipeline(
         load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
         tiling.weights.slots, tiling.input_slots, tiling.output.slots, there.loaded, there.sent,
     )  # fmt: skip
     return seconds, seconds - loaded
-
-
-@nb.njit(cache=True)
-def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, output_slots, ahead, sent):  # noqa: ANN001
-    """When the last tile is written, and when the last chunk has left DDR: five units in a row, each one waiting for
-    data and for free slots. The first chunks are there already: `ahead` of them in the memory tile, `sent` in the core.
-
-    `load`, `compute`: seconds by (round, tile, input chunk); `write` by (round, tile); `loadw`, `loadwm` by (round,
-    input chunk), zero where there is no chunk.
-    """
-    rounds, tiles, inputs = load.shape
-    stream = inputs > 1  # a chunk a computation; else a chunk a round
-    chunk_in = np.zeros(2)  # when the memory tile's slots are free again
-    weight_free = np.zeros(2)  # when the core's are
-    input_free = np.zeros(2)
-    output_free = np.zeros(2)
-    t_loadw = t_loadwm = t_load = t_comp = t_write = 0.0
-    chunk = item = tile = 0
-    weights_at = 0.0
-    for k in range(rounds):
-        for t in range(tiles):
-            for j in range(inputs):
-                if loadw[k, j] > 0 and (stream or t == 0):
-                    slot = chunk % weight_slots
-                    if chunk >= ahead:
-                        t_loadw = max(t_loadw, chunk_in[slot]) + loadw[k, j]
-                    if chunk >= sent:
-                        t_loadwm = max(t_loadwm, t_loadw, weight_free[slot]) + loadwm[k, j]
-                    chunk_in[slot] = t_loadwm
-                    weights_at = t_loadwm
-                    chunk += 1
-                t_load = max(t_load, input_free[item % input_slots]) + load[k, t, j]
-                start = max(t_comp, t_load, weights_at)
-                if j == inputs - 1:
-                    start = max(start, output_free[tile % output_slots])
-                t_comp = start + compute[k, t, j]
-                input_free[item % input_slots] = t_comp
-                item += 1
-                if stream or t == tiles - 1:
-                    weight_free[(chunk - 1) % weight_slots] = t_comp
-            t_write = max(t_write, t_comp) + write[k, t]
-            output_free[tile % output_slots] = t_write
-            tile += 1
-    return t_write, t_loadw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -64,6 +64,10 @@ _NAMES = {
 }  # fmt: skip
 _PIXEL = Window((1, 1))
 _BOUNDS = {"linear": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+Pays = Callable[[ConvWeights, tuple[int, int]], bool]
+"""Of weights, packed for the direct way, and height and width of the result of one image."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,13 @@ def format_of(graph: Graph) -> Format:
     return WORDS if graph.is_fixed_point else FLOATS
 
 
-def operations(graph: Graph, isa: Isa) -> list[Operation]:
+def operations(graph: Graph, isa: Isa, pays: Pays) -> list[Operation]:
     """The operations that compute what a lowered graph does, up to its softmax.
+
+    Args:
+        graph: lowered.
+        isa: what the kernels are compiled for.
+        pays: whether to use Winograd's method for a convolution that allows it.
 
     Raises:
         ValueError: the graph holds an operation that the engine doesn't know.
@@ -150,7 +159,7 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     hosts = host_images(graph)
     for node in graph:
         if isinstance(node.op, Conv):
-            made += _convolution(graph, node, isa)
+            made += _convolution(graph, node, isa, pays)
         elif isinstance(node.op, Concat):
             made += _concat(graph, node, made, isa)
         elif node in hosts:
@@ -210,7 +219,7 @@ def _bounds(graph: Graph, tensor: str, activation: str) -> tuple[float, float]:
     return _BOUNDS[activation] if position is None else integer.activation_bounds(activation, position)
 
 
-def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
+def _convolution(graph: Graph, node: Node, isa: Isa, pays: Pays) -> Iterator[Operation]:
     """A convolution, after a split of its input if it has strides, and before a shift if it makes the grid finer."""
     op, (source, kernel, *bias) = node.op, (graph.tensors[name] for name in node.inputs)
     height, width = graph.tensors[node.output].shape[1:3]
@@ -232,7 +241,7 @@ def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
         CONV, node.name, (source_name,), node.output, op.window, bounds, weights, shifts=Shifts(max(0, own)),
         macs=kernel.data.size * height * width, kept_macs=weights.macs * height * width,
     )  # fmt: skip
-    if source.position is None and winograd.fits(weights, op) and winograd.pays(weights, (height, width), isa):
+    if source.position is None and winograd.fits(weights, op) and pays(weights, (height, width)):
         yield from _winograd(layer, kernel.data, (height, width), isa)
         return
     if own >= 0:

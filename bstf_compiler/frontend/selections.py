@@ -32,7 +32,8 @@ def _slice(reader: _Reader, op: tf.Operation) -> None:
         if steps == (1, 1):
             reader.add(op, DepthToSpace((1, 1), (*crop[0], *crop[1])), [reader.input(op)])
             return
-        require(reader, op, min(steps) > 0 and not any(one.start for one in pixels), "such a choice of pixels")
+        every = all(step > 0 and one == range(0, size, step) for one, size, step in zip(pixels, before[1:], steps))
+        require(reader, op, every, "such a choice of pixels")
         reader.add(op, MaxPool(Window((1, 1), steps)), [reader.input(op)])
 
 
@@ -51,12 +52,13 @@ def _sliced(reader: _Reader, op: tf.Operation, shape: tuple[int, ...]) -> tuple[
         parts[place : place + 1] = [slice(None)] * filling
         dropped = dropped << (filling - 1) if dropped >> place else dropped
     parts += [slice(None)] * (len(shape) - len(parts))
-    # The batch is of any size: only all of it.
-    plain = not masks["new_axis"] and dropped in (0, 1 << len(shape) - 1) and len(shape) in (2, 4)
-    plain = plain and parts[0].start in (None, 0) and parts[0].stop is None and parts[0].step in (None, 1)
+    first = parts[0]
+    all_images = first.start in (None, 0) and first.stop is None and first.step in (None, 1)  # the batch is of any size
+    plain = all_images and dropped in (0, 1 << len(shape) - 1) and len(shape) in (2, 4)
+    plain = plain and not masks["new_axis"] and 0 not in strides
     require(reader, op, plain, "a slice other than of rows, columns and channels")
     if dropped:
-        parts[-1] = slice(parts[-1].start, (parts[-1].start + 1) or None)
+        parts[-1] = slice(begin[-1], begin[-1] + 1 or None)
     ranges = [range(size)[one] for size, one in zip(shape, parts)]
     require(reader, op, all(ranges), "an empty slice")
     return ranges, bool(dropped)

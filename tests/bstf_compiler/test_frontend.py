@@ -79,6 +79,8 @@ def test_float_networks_load_with_batch_norm_folded(tmp_path):
         (lambda x: tf.image.resize(x, (24, 24)), ["interpolation by (3, 3)"]),
         (lambda x: x[:, 1::2], ["such a choice of pixels"]),
         (lambda x: x[:, ::-1], ["such a choice of pixels"]),
+        (lambda x: x[:, :5:2], ["such a choice of pixels"]),
+        (lambda x: x[:, ::2, 1:], ["such a choice of pixels"]),
         (lambda x: x[:, 3:2], ["an empty slice"]),
         (lambda x: x[:, 1:, :, ::-1], ["a slice of pixels and channels at once"]),
         (lambda x: x[:, 2], ["a slice other than of rows, columns and channels"]),

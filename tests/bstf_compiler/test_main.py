@@ -163,6 +163,23 @@ def test_compiles_and_simulates(models, tmp_path, compile_program):
         assert [row["name"] for row in csv.DictReader(stream)] == [layer.name for layer in estimate.layers]
 
 
+def test_writes_an_mlir_aie_design(models, tmp_path, compile_program):
+    arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}", f"--emit_mlir={tmp_path / 'design'}"
+    code, out, err = compile_program(*arguments, "--device=npu1_2x2", "--mlir_version=2025")
+    assert (code, err) == (0, "")
+    assert f"mlir-aie design: {tmp_path / 'design'}; it was read back and executed" in out
+    assert (tmp_path / "design" / "step0.mlir").read_text().startswith("// For mlir-aie of late 2024 to 2025;")
+    assert bstf_compiler.Program.load(tmp_path / "out").device.name == "npu1_2x2"
+
+
+def test_a_model_of_an_array_has_no_mlir_aie_design(models, tmp_path, compile_program):
+    arguments = f"--model={models / 'int8'}", f"--output={tmp_path / 'out'}", f"--emit_mlir={tmp_path / 'design'}"
+    code, out, err = compile_program(*arguments)
+    assert (code, out) == (1, "")
+    assert re.fullmatch("bstf-compile: mlir-aie knows no device 'aie2_4x4'; compile for npu1, .*\n", err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_is_all_that_is_printed(models, tmp_path, compile_program):
     """With the same numbers as the files have."""
     arguments = f"--model={models / 'int8'}", f"--dense={models / 'dense'}", f"--output={tmp_path / 'out'}"

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -29,12 +30,13 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 @pytest.fixture
 def a_little_training(monkeypatch):
     """Two batches instead of epochs of them; what is trained is seen elsewhere."""
-    fit = keras.Model.fit
+    fit, evaluate = keras.Model.fit, keras.Model.evaluate
 
     def short(self, *args, **kwargs):
         return fit(self, *args, **{**kwargs, "epochs": 1, "steps_per_epoch": 2, "validation_steps": 1})
 
     monkeypatch.setattr(keras.Model, "fit", short)
+    monkeypatch.setattr(keras.Model, "evaluate", lambda *args, **kwargs: evaluate(*args, **{**kwargs, "steps": 1}))
 
 
 @pytest.fixture
@@ -47,31 +49,34 @@ def small_data(monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page, tmp_path, monkeypatch, a_little_training, small_data):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "page"}
+    namespace, trainings = {"__name__": "page"}, []
     for number, (language, text) in enumerate(blocks(page), start=1):
         if language == "python":
             exec(compile(text, f"{page.name}, block {number}", "exec", dont_inherit=True), namespace)
         elif language == "sh":
             for line in text.replace("\\\n", " ").splitlines():
-                run(shlex.split(line, comments=True), monkeypatch)
+                run(shlex.split(line, comments=True), monkeypatch, trainings)
         else:
             pytest.fail(f"{page.name}, block {number}: nothing runs {language}.")
 
 
-def run(words, monkeypatch):
-    """Runs a command of ours; of a benchmark, which may take hours, the flags are looked up."""
+def run(words, monkeypatch, trainings):
+    """Runs bstf-compile on what the page wrote; of what trains or measures for long, the flags are checked."""
     program = words[0]
-    if program == "bstf-compile":
+    if program == "bstf-compile":  # on a model that a command before it would have trained: flags alone
         values = flags.FlagValues()
         compiler.define_flags(values)
+        values(words)
+        trained = any(Path(values.model).is_relative_to(folder) for folder in trainings)
         with monkeypatch.context() as patch:
             patch.setattr(compiler, "FLAGS", values)
-            assert compiler.main(values(words)) == 0
+            assert trained or compiler.main([program]) == 0
     elif program == "bstf-train":
         if "output" not in train.FLAGS:
             train.define_flags()
         with flagsaver.flagsaver():
-            assert train.main(train.FLAGS(words)) == 0
+            train.FLAGS(words)
+            trainings.append(train.FLAGS.output)
     elif program == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[:2] == ["python", "-m"]:
@@ -86,6 +91,17 @@ def check_flags(module, words):
     known = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", "".join(path.read_text("utf-8") for path in sources)))
     used = {word.lstrip("-").partition("=")[0] for word in words}
     assert used <= known, f"{module} has no {used - known}"
+
+
+def test_names_can_be_had_without_what_tests_import():
+    """A page runs here in a process in which much is imported already; a reader has what the page imports."""
+    text = "".join(text for page in PAGES for language, text in blocks(page) if language == "python")
+    text += "".join(path.read_text(encoding="utf-8") for path in (ROOT / "colabs").glob("*.ipynb"))
+    names = sorted(set(re.findall(r"(?<!import )(?<!from )\b(?:bstf|bstf_compiler)(?:\.[A-Za-z]\w*)+", text)))
+    assert "bstf.callbacks.BlockSparsity" in names
+    program = f"import bstf, bstf_compiler\n{chr(10).join(names)}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tables_are_those_of_the_results():

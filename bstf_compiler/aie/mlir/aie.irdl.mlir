@@ -1,6 +1,6 @@
 // The operations of mlir-aie that bstf's designs use, for `mlir-opt --irdl-file`: operands, results, attributes and regions.
 // Made for MLIR 19. IRDL has no optional attributes and no terminators: of optional attributes nothing is said (mem_bank,
-// acq_en, packet, static_sizes, static_strides), and terminators stand in a dialect of their own, `terminator`.
+// packet, static_sizes, static_strides), and terminators stand in a dialect of their own, `terminator`.
 
 irdl.dialect @aie {
   irdl.attribute @packet_info {

@@ -1,9 +1,9 @@
 """The programs of the cores: loops that take locks, call a kernel and give locks.
 
-A core's runs of equal tiles become loops, cut where a lock is only taken first or only given last. Where a tile is empty
-the DMA moves nothing and touches no lock of the core (descriptors.py), and neither does the core; it passes over slots
-of its rings with the DMA, so what comes next must find the ring empty: of its input the DMA takes all slots and the core
-gives the others back, of its output the core does both.
+A core's runs of equal tiles become loops, cut where a lock is only taken first or only given last. Where a tile is
+empty the DMA moves nothing and touches no lock of the core (descriptors.py), and neither does the core; it passes over
+slots of its rings with the DMA, so what comes next must find the ring empty: of its input the DMA takes all slots and
+the core gives the others back, of its output the core does both.
 """
 
 from __future__ import annotations

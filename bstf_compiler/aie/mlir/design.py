@@ -1,9 +1,9 @@
 """Program to design: a configuration of the array a step, with the sequence that drives it.
 
-A channel's runs of the step become descriptors, one each. Where all runs of a reading channel find room at once they are
-its chain from the configuration on. All others are tasks of the sequence: with half of its descriptors a channel works,
-while the sequence writes the other half, when what they held is done. Tasks are pushed in the order in which the step's
-events can happen, so that the sequence never waits for what it has yet to push.
+A channel's runs of the step become descriptors, one each. Where all runs of a reading channel find room at once they
+are its chain from the configuration on. All others are tasks of the sequence: with half of its descriptors a channel
+works, while the sequence writes the other half, when what they held is done. Tasks are pushed in the order in which the
+step's events can happen, so that the sequence never waits for what it has yet to push.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from bstf_compiler.aie.mlir.model import (
 from bstf_compiler.aie.mlir.streams import Channel, Run, Streams, streams
 
 CORE_SHIFT = 1408
-"""The program's address 0 of a core: below lie the stack and room for layer parameters (mlir-aie puts the stack first)."""
+"""The program's address 0 of a core: below lie the stack, which mlir-aie puts first, and room for parameters."""
 BANK = 16_384
 """Bytes of a core's memory bank as programs see it (UG1603)."""
 
@@ -75,7 +75,8 @@ def part_of(device: DeviceSpec) -> tuple[str, int]:
     family = re.match(r"[a-z0-9]+", device.name)[0]
     if family not in PARTS or device.descriptors is None:
         raise ValueError(
-            f"mlir-aie knows no device '{device.name}'; compile for {', '.join(PARTS)} or a region of one, like npu1_4x2"
+            f"mlir-aie knows no device '{device.name}'; compile for {', '.join(PARTS)} or a region of one, "
+            "like npu1_4x2"
         )
     whole = DeviceSpec.load(family)
     for start in range(whole.columns - device.columns + 1):
@@ -228,7 +229,7 @@ class _Writer:
         for channel, ids in self._shares().items():
             runs = self._streams.runs[channel]
             if self._stays(channel, runs, len(ids)):
-                made.starts.append(Start(self._port(channel), self._chain(channel, runs, ids, packets)))
+                made.starts.append(Start(self._port(channel), self._chain(made, channel, runs, ids, packets)))
             else:
                 windows += self._windows(channel, runs, ids)
         done: dict[str, list[int]] = {}  # last move of each task
@@ -250,7 +251,7 @@ class _Writer:
                         wait(name)
             tile, direction, number = self._port(window.channel).tile, *window.channel[1:]
             name = f"{direction.lower()}_{tile.column}_{tile.row}_{number}_{window.number}"
-            chain = self._chain(window.channel, window.runs, window.ids, packets)
+            chain = self._chain(made, window.channel, window.runs, window.ids, packets)
             made.sequence.append(Task(name, self._port(window.channel), chain, token=True))
             own.append(name)
             done[name] = window.runs[-1].move
@@ -292,7 +293,7 @@ class _Writer:
         cuts = {0, len(runs)}
         for place, (one, two) in enumerate(pairwise(runs), start=1):
             fenced = fences.get(two.move, []) if one.move != two.move else []
-            if channel[1] == MM2S and fenced or any(where == channel for where, _ in fenced):
+            if (channel[1] == MM2S and fenced) or any(where == channel for where, _ in fenced):
                 cuts.add(place)
         single = len(cuts) == 2 and len(runs) <= len(ids)
         half = len(ids) if single else max(1, len(ids) // 2)
@@ -306,12 +307,12 @@ class _Writer:
             found.append(_Window(channel, runs[low:high], mine, ids[first : first + half], number))
         return found
 
-    def _chain(self, channel: Channel, runs: list[Run], ids: range, packets: dict) -> Chain:
+    def _chain(self, made: Configuration, channel: Channel, runs: list[Run], ids: range, packets: dict) -> Chain:
         return tuple(
-            self._descriptor(run, number, packets.get((channel, run.targets))) for number, run in zip(ids, runs)
+            self._descriptor(made, run, number, packets.get((channel, run.targets))) for number, run in zip(ids, runs)
         )
 
-    def _descriptor(self, run: Run, number: int, packet: int | None) -> Descriptor:
+    def _descriptor(self, made: Configuration, run: Run, number: int, packet: int | None) -> Descriptor:
         if run.memory == "ddr":
             name, offset = None, run.address
         else:
@@ -321,7 +322,7 @@ class _Writer:
         linear = len(walk) == 1 and walk[0][1] == 1
         sizes, strides = ((), ()) if linear else zip(*walk)
         return Descriptor(
-            number, name, offset // WORD, length, tuple(sizes), tuple(strides), packet, *self._pair(run)
+            number, name, offset // WORD, length, tuple(sizes), tuple(strides), packet, *self._pair(made, run)
         )  # fmt: skip
 
     def _in_memory(self, run: Run) -> int:
@@ -334,10 +335,20 @@ class _Writer:
                 return buffer
         raise ValueError(f"layer '{self._step.layer}': byte {address} of {memory} lies in no buffer; please report it")
 
-    def _pair(self, run: Run) -> tuple[UseLock | None, UseLock | None]:
-        """A descriptor takes one lock and gives one; where there is only one of them the other does nothing."""
+    def _pair(self, made: Configuration, run: Run) -> tuple[UseLock | None, UseLock | None]:
+        """A descriptor takes one lock and gives one; where there is only one of them the other is a lock of the same
+        tile that is always zero, taken or given no times.
+        """
         if run.acquire is None and run.release is None:
             return None, None
         take, give = run.acquire, run.release
-        acquire = UseLock(self._lock_name((take or give)[0]), ACQUIRE, take[1] if take else 1, enable=take is not None)
-        return acquire, UseLock(self._lock_name((give or take)[0]), RELEASE, give[1] if give else 0)
+        idle = None if take and give else self._idle(made, self._tile((take or give)[0].partition(":")[0]))
+        acquire = UseLock(self._lock_name(take[0]), ACQUIRE, take[1]) if take else UseLock(idle, ACQUIRE, 0)
+        return acquire, UseLock(self._lock_name(give[0]), RELEASE, give[1]) if give else UseLock(idle, RELEASE, 0)
+
+    def _idle(self, made: Configuration, tile: Tile) -> str:
+        """The lock of a tile that is always zero."""
+        name = f"idle_{tile.column}_{tile.row}"
+        if all(lock.name != name for lock in made.locks):
+            made.locks.append(Lock(name, tile, sum(lock.tile == tile for lock in made.locks), 0))
+        return name

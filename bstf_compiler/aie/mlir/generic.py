@@ -88,7 +88,8 @@ class _Writer:
         made = self._made
         yield '  "aie.device"() ({'
         for tile in made.tiles:
-            yield f'    {tile_name(tile)} = "aie.tile"() {{col = {tile.column} : i32, row = {tile.row} : i32}} : () -> index'
+            place = f"col = {tile.column} : i32, row = {tile.row} : i32"
+            yield f'    {tile_name(tile)} = "aie.tile"() {{{place}}} : () -> index'
         for one in made.buffers:
             bank = "" if one.bank is None else f", mem_bank = {one.bank} : i32"
             attributes = f'address = {one.address} : i32{bank}, sym_name = "{one.name}"'
@@ -101,7 +102,8 @@ class _Writer:
             yield from _flow(flow)
         for name, (words, numbers) in made.kernels.items():
             kinds = ", ".join([f"memref<{n}xi32>, i32" for n in words] + ["i32"] * numbers)
-            yield f'    "func.func"() ({{}}) {{function_type = ({kinds}) -> (), sym_name = "{name}", sym_visibility = "private"}} : () -> ()'
+            attributes = f'function_type = ({kinds}) -> (), sym_name = "{name}", sym_visibility = "private"'
+            yield f'    "func.func"() ({{}}) {{{attributes}}} : () -> ()'
         yield from self._dmas()
         for core in made.cores:
             yield from self._core(core)
@@ -123,7 +125,8 @@ class _Writer:
                 if number:
                     yield f"    ^start{number}:"
                 following = f"^start{number + 1}" if number + 1 < len(starts) else "^end"
-                yield f'      %s{number} = "aie.dma_start"()[^bd{number}_0, {following}] {{{_channel(start.port)}}} : () -> i1'
+                blocks = f"[^bd{number}_0, {following}]"
+                yield f'      %s{number} = "aie.dma_start"(){blocks} {{{_channel(start.port)}}} : () -> i1'
                 yield from self._blocks(start.chain, number)
             yield "    ^end:"
             yield '      "aie.end"() : () -> ()'
@@ -235,8 +238,8 @@ def _channel(port: Port) -> str:
 
 
 def _use(one: UseLock) -> str:
-    off = "" if one.enable else "acq_en = false, "
-    return f'"aie.use_lock"(%{one.lock}) {{{off}action = {ACTIONS[one.action]} : i32, value = {one.value} : i32}} : (index) -> ()'
+    attributes = f"action = {ACTIONS[one.action]} : i32, value = {one.value} : i32"
+    return f'"aie.use_lock"(%{one.lock}) {{{attributes}}} : (index) -> ()'
 
 
 def _array(numbers: tuple[int, ...]) -> str:

@@ -162,7 +162,7 @@ class _State:
     # --- locks ---
 
     def _take(self, use: UseLock | None) -> bool:
-        if use is None or not use.enable:
+        if use is None:
             return True
         if use.action == RELEASE:
             self._locks[use.lock] += use.value
@@ -242,7 +242,7 @@ class _State:
 
     def _ready(self, channel: _Channel) -> bool:
         use = channel.descriptor.acquire
-        return channel.words is not None or use is None or not use.enable or self._locks[use.lock] >= use.value
+        return channel.words is not None or use is None or self._locks[use.lock] >= use.value
 
     def _activate(self, channel: _Channel) -> bool:
         """Takes the descriptor's lock, unless that is done."""

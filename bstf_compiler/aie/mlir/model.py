@@ -1,8 +1,8 @@
 """An mlir-aie design as data: one configuration of the array a step, each with its tiles, buffers, locks, streams,
 descriptors, core programs and runtime sequence.
 
-Addresses and sizes of buffers are in bytes, offsets, lengths, sizes and strides of descriptors in words of four bytes:
-buffers are memrefs of i32. Tiles are named by where they lie on the part, counted from its corner with row 0, the shims.
+Addresses of buffers are in bytes, offsets, lengths, sizes and strides of descriptors in words of four bytes: buffers
+are memrefs of i32. Tiles are named by where they lie on the part, counted from its corner, row 0 being the shims.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ MM2S, S2MM = "MM2S", "S2MM"
 WORD = 4
 PACKETS = 32
 """Packet ids: 5 bits (AM020)."""
+DIMENSIONS = 3
+"""Of any descriptor: a fourth one, which memory tiles have, is a task's repetition to mlir-aie (AIEDMATasksToNPU)."""
 
 SHIM, MEMTILE, CORE = "shim", "memtile", "core"
 
@@ -101,12 +103,11 @@ ACQUIRE, RELEASE = "AcquireGreaterEqual", "Release"
 
 @dataclass(frozen=True)
 class UseLock:
-    """Waits until a lock holds `value` and takes it, or gives it; without `enable` an acquire doesn't wait."""
+    """Waits until a lock holds `value` and takes it, or gives it."""
 
     lock: str
     action: str
     value: int
-    enable: bool = True
 
 
 @dataclass(frozen=True)
@@ -235,8 +236,8 @@ class Configuration:
 class Design:
     """A network for a part.
 
-    `part`: family of devices, `npu1`; `columns`: how many the part has, or for an NPU how many of them the design takes;
-    `host_words`: of the one buffer that the host gives; `configurations`: in the order in which they run.
+    `part`: family of devices, `npu1`; `columns`: how many the part has, or for an NPU how many of them the design
+    takes; `host_words`: of the one buffer that the host gives; `configurations`: in the order in which they run.
     """
 
     name: str

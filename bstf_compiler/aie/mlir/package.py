@@ -21,7 +21,7 @@ from bstf_compiler.aie.mlir import host
 from bstf_compiler.aie.mlir.design import CORE_SHIFT, design, part_of
 from bstf_compiler.aie.mlir.generic import generic
 from bstf_compiler.aie.mlir.machine import Machine, Stuck
-from bstf_compiler.aie.mlir.model import Configuration, Design
+from bstf_compiler.aie.mlir.model import Call, Configuration, Design
 from bstf_compiler.aie.mlir.pretty import VERSIONS, pretty, require_version
 from bstf_compiler.aie.mlir.reader import read
 from bstf_compiler.aie.mlir.rules import RULES, check
@@ -145,6 +145,12 @@ def _counts(made: Design) -> Iterator[str]:
     yield f"* tiles: {len(tiles)}; the largest configuration has {max(len(one.tiles) for one in made.configurations)}"
     yield f"* descriptors: {sum(map(len, chains))} in {len(chains)} chains"
     shared = sum(flow.packet is not None for one in made.configurations for flow in one.flows)
+    calls = [
+        sum(isinstance(use, Call) for loop in core.loops for use in loop.body)
+        for one in made.configurations
+        for core in one.cores
+    ]
+    yield f"* calls of kernels in the program of a core: {max(calls)} at most"
     yield f"* streams: {sum(len(one.flows) for one in made.configurations)}, {shared} of them with packets"
 
 
@@ -170,16 +176,14 @@ def _part_notes(made: Design, version: str) -> Iterator[str]:
     """What holds only for some parts or versions."""
     if not made.part.startswith("npu"):
         yield (
-            "* Runtime sequences are made for NPUs: mlir-aie has no firmware that runs one on a Versal part. There the host "
-            "must do what each line of a sequence says, by aie-rt: write descriptors, push tasks, wait for them."
+            "* Runtime sequences are made for NPUs: mlir-aie has no firmware that runs one on a Versal part. There\n"
+            "  the host must do what each line of a sequence says, by aie-rt: write descriptors, push tasks, wait."
         )
     if made.part == "npu2":
-        yield (
-            "* AIE2p multiplies 8x8x8 natively; the kernels use 4x8x8 there too, as `aie::mmul` offers it."
-        )
+        yield ("* AIE2p multiplies 8x8x8 natively; the kernels use 4x8x8 there too, as `aie::mmul` offers it.")
     if version == "2025":
         yield (
-            "* Of these releases those before the lowering of locks in tasks refuse descriptors with locks in a sequence "
-            "(`aiex.dma_configure_task`); their syntax is right all the same."
+            "* Of these releases those before the lowering of locks in tasks refuse descriptors with locks in a\n"
+            "  sequence (`aiex.dma_configure_task`); their syntax is right all the same."
         )
         yield "* They run one device a module: the host loads the files in the order of their numbers."

@@ -2,7 +2,7 @@
 
 `1.4` (2026): devices have names, lock counts are values, descriptors say `offset = len = sizes = strides =`; one file
 holds all configurations, and a main device that runs them. `2025` (releases of late 2024 and 2025): lock counts are
-numbers, descriptors have a list of sizes and strides, a file holds one device; so there is a file for each configuration.
+numbers, descriptors have a list of sizes and strides, a file holds one device; so there is a file a configuration.
 Older tools drop what they don't know without a word: each file says first for which one it is.
 """
 
@@ -153,8 +153,7 @@ class _Writer:
 
     def _use(self, one: UseLock) -> str:
         value = f"%{number_name(one.value)}" if self._new else one.value
-        off = "" if one.enable else " {acq_en = false}"
-        return f"aie.use_lock(%{one.lock}, {one.action}, {value}){off}"
+        return f"aie.use_lock(%{one.lock}, {one.action}, {value})"
 
     def _descriptor(self, one: Descriptor, indent: str) -> Iterator[str]:
         if one.acquire:
@@ -228,7 +227,8 @@ class _Writer:
 
     def _task(self, task: Task) -> Iterator[str]:
         port = task.port
-        yield f"      %{task.name} = aiex.dma_configure_task({tile_name(port.tile)}, {port.direction}, {port.channel}) {{"
+        channel = f"{tile_name(port.tile)}, {port.direction}, {port.channel}"
+        yield f"      %{task.name} = aiex.dma_configure_task({channel}) {{"
         for place, one in enumerate(task.chain):
             if place:
                 yield f"      ^bd{place}:"

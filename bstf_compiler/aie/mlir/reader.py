@@ -195,7 +195,7 @@ class _Reader:
 
     def _use(self, op: Operation) -> UseLock:
         a = op.attributes
-        return UseLock(self._names[op.operands[0]], _ACTIONS[a["action"]], a["value"], a.get("acq_en", True))
+        return UseLock(self._names[op.operands[0]], _ACTIONS[a["action"]], a["value"])
 
     # --- cores ---
 

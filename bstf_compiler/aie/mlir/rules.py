@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 from bstf_compiler.aie.device import DescriptorLimits, DeviceSpec
@@ -16,6 +17,7 @@ from bstf_compiler.aie.mlir.machine import CORE_BYTES, KERNELS, MEMTILE_BYTES
 from bstf_compiler.aie.mlir.model import (
     ACQUIRE,
     CORE,
+    DIMENSIONS,
     MEMTILE,
     MM2S,
     PACKETS,
@@ -179,7 +181,7 @@ def _memory(view: _View) -> Found:
         by_tile[one.tile].append(one)
     for tile, buffers in by_tile.items():
         ordered = sorted(buffers, key=lambda one: one.address)
-        for one, two in zip(ordered, ordered[1:]):
+        for one, two in pairwise(ordered):
             if one.address + WORD * one.words > two.address:
                 yield str(tile), f"buffers '{one.name}' and '{two.name}' overlap"
 
@@ -213,7 +215,7 @@ def _balance(view: _View) -> Found:
     for _, use in view.uses():
         if use.action == RELEASE:
             values[use.lock] += use.value
-        elif use.enable:
+        else:
             values[use.lock] -= use.value
     for name, change in values.items():
         if change:
@@ -338,7 +340,7 @@ def _bounds(view: _View) -> Found:
 
 def _dimensions(view: _View) -> Found:
     for port, one in view.descriptors():
-        most = view.tile_limits(port.tile).dimensions
+        most = min(view.tile_limits(port.tile).dimensions, DIMENSIONS)
         if len(one.sizes) > most or len(one.sizes) != len(one.strides):
             yield (
                 f"{port}, descriptor {one.number}",
@@ -370,13 +372,22 @@ def _stride(view: _View) -> Found:
 
 
 def _pair(view: _View) -> Found:
-    """A descriptor takes one lock and gives one, or touches none (the tool's lowering of tasks)."""
+    """A descriptor takes one lock and gives one, both of one tile, or touches none (the tool's lowering of tasks, which
+    also takes no times of what isn't zero for a wait until it is).
+    """
+    given = {use.lock for _, use in view.uses() if use.action == RELEASE and use.value}
     for port, one in view.descriptors():
         place = f"{port}, descriptor {one.number}"
         if (one.acquire is None) != (one.release is None):
             yield place, "uses one lock; a descriptor takes one and gives one, or uses none"
         elif one.acquire and (one.acquire.action, one.release.action) != (ACQUIRE, RELEASE):
             yield place, "must take with AcquireGreaterEqual and give with Release"
+        elif one.acquire and view.locks[one.acquire.lock].tile != view.locks[one.release.lock].tile:
+            yield place, f"takes '{one.acquire.lock}' of one tile and gives '{one.release.lock}' of another"
+        elif (
+            one.acquire and one.acquire.value == 0 and (view.locks[one.acquire.lock].init or one.acquire.lock in given)
+        ):
+            yield place, f"takes no times of '{one.acquire.lock}', which isn't always zero"
 
 
 # --- streams ---
@@ -406,7 +417,7 @@ def _packets(view: _View) -> Found:
         by_id[flow.packet].append(flow)
     for number, flows in by_id.items():
         spans = sorted((*_span(flow), flow.source) for flow in flows)
-        for (_, high, one), (low, _, two) in zip(spans, spans[1:]):
+        for (_, high, one), (low, _, two) in pairwise(spans):
             if low <= high:
                 yield str(two), f"has packets with id {number} in column {low}, where those of {one} have it too"
 
@@ -486,6 +497,14 @@ def _tokens(view: _View) -> Found:
     for name in sorted(awaited):
         if not tasks[name].token:
             yield f"task '{name}'", "is awaited, but sends no token"
+    tokens: dict[Port, list[str]] = defaultdict(list)
+    for one in view.made.sequence:
+        if isinstance(one, Task):
+            tokens[one.port] += [one.name] * one.token
+        elif tokens[tasks[one.task].port][:1] == [one.task]:
+            tokens[tasks[one.task].port].pop(0)
+        elif tasks[one.task].token:
+            yield f"task '{one.task}'", f"isn't the one whose token {tasks[one.task].port} sends next"
     last = {task.port: name for name, task in tasks.items() if task.port.direction == S2MM}
     for port, name in last.items():
         if name not in awaited:

@@ -1,11 +1,11 @@
-"""What every DMA channel does in a step: which stream it serves, which boxes it walks, in which order, with which locks.
+"""What every DMA channel does in a step: which stream it serves, which boxes it walks, in which order, with what locks.
 
 A step's transfers are taken in one legal order (events.py). A transfer is cut into its moves: one channel reads, one or
 several write. Reading and writing channels are numbered here, step by step, for a configuration has streams of its own:
 what different cores send to one memory tile arrives on different channels while it has enough of them.
 
-Where a channel is fed by several others all the same, nothing in the streams keeps their order. There the sequence does:
-`fences` name what must have arrived before a move may begin, and the sequence waits for it.
+Where a channel is fed by several others all the same, nothing in the streams keeps their order. There the sequence
+does: `fences` name what must have arrived before a move may begin, and the sequence waits for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.descriptors import Performed, limits_of, lock_actions, performed, tile_of
 from bstf_compiler.aie.device import DescriptorLimits, DeviceSpec
 from bstf_compiler.aie.isa import Access, LockAction
-from bstf_compiler.aie.mlir.model import MM2S, S2MM, WORD
+from bstf_compiler.aie.mlir.model import DIMENSIONS, MM2S, S2MM, WORD
 
 Lock = tuple[str, int] | None
 """Name of a lock and how often it is taken or given."""
@@ -201,7 +201,8 @@ def walks(box: Access, start: int, limits: DescriptorLimits) -> list[tuple[int, 
     """First bytes and dimensions of the descriptors that visit a box; no size is more than mlir-aie takes, unless all
     words follow one another.
     """
-    narrow = replace(limits, wraps=tuple(min(wrap, _LONGEST_SIZE) for wrap in limits.wraps))
+    wraps = tuple(min(wrap, _LONGEST_SIZE) for wrap in limits.wraps)[: DIMENSIONS - 1]
+    narrow = replace(limits, wraps=wraps, dimensions=min(limits.dimensions, DIMENSIONS))
     found = []
     for offset, walk in patterns(box.sizes, box.strides, narrow):
         *inner, (size, step) = walk

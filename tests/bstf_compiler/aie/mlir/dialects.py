@@ -1,5 +1,5 @@
-"""The operations of mlir-aie that designs use, as dialects of xDSL, with what each one needs by mlir-aie's own definition
-(AIEOps.td, AIEX.td) as far as the generic form says it.
+"""The operations of mlir-aie that designs use, as dialects of xDSL, with what each one needs by mlir-aie's definition
+(AIEOps.td, AIEX.td), as far as the generic form says it.
 """
 
 from __future__ import annotations
@@ -181,7 +181,6 @@ class UseLock(IRDLOperation):
     lock = operand_def(IndexType)
     action = attr_def(IntegerAttr)
     value = attr_def(IntegerAttr)
-    acq_en = opt_attr_def(IntegerAttr)
 
     def verify_(self) -> None:
         if not isinstance(self.lock.owner, Lock):
