@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import harness, network
+from bstf_compiler import console
 from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
@@ -139,14 +140,13 @@ def main(_: Sequence[str]) -> None:
         writer.writeheader()
         writer.writerows(found)
     what = f"{FLAGS.network}, {FLAGS.dtype}, density {FLAGS.density:g}, batch {layers.images}"
-    console = Console(width=140)
-    console.print(table(found, f"{what}: {layers.seconds * 1e3:.1f} ms"))
+    screen = Console(width=140)
+    screen.print(table(found, f"{what}: {layers.seconds * 1e3:.1f} ms"))
     for name, value in roofs.items():
-        console.print(f"{name}: {value / 1e9:.1f} {'G operations/s' if name == 'operations' else 'GB/s'}")
+        screen.print(f"{name}: {value / 1e9:.1f} {'G operations/s' if name == 'operations' else 'GB/s'}")
     memory, live = (size / 2**20 for size in (layers.memory_bytes, layers.live_bytes))
-    console.print(f"activations: {memory:.2f} MiB, of which {live:.2f} MiB are needed at a time")
+    screen.print(f"activations: {memory:.2f} MiB, of which {live:.2f} MiB are needed at a time")
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("roofline", __doc__, main, define_flags)

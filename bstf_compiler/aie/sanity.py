@@ -67,6 +67,8 @@ def _is_inside(code: Code, place: Place, size: int) -> bool:
         return False
     if place.memory == "ddr":
         return place.address + (rows * columns - 1) * place.pixel + place.length <= size
+    if prod(place.shape) * BLOCK > size * code.device.memtiles:  # nor are there more boxes than fit
+        return False
     boxes = [box for *_, box in layout_of(place, code.device).boxes((0, rows), (0, columns), (0, blocks))]
     return all(box.address >= 0 and box.address + box.extent <= size for box in boxes)
 

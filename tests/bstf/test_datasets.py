@@ -228,7 +228,9 @@ def test_bad_classes_and_numbers_are_sentences(tmp_path):
         load(classes=[0, 2])
     with pytest.raises(ValueError, match="must be two or more different ones; got 0, tabby"):
         load(classes=[0, "tabby"])
-    with pytest.raises(ValueError, match="There is no augmentation 'crop': they are flip, pad_crop, resized_crop"):
+    with pytest.raises(
+        ValueError, match=r"no augmentation 'crop' \(did you mean 'pad_crop'\?\): they are flip, pad_crop, resized_crop"
+    ):
         load(augment=["crop"])
     with pytest.raises(ValueError, match="limit must be at least 1; got 0"):
         load(limit=0)

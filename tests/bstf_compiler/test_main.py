@@ -193,10 +193,10 @@ def test_json_is_all_that_is_printed(models, tmp_path, compile_program):
     assert found["weight_bytes"] == program.weight_bytes and found["output"] == str(tmp_path / "out")
     assert [layer["seconds"] for layer in found["layers"]] == [layer.seconds for layer in estimate.layers]
     assert found["simulation"] == {"images": 1, "equal": 1} and found["host"] == ["softmax of 'head'"]
+    assert compile_program(*arguments, "--quiet", "--simulate=1") == (0, "", "")
     dense = bstf_compiler.compile(bstf_compiler.load(models / "dense"))
     assert found["explanation"] == json.loads(json.dumps(program.explain(dense).to_dict()))
     assert found["memory_tile"]["peak"] == program.packing.peak and 0 < found["blocks"]["zero"] < found["blocks"]["all"]
-    assert compile_program(*arguments, "--quiet", "--simulate=1") == (0, "", "")
 
 
 def test_replaces_an_earlier_program(models, tmp_path, compile_program):
