@@ -11,7 +11,10 @@ SHAPES := --preset=square --preset=resnet50
 FLOATS := --dtype=float32 --dtype=float64
 RESULTS := benchmarks/results/block_matmul
 
-.PHONY: install demo test lint docs build build-check bench clean
+# Upstream's mlir-opt of LLVM 19 (Debian and Ubuntu: apt-get install mlir-19-tools).
+MLIR_OPT ?= $(firstword $(shell command -v mlir-opt-19 mlir-opt))
+
+.PHONY: install demo test lint mlir-check docs build build-check bench clean
 
 install: $(STAMP)
 
@@ -30,6 +33,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mlir-check: $(STAMP)
+	@test -n "$(MLIR_OPT)" || { echo "mlir-check needs mlir-opt: install mlir-19-tools, or give MLIR_OPT=PATH" >&2; exit 1; }
+	$(BIN)/python -m pytest -n 0 --mlir-opt=$(MLIR_OPT) tests/bstf_compiler/aie/mlir/test_texts.py -k upstream
 
 $(VENV)/.documented: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"

@@ -17,7 +17,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bstf", "bstf.*", "bstf_compiler", "bstf_compiler.*"]),
-    package_data={"bstf_compiler": ["**/*.toml", "**/*.html"]},
+    package_data={
+        "bstf_compiler.aie": ["devices/*.toml"],
+        "bstf_compiler.aie.report": ["page/*"],
+        "bstf_compiler.aie.mlir": [
+            "aie.irdl.mlir",
+            "kernels/*.cc",
+            "kernels/*.h",
+            "kernels/emulation/aie_api/*.hpp",
+            "templates/*",
+        ],
+    },
     install_requires=[
         "tensorflow>=2.18",  # SavedModel and FakeQuant operations; the front end reads graphs with it
         "keras>=3.8",  # models, layers, training
@@ -57,6 +67,8 @@ setup(
             "ipykernel>=6.29",
             "jax>=0.5",  # Keras' other compiled backend, and processes that train together
             "joblib>=1.4",  # benchmarks.aie_sweep
+            "xdsl>=0.40",  # parses and verifies mlir-aie designs
+            "selenium>=4.20",  # drives the Chromium that opens report pages
             "ruff>=0.9",
             "build>=1.2",  # make build-check
         ],

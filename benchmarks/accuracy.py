@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -37,9 +37,11 @@ from rich.table import Table
 
 import bstf
 from benchmarks import harness
-from bstf import applications, datasets, distribution, recovery, training
+from benchmarks.records import Records
+from bstf import applications, console, datasets, distribution, recovery, training
 from bstf.applications.published import MEAN, STD
 from bstf.checkpoints import Checkpoint
+from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
 _CONSOLE = Console(width=130)
@@ -362,24 +364,20 @@ class Study:
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         self.setting, self.folder = setting, folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "trials.jsonl"
-        self.records: list[dict[str, Any]] = []
-        if not self._file.exists():
-            self._write({"setting": asdict(setting), "machine": harness.machine()})
-            return
-        first, *rest = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
+        self._file = Records(folder / "trials.jsonl")
+        if not self._file:
+            self._file.add({"setting": asdict(setting), "machine": harness.machine()})
+        first, *self.records = self._file
         if first["setting"] != json.loads(json.dumps(asdict(setting))):
             raise ValueError(
-                f"'{self._file}' is a study of another setting, {first['setting']}: give another --output."
+                f"'{self._file.path}' is a study of another setting, {first['setting']}: give another --output."
             )
-        self.records = rest
 
     def run(self, trials: Sequence[Trial], workers: int, tensorboard: bool) -> None:
         """Runs the trials, `workers` at a time in processes of one thread each; a line for each one that ends."""
         done = {(record["trial"], record["seed"]) for record in self.records}
         left = [trial for trial in trials if (trial.name, trial.seed) not in done]
-        _CONSOLE.print(f"{len(trials) - len(left)} trials are in '{self._file}', {len(left)} to run")
+        _CONSOLE.print(f"{len(trials) - len(left)} trials are in '{self._file.path}', {len(left)} to run")
         if not left:
             return
         single = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1")
@@ -395,7 +393,7 @@ class Study:
                     continue
                 record = task.result()
                 self.records.append(record)
-                self._write(record)
+                self._file.add(record)
                 _CONSOLE.print(
                     f"{record['trial']}, seed {record['seed']}: {record['before']:.2%} -> {record['accuracy']:.2%} "
                     f"({record['seconds']} s)",
@@ -403,10 +401,6 @@ class Study:
                 )
         if failed is not None:
             raise failed
-
-    def _write(self, record: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
 
     def summary(self) -> list[dict[str, Any]]:
         """A row for each kind of trial: accuracies of all seeds, their mean, points lost against the dense network."""
@@ -438,7 +432,8 @@ class Study:
             lost = "" if row["lost"] is None else f"{row['lost']:.2f}"
             table.add_row(row["trial"], str(row["seeds"]), f"{row['before']:.2%}", f"{row['accuracy']:.2%}", lost)
         _CONSOLE.print(table)
-        with (self.folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+        table = self.folder / "summary.csv"
+        with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -456,13 +451,12 @@ class Study:
             f"top-1 accuracy of {self.setting.network} on {self.setting.dataset}, % (grey: before training)"
         )
         axes.grid(axis="x", alpha=0.3)
-        figure.savefig(self.folder / "accuracy.png", dpi=120)
+        with replacing(self.folder / "accuracy.png") as temporary:
+            figure.savefig(temporary, dpi=120)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the studies asked for and prints what is known so far."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
     values = {one.name: getattr(FLAGS, one.name) for one in fields(Setting)}
     chosen = [trial for name in FLAGS.study for trial in STUDIES[name](FLAGS.epochs)]
     trials = [replace(trial, seed=seed) for seed in range(FLAGS.seeds) for trial in dict.fromkeys(chosen)]
@@ -497,5 +491,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("accuracy", __doc__, main, define_flags)

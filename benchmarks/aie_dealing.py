@@ -22,13 +22,14 @@ from typing import Any
 
 import joblib
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 import bstf_compiler
 from benchmarks import aie_sweep, harness
 from bstf import importance
 from bstf.blocks import BlockShape
+from bstf_compiler import console
 
 FLAGS = flags.FLAGS
 _CONSOLE = Console(width=140)
@@ -65,10 +66,7 @@ def measure(network: str, devices: Sequence[str], ratio: float, side: int, jobs:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the cells and prints their table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
-    if unknown := [name for name in FLAGS.networks if name not in aie_sweep.NETWORKS]:
-        sys.exit(f"error: no network '{unknown[0]}'; there are {', '.join(aie_sweep.NETWORKS)}")
+    harness.check_networks(FLAGS.networks, aie_sweep.NETWORKS)
     try:
         for device in FLAGS.devices:
             bstf_compiler.DeviceSpec.load(device)
@@ -101,5 +99,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("aie_dealing", __doc__, main, define_flags)

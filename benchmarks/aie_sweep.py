@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import joblib
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -35,8 +34,10 @@ from rich.console import Console
 import bstf
 import bstf_compiler
 from benchmarks import harness
+from benchmarks.records import Records
 from bstf import applications
-from bstf_compiler import Graph
+from bstf_compiler import Graph, console
+from bstf_compiler.files import replacing
 from bstf_compiler.main import first_difference
 
 FLAGS = flags.FLAGS
@@ -108,12 +109,7 @@ class Sweep:
 
     def __init__(self, folder: Path, side_divisor: int, simulate: bool) -> None:
         self.folder, self._divisor, self._simulate = folder, side_divisor, simulate
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = folder / "sweep.jsonl"
-        lines = self._lines.read_text(encoding="utf-8").splitlines() if self._lines.exists() else []
-        whole = [line for line in lines if line.endswith("}")]  # the last one may be cut short
-        self._lines.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-        self.records: list[dict[str, Any]] = [json.loads(line) for line in whole]
+        self.records = Records(folder / "sweep.jsonl")
 
     def run(self, networks: Sequence[str], devices: Sequence[str], ratios: Sequence[float], block: int) -> None:
         """Fills the cells that are still empty; every result is kept as soon as it is there."""
@@ -135,9 +131,7 @@ class Sweep:
         return tuple(record[name] for name in ("network", "side", "ratio", "block", "device"))
 
     def _add(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.records.add(record)
         said = f"{record['seconds'] * 1e3:.3f} ms" if record["result"] == "ok" else record["result"]
         _CONSOLE.print(f"{record['network']} {record['ratio']:.0%} on {record['device']}: {said}", highlight=False)
 
@@ -169,7 +163,8 @@ class Sweep:
         """Writes CSV and the plot."""
         rows = self.rows(published)
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with (self.folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+        table = self.folder / "sweep.csv"
+        with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(
@@ -239,15 +234,13 @@ def _plot(records: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_minor_formatter(ScalarFormatter() if axis is axes.yaxis else NullFormatter())
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the sweep and prints its table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
-    if unknown := [name for name in FLAGS.networks if name not in NETWORKS]:
-        sys.exit(f"error: no network '{unknown[0]}'; there are {', '.join(NETWORKS)}")
+    harness.check_networks(FLAGS.networks, NETWORKS)
     try:
         published = read_published(FLAGS.published)
         for device in FLAGS.devices:
@@ -287,5 +280,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("aie_sweep", __doc__, main, define_flags)

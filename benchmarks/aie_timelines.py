@@ -4,7 +4,7 @@
 
 ResNet50 on aie2_4x4, with all blocks of 8x8 and with half of them zero, unless told otherwise; random weights (seed 0),
 for times depend on shapes and zero blocks only. Draws the seven lanes, what a memory tile holds and what DDR carries,
-under the `exact` cost model: a .png, a .html page to zoom and pan, and a .trace.json for ui.perfetto.dev. What the two
+under the `exact` cost model: a .png, the report page (.html), and a .trace.json for ui.perfetto.dev. What the two
 programs take is printed, a JSON line each, and CSV.
 """
 
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 import bstf_compiler
 from benchmarks import harness
 from benchmarks.aie_sweep import NETWORKS, lowered
-from bstf_compiler import DeviceSpec, Graph, Program
+from bstf_compiler import DeviceSpec, Graph, Program, console
 from bstf_compiler.aie.estimate import Estimate
-from bstf_compiler.aie.timeline import timeline_html, timeline_png
+from bstf_compiler.aie.report import Panel, gammas_of, write_report
+from bstf_compiler.aie.timeline import timeline_png
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.usage import curves
 
@@ -48,7 +49,9 @@ def draw(graphs: dict[str, Graph], device: DeviceSpec, folder: Path, name: str) 
     programs = [bstf_compiler.compile(graph, device) for graph in graphs.values()]
     times, titles = [program.estimate() for program in programs], list(graphs)
     timeline_png(times, folder / f"{name}.png", titles)
-    timeline_html(times, folder / f"{name}.html", titles)
+    panels = [Panel(*one) for one in zip(titles, programs, times)]
+    gammas = gammas_of(list(graphs.values())[-1], [layer.name for layer in times[-1].layers])
+    write_report(folder / f"{name}.html", panels, gammas, title=name.removesuffix(f"_{device.name}"))
     write_chrome_trace(times, folder / f"{name}.trace.json", titles)
     return [{"blocks": title, **record(program, one)} for title, program, one in zip(titles, programs, times)]
 
@@ -90,10 +93,7 @@ def _columns(records: Sequence[dict[str, Any]]) -> dict[str, Callable[[dict[str,
 
 def main(argv: Sequence[str]) -> None:
     """Draws, writes and prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
-    if FLAGS.network not in NETWORKS:
-        sys.exit(f"error: no network '{FLAGS.network}'; there are {', '.join(NETWORKS)}")
+    harness.check_networks([FLAGS.network], NETWORKS)
     try:
         device = DeviceSpec.load(FLAGS.device)
     except ValueError as error:
@@ -123,5 +123,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("aie_timelines", __doc__, main, define_flags)

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import app, flags
 
 from benchmarks import harness, spgemm, spmm
+from bstf_compiler import console
 
 FLAGS = flags.FLAGS
 _OPS = {"spmm": spmm, "spgemm": spgemm}
@@ -67,5 +68,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("block_matmul", __doc__, main, define_flags)

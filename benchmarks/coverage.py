@@ -10,7 +10,6 @@ signal-to-noise ratio of the outputs against the float model, seconds.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 import bstf
@@ -27,7 +26,8 @@ import bstf_compiler
 from benchmarks import harness
 from bstf import applications
 from bstf.quantization.fixed_point import FixedPoint
-from bstf_compiler import Graph, integer
+from bstf_compiler import Graph, console, integer
+from bstf_compiler.files import replacing
 from bstf_compiler.main import first_difference
 
 FLAGS = flags.FLAGS
@@ -86,6 +86,14 @@ def _two_inputs() -> keras.Model:
     return keras.Model([photo, depth], layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
+def _prepared() -> keras.Model:
+    """Reds and blues exchanged and a mean image subtracted before a network, as published ones want it."""
+    image = keras.Input((32, 32, 3))
+    mean = np.random.default_rng(0).uniform(-0.2, 0.2, (32, 32, 3))
+    x = keras.ops.flip(layers.Rescaling(1 / 127.5, -1)(image), axis=-1) - mean
+    return keras.Model(image, applications.cifar_resnet(20)(x))
+
+
 NETWORKS = {
     **{name: _of_keras(name) for name in ("ResNet50", "ResNet50V2", "VGG16")},
     "InceptionV3": _of_keras("InceptionV3", 96),
@@ -97,6 +105,7 @@ NETWORKS = {
     "EfficientNetLite0": lambda: applications.efficientnet_lite0((64, 64, 3)),
     "CIFAR ResNet-20": lambda: applications.cifar_resnet(20),
     "CIFAR ResNet-56": lambda: applications.cifar_resnet(56),
+    "ResNet-20, BGR, mean image": _prepared,
     "U-Net, transposed": _u_net(lambda width: layers.Conv2DTranspose(width, 2, 2)),
     "U-Net, bilinear": _u_net(lambda _: layers.UpSampling2D(2, interpolation="bilinear")),
     "nested, two outputs": _nested,
@@ -189,11 +198,7 @@ def _output_sqnr(model: keras.Model, graph: Graph, images: integer.Images) -> fl
 
 def main(argv: Sequence[str]) -> None:
     """Covers the networks asked for, and prints what is known of all."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
-    unknown = [name for name in FLAGS.network if name not in NETWORKS]
-    if unknown:
-        sys.exit(f"error: no network '{unknown[0]}'; there are {', '.join(NETWORKS)}")
+    harness.check_networks(FLAGS.network, NETWORKS)
     log = harness.Log(Path(FLAGS.output), "coverage")
     log.header({"machine": harness.machine()})
     for name in FLAGS.network or NETWORKS:
@@ -210,7 +215,8 @@ def main(argv: Sequence[str]) -> None:
         "output, dB": lambda one: str(one.get("output_sqnr_db", "")),
         "s": lambda one: str(one["seconds"]),
     }
-    (Path(FLAGS.output) / "coverage.md").write_text(_markdown(log.records, columns), encoding="utf-8")
+    with replacing(Path(FLAGS.output) / "coverage.md") as temporary:
+        temporary.write_text(_markdown(log.records, columns), encoding="utf-8")
     Console(width=140).print(harness.table("networks", log.records, columns))
 
 
@@ -228,5 +234,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("coverage", __doc__, main, define_flags)

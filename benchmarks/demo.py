@@ -1,9 +1,14 @@
-"""The whole road on real digits: train, make sparse, train back, quantise, export, compile, simulate, estimate."""
+"""The whole road on real digits: train, make sparse, train back, quantise, export, compile, simulate, estimate.
+
+    python -m benchmarks.demo --output=build/demo
+
+Writes build/demo/index.html, a page to open in a browser, and all that it is about. Exit code 0 only if simulation and
+integer reference agree on all images.
+"""
 
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +17,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -22,9 +27,13 @@ import bstf_compiler
 from benchmarks import demo_page
 from bstf import datasets
 from bstf.applications import small_resnet
+from bstf.progress import EpochLog
 from bstf.training import accuracy, train
+from bstf_compiler import console
 from bstf_compiler.aie.estimate import Estimate, LayerEstimate
-from bstf_compiler.aie.timeline import timeline_html, timeline_png
+from bstf_compiler.aie.report import Panel, gammas_of, write_report
+from bstf_compiler.aie.timeline import timeline_png
+from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
 DEVICE = "aie2_4x4"
@@ -97,7 +106,7 @@ def demonstrate(output: Path, recipe: Recipe, data: datasets.Dataset) -> bool:
     Raises:
         ValueError: `output` holds something else, or there are fewer test images than the recipe simulates.
     """
-    console, say = _console()
+    say = _clock()
     images, labels = _spread(data, recipe.images)
     with _whole_folder(output) as folder:
         dense, sparse = _trained(recipe, data, say)
@@ -107,7 +116,7 @@ def demonstrate(output: Path, recipe: Recipe, data: datasets.Dataset) -> bool:
             say(f"Quantising, exporting and compiling the {name} network.")
             compiled[name] = _compiled(model, calibration, folder / name)
         say(f"Simulating {recipe.images} test images on the sparse program.")
-        simulation = _simulated(compiled["sparse"], images, console)
+        simulation = _simulated(compiled["sparse"], images)
         say("Measuring accuracies and writing the page.")
         results = {
             "dataset": data.name,
@@ -126,8 +135,8 @@ def demonstrate(output: Path, recipe: Recipe, data: datasets.Dataset) -> bool:
                 "differing": simulation.differing,
             },
         }
-        _write(folder, results, compiled, sparse)
-    console.print(_table(results))
+        _write(folder, results, compiled)
+    Console().print(_table(results))
     print(f"Page: {Path(output) / 'index.html'}")
     equal, count = results["simulation"]["equal"], len(images)
     print(f"demo: simulation equals integer reference on {equal} of {count} images", flush=True)
@@ -142,13 +151,16 @@ def _trained(
 ) -> tuple[keras.Model, keras.Model]:  # fmt: skip
     """The dense network, and its block-sparse copy trained back."""
     keras.utils.set_random_seed(recipe.seed)
-    verbose = 1 if sys.stdout.isatty() else 2  # a progress bar, or a line an epoch
     say(f"Training the dense network, {recipe.epochs} epochs.")
     dense = small_resnet(data.input_shape, data.classes, recipe.widths, recipe.depth)
-    train(dense, data, epochs=recipe.epochs, learning_rate=recipe.learning_rate, verbose=verbose)
+    with EpochLog("dense") as log:
+        train(dense, data, epochs=recipe.epochs, learning_rate=recipe.learning_rate, verbose=0, callbacks=[log])
     say(f"Making {recipe.ratio:.0%} of the 8x8 blocks zero and training back, {recipe.retrain_epochs} epochs.")
     sparse = bstf.sparsify(dense, block=8, ratio=recipe.ratio)
-    train(sparse, data, epochs=recipe.retrain_epochs, learning_rate=recipe.learning_rate, verbose=verbose)
+    with EpochLog("sparse") as log:
+        train(
+            sparse, data, epochs=recipe.retrain_epochs, learning_rate=recipe.learning_rate, verbose=0, callbacks=[log]
+        )
     print(bstf.report(sparse))
     return dense, sparse
 
@@ -159,15 +171,17 @@ def _compiled(model: keras.Model, calibration: np.ndarray, folder: Path) -> Comp
     bstf.export(quantised, folder / "model")
     graph = bstf_compiler.load(folder / "model")
     program = bstf_compiler.compile(graph, device=DEVICE)
-    program.write(folder / "program")
+    program.write(folder / "program", graph=graph)
     return Compiled(quantised, graph, program, program.estimate())
 
 
-def _simulated(compiled: Compiled, images: np.ndarray, console: Console) -> Simulation:
+def _simulated(compiled: Compiled, images: np.ndarray) -> Simulation:
     """Executes the program and compares each layer output and what it returns with the integer reference."""
     program, graph = compiled.program, compiled.graph
     classes, compared, differing = [], [], {}
-    for number in track(range(len(images)), "simulating", console=console):
+    terminal = Console(stderr=True)
+    shown = {"console": terminal, "transient": True, "disable": not terminal.is_terminal}
+    for number in track(range(len(images)), "simulating", **shown):
         image = images[number : number + 1]
         returned = program.simulate(image)
         classes.append(int(np.argmax(returned)))
@@ -241,16 +255,19 @@ def _spread(data: datasets.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]
 # --- what is written and printed ---
 
 
-def _write(folder: Path, results: dict[str, Any], compiled: dict[str, Compiled], sparse: keras.Model) -> None:
-    estimates = [one.estimate for one in compiled.values()]
-    titles = [f"{name} INT8" for name in compiled]
-    timeline_html(estimates, folder / "timeline.html", titles)
-    timeline_png(estimates, folder / "timeline.png", titles)
+def _write(folder: Path, results: dict[str, Any], compiled: dict[str, Compiled]) -> None:
+    panels = [Panel(name, one.program, one.estimate) for name, one in compiled.items()]
+    timeline_png([panel.estimate for panel in panels], folder / "timeline.png", [panel.title for panel in panels])
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    masked = [layer for layer in sparse.layers if isinstance(layer, (bstf.MaskedConv2D, bstf.MaskedDense))]
-    gammas = {layer.name: keras.ops.convert_to_numpy(layer.gamma) for layer in masked}
-    page = demo_page.page(results, gammas, (folder / "timeline.png").read_bytes())
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    layers = [layer["name"] for layer in results["layers"]]
+    write_report(
+        folder / "index.html",
+        panels,
+        gammas_of(compiled["sparse"].graph, layers),
+        demo_page.sections(results),
+        demo_page.files(compiled),
+        f"A block-sparse ResNet for {results['dataset']}",
+    )
 
 
 def _table(results: dict[str, Any]) -> Table:
@@ -262,14 +279,14 @@ def _table(results: dict[str, Any]) -> Table:
     return table
 
 
-def _console() -> tuple[Console, Callable[[str], None]]:
-    """Where to print, and a function that prints what begins now after the seconds so far."""
-    console, start = Console(), time.monotonic()
+def _clock() -> Callable[[str], None]:
+    """A function that prints what begins now after the seconds so far."""
+    start = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - start:5.0f} s  {what}", flush=True)
 
-    return console, say
+    return say
 
 
 @contextlib.contextmanager
@@ -280,13 +297,9 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     if not free and not all((target / name).is_file() for name in _FILES):
         raise ValueError(f"--output={target} exists and isn't an earlier demo: name another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "new"
+    with replacing(target) as made:
         made.mkdir()
         yield made
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        made.rename(target)
 
 
 # --- the program ---
@@ -299,11 +312,9 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_integer("seed", 0, seed, lower_bound=0, flag_values=values)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(_: Sequence[str]) -> int:
     """Runs the program; returns its exit code: 0 only if simulation and integer reference agree on all images."""
     try:
-        if len(argv) > 1:
-            raise ValueError(f"{argv[1]!r} isn't a flag; all arguments are --name=value, see --help.")
         equal = demonstrate(Path(FLAGS.output), Recipe(seed=FLAGS.seed), datasets.load(seed=FLAGS.seed))
     except (ValueError, OSError, ImportError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -315,5 +326,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("demo", __doc__, main, define_flags)

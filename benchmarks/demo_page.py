@@ -1,13 +1,10 @@
-"""The demo's page: one HTML file that needs nothing but a browser."""
+"""What the demo adds to the report page of its programs: how right the networks are, and that the program is."""
 
-import base64
-import html
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from string import Template
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
+from bstf_compiler.aie.report import Section
+from bstf_compiler.aie.report.words import scrolling, tag, text
 
 HEADINGS = ("network", "accuracy (test images)", "weight bytes", "multiply-adds", "time, estimated")
 NOTE = (
@@ -15,9 +12,6 @@ NOTE = (
     "bytes of the program's packed weights, biases and block indices. simulated: the program of the sparse INT8 "
     "network, executed byte by byte. Multiply-adds and time are of one image; zero blocks don't count."
 )
-_TEMPLATE = Path(__file__).with_name("demo_page.html")
-_ROW, _BAR, _LEFT, _WIDTH = 34, 11, 230, 900  # pixels of the plot of layers
-_CELL = 13  # pixels of a block in the pictures of Γ
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -32,93 +26,53 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def page(results: Mapping[str, Any], gammas: Mapping[str, np.ndarray], timeline: bytes) -> str:
-    """Writes the page.
+def sections(results: Mapping[str, Any]) -> list[Section]:
+    """The first section of the page.
 
     Args:
         results: what results.json holds.
-        gammas: Γ by layer name, (rows, cols).
-        timeline: both timelines as a PNG; the page carries it.
-
-    Returns:
-        HTML. Its links lead to files of the demo's folder.
     """
-    simulation, recipe = results["simulation"], results["recipe"]
-    dense, sparse = (sum(layer[name]["seconds"] for layer in results["layers"]) for name in ("dense", "sparse"))
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        dataset=html.escape(results["dataset"]),
-        device=html.escape(results["device"]),
-        ratio=f"{recipe['ratio']:.0%}",
-        seed=recipe["seed"],
-        verdict="equal" if simulation["equal"] == simulation["images"] else "different",
-        equal=simulation["equal"],
-        images=simulation["images"],
-        compared=len(simulation["compared"]) - 1,
-        headings=_cells("th", HEADINGS),
-        rows="\n".join(f"<tr>{_cells('td', cells(row))}</tr>" for row in results["networks"]),
-        note=html.escape(NOTE),
-        dense=f"{dense * 1e6:.2f}",
-        sparse=f"{sparse * 1e6:.2f}",
-        plot=_plot(results["layers"]),
-        gammas="\n".join(_gamma(name, gamma) for name, gamma in gammas.items()),
-        timeline=base64.b64encode(timeline).decode("ascii"),
-        files="\n".join(_files(name) for name in ("dense", "sparse")),
+    recipe = results["recipe"]
+    intro = (
+        f"A small ResNet trained on {text(results['dataset'])}; {recipe['ratio']:.0%} of its 8x8 weight blocks made "
+        "zero and trained back; quantised to INT8, exported, compiled and executed in simulation. Seed "
+        f"{recipe['seed']}. " + tag("a", "All numbers", href="results.json") + "."
     )
+    content = _verdict(results["simulation"]) + _table(results["networks"]) + tag("p", text(NOTE), class_="quiet")
+    return [Section("accuracy", "Accuracy", "From training to the array", intro, content)]
 
 
-def _cells(tag: str, texts: Iterable[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+def files(networks: Iterable[str]) -> dict[str, str]:
+    """What the demo wrote, by its place in the demo's folder."""
+    found = {"results.json": "all numbers of the demo", "timeline.png": "both timelines as a picture"}
+    for name in networks:
+        found |= {
+            f"{name}/model/": f"the {name} network, exported",
+            f"{name}/program/report.html": "a page like this one about its program alone",
+            f"{name}/program/program.asm": "the program's instructions and memory map",
+            f"{name}/program/data.bin": "its packed weights",
+            f"{name}/program/layers.csv": "times of its layers",
+            f"{name}/program/trace.json": "its timeline, for ui.perfetto.dev",
+        }
+    return found
 
 
-def _plot(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Two bars a layer, dense and sparse, with their times and what bounds them."""
-    longest = max(layer[name]["seconds"] for layer in layers for name in ("dense", "sparse"))
-    room = _WIDTH - _LEFT - 150  # for the text behind the bars
-    parts = []
-    for index, layer in enumerate(layers):
-        top = index * _ROW
-        parts.append(f'<text x="{_LEFT - 8}" y="{top + 18}" text-anchor="end">{html.escape(layer["name"])}</text>')
-        for number, name in enumerate(("dense", "sparse")):
-            one, y = layer[name], top + 4 + number * (_BAR + 2)
-            length = one["seconds"] / longest * room
-            text = f"{one['seconds'] * 1e6:.2f} µs, {html.escape(one['bound'])}"
-            parts.append(f'<rect class="{name}" x="{_LEFT}" y="{y}" width="{length:.1f}" height="{_BAR}"/>')
-            parts.append(f'<text class="small" x="{_LEFT + length + 6:.1f}" y="{y + 9}">{text}</text>')
-    height = len(layers) * _ROW
-    return (
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="Estimated time of each layer, dense and sparse">{"".join(parts)}</svg>'
+def _verdict(simulation: Mapping[str, Any]) -> str:
+    equal, images = simulation["equal"], simulation["images"]
+    words = (
+        f"The simulated program equals the integer reference, in each of its {len(simulation['compared']) - 1} layer "
+        f"outputs and in what it returns, on <strong>{equal} of {images}</strong> test images."
     )
+    return tag("p", words, class_="verdict equal" if equal == images else "verdict different")
 
 
-def _gamma(name: str, gamma: np.ndarray) -> str:
-    """A picture of Γ: a row an input block, a column an output block."""
-    rows, columns = gamma.shape
-    squares = "".join(
-        f'<rect class="{"kept" if gamma[row, column] else "zero"}" x="{column * _CELL}" y="{row * _CELL}" '
-        f'width="{_CELL - 1}" height="{_CELL - 1}"/>'
-        for row in range(rows)
-        for column in range(columns)
-    )
-    kept = int(np.count_nonzero(gamma))
-    width, height = columns * _CELL, rows * _CELL
-    caption = f"{html.escape(name)}<br>{rows}x{columns}, {kept} of {gamma.size} blocks kept"
-    return (
-        f'<figure><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="Γ of {html.escape(name)}">{squares}</svg><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _files(name: str) -> str:
-    """Links to what the demo wrote about a network."""
-    links = {
-        "model/": "exported SavedModel",
-        "program/program.asm": "program",
-        "program/data.bin": "packed weights",
-        "program/layers.csv": "layers",
-        "program/trace.json": "trace for Perfetto",
-        "program/timeline.html": "timeline",
-        "program/timeline.png": "timeline as picture",
-    }
-    items = "".join(f'<li><a href="{name}/{path}">{name}/{path}</a>: {what}</li>' for path, what in links.items())
-    return f"<ul>{items}</ul>"
+def _table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The networks, with a bar of each accuracy."""
+    head = "".join(tag("th", text(one), scope="col") for one in HEADINGS)
+    body = ""
+    for row in rows:
+        name, accuracy, *rest = map(text, cells(row))
+        bar = tag("span", tag("i", style=f"width:{100 * row['accuracy']:.1f}%"), class_="meter", aria_hidden="true")
+        others = "".join(tag("td", one) for one in rest)
+        body += tag("tr", tag("th", name, scope="row") + tag("td", bar + tag("span", accuracy)) + others) + "\n"
+    return scrolling(tag("table", tag("thead", tag("tr", head)) + tag("tbody", body)), "Networks")

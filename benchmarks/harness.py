@@ -8,7 +8,6 @@ that stays noisy is measured again, and keeps its noise in the record if that do
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 import os
 import platform
@@ -16,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.records import Records
 from bstf_compiler.cpu import simd
+from bstf_compiler.files import replacing
+from bstf_compiler.suggestion import suggestion
 
 _CONSOLE = Console(width=130)
 # Environment variables by which thread pools learn their size, before they start.
@@ -247,37 +249,65 @@ def fma_peak(case: tuple[str, int]) -> Work:
 FMA_COUNT = 2**29
 
 
-def triad(case: tuple[str, int]) -> Work:
-    """A = b + s * c over `TRIAD_BYTES` in three arrays, as STREAM counts."""
-    size = TRIAD_BYTES // 3 // 8
+def triad(case: tuple[str, int, int]) -> Work:
+    """A = b + s * c in three arrays, as STREAM counts, and b = a + s * c, until `TRIAD_BYTES` are moved.
 
-    def run(a, b, c):
-        for i in numba.prange(len(a)):
-            a[i] = b[i] + 3.0 * c[i]
+    The case: (name, threads, bytes of the arrays together).
+    """
+    _, threads, together = case
+    size, passes = together // 24, TRIAD_BYTES // together
+
+    def run(a, b, c, workers):
+        for worker in numba.prange(workers):
+            first, last = worker * len(a) // workers, (worker + 1) * len(a) // workers
+            for turn in range(passes):
+                if turn % 2 == 0:
+                    for i in range(first, last):
+                        a[i] = b[i] + 3.0 * c[i]
+                else:
+                    for i in range(first, last):
+                        b[i] = a[i] - 3.0 * c[i]
 
     numba.config.THREADING_LAYER = "threadsafe"
     compiled = numba.njit(parallel=True, nogil=True)(run)
     arrays = [np.ones(size) for _ in range(3)]
-    compiled(*arrays)
-    return Work(lambda: compiled(*arrays), 0.0)
+    compiled(*arrays, threads)
+    return Work(lambda: compiled(*arrays, threads), 0.0)
 
 
 TRIAD_BYTES = 3 * 2**27
+CACHED_BYTES = 3 * 2**21
 
 
 def roofs(dtypes: Sequence[str], threads: int) -> dict[str, float]:
     """The machine's measured ceilings: operations/s by dtype, and "bandwidth" in bytes/s. The best of ten."""
-    best = {}
-    for name, prepare, amount in (
-        *((dtype, fma_peak, 2 * FMA_COUNT * threads) for dtype in dtypes),
-        ("bandwidth", triad, TRIAD_BYTES),
-    ):
-        peer = Peer(name, prepare, threads)
-        peer.setup((name, threads))
-        wait_for_quiet()
-        best[name] = amount / min(peer.sample() for _ in range(10))
-        peer.close()
+    return {
+        **{dtype: 2 * FMA_COUNT * threads / _fastest(fma_peak, dtype, threads) for dtype in dtypes},
+        "bandwidth": bandwidth(TRIAD_BYTES, threads),
+    }
+
+
+def bandwidth(size: int, threads: int) -> float:
+    """Bytes/s of a triad over so many bytes, of which `TRIAD_BYTES` is a multiple; `CACHED_BYTES` stay in a cache."""
+    return TRIAD_BYTES / _fastest(triad, "bandwidth", threads, size)
+
+
+def _fastest(prepare: Callable[[Any], Work], *case: Any) -> float:
+    """Seconds of the fastest of ten samples, in a process of its own."""
+    name, threads, *_ = case
+    peer = Peer(name, prepare, threads)
+    peer.setup(case)
+    wait_for_quiet()
+    best = min(peer.sample() for _ in range(10))
+    peer.close()
     return best
+
+
+def check_networks(given: Sequence[str], known: Iterable[str]) -> None:
+    """Ends the program with a sentence if a network that was asked for isn't known."""
+    for name in given:
+        if name not in known:
+            sys.exit(f"error: no network '{name}'{suggestion(name, known)}; there are {', '.join(known)}")
 
 
 def machine() -> dict[str, Any]:
@@ -318,10 +348,10 @@ class Log:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = folder / f"{name}.jsonl"
+        lines = folder / f"{name}.jsonl"
+        lines.unlink(missing_ok=True)
+        self._lines = Records(lines)
         self._csv = folder / f"{name}.csv"
-        self._lines.write_text("", encoding="utf-8")
         self.records: list[dict[str, Any]] = []
 
     def add(self, record: dict[str, Any]) -> None:
@@ -331,13 +361,12 @@ class Log:
 
     def header(self, record: dict[str, Any]) -> None:
         """Writes a record that isn't a measurement: the machine, the roofs."""
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._lines.add(record)
 
     def write_csv(self) -> None:
         """The measurements as a table."""
         names = list(dict.fromkeys(name for record in self.records for name in record))
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self._csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.records)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 import bstf
 from benchmarks import harness
 from benchmarks.accuracy import Setting, Trial, file_name
-from bstf import training
+from bstf import console, training
 
 FLAGS = flags.FLAGS
 
@@ -55,8 +55,6 @@ def measure(name: str, model: keras.Model, setting: Setting) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures the studies' networks and prints a table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument '{argv[1]}'.")
     log = harness.Log(Path(FLAGS.output), "int8")
     log.header({"machine": harness.machine()})
     try:
@@ -86,5 +84,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("int8", __doc__, main, define_flags)

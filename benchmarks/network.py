@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.harness import Suite, Work
+from bstf_compiler import console
+from bstf_compiler.files import replacing
 
 if TYPE_CHECKING:
     import keras
@@ -103,9 +105,7 @@ def images(shape: tuple[int, int, int], photos: str | None) -> np.ndarray:
 
 
 def prepare(folder: Path, network: str, density: float, dtype: str, photos: str | None = None) -> int:
-    """Writes a network into a folder; returns its effective operations an image."""
-    import tensorflow as tf
-
+    """Writes a network into a folder, and measures the machine for it; returns its effective operations an image."""
     import bstf
     from bstf_compiler import Engine
 
@@ -117,11 +117,17 @@ def prepare(folder: Path, network: str, density: float, dtype: str, photos: str 
     if dtype == "int8":
         model = bstf.quantize(model, x[:_CALIBRATION])
     bstf.export(model, folder / "model")
-    if dtype == "float32":
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
-        (folder / "network.tflite").write_bytes(converter.convert())
     np.savez(folder / "images.npz", x=x, y=model.predict(x, verbose=0))
-    return sum(layer.operations for layer in Engine(folder / "model").profile(x[:1], repeats=1).layers)
+    engine = Engine(folder / "model", recalibrate=dtype == "float32")  # earlier measurements may have been disturbed
+    return sum(layer.operations for layer in engine.profile(x[:1], repeats=1).layers)
+
+
+def write_lite(folder: Path) -> None:
+    """Converts the SavedModel in a folder for LiteRT."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
+    (folder / "network.tflite").write_bytes(converter.convert())
 
 
 def bstf_engine(case: Case) -> Work:
@@ -207,7 +213,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(len(groups)), labels, fontsize=7)
     axes.set(ylabel="ms an image, median")
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def define_flags() -> None:
@@ -233,8 +240,10 @@ def main(_: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         for network, dtype, density in chosen:
             place = Path(work) / f"{network}_{dtype}_{density:g}"
-            with Console().status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
+            with Console(stderr=True).status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
                 operations = prepare(place, network, density, dtype, FLAGS.photos)
+                if "litert" in COMPUTES[dtype] and "litert" in (FLAGS.algorithm or PEERS):
+                    write_lite(place)
             cases = [
                 Case(place, network, density, batch, FLAGS.threads, operations * batch, dtype) for batch in FLAGS.batch
             ]
@@ -247,5 +256,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("network", __doc__, main, define_flags)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -30,7 +29,8 @@ from rich.table import Table
 
 import bstf
 import bstf_compiler
-from bstf_compiler import integer
+from bstf_compiler import console, integer
+from bstf_compiler.files import replacing
 
 FLAGS = flags.FLAGS
 _CONSOLE = Console()
@@ -166,9 +166,11 @@ def table(results: dict[str, Any]) -> Table:
 def write(results: dict[str, Any], folder: Path) -> None:
     """results.json, layers.csv and layers.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     layers = results["layers"]
-    with (folder / "layers.csv").open("w", newline="", encoding="utf-8") as file:
+    table = folder / "layers.csv"
+    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, layers[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(layers)
@@ -181,7 +183,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
     axes.set_ylabel("estimated time, µs")
     axes.set_title(f"{results['network']} on {results['device']}", fontsize=9)
     axes.legend()
-    figure.savefig(folder / "layers.png", dpi=150)
+    with replacing(folder / "layers.png") as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def define_flags() -> None:
@@ -209,5 +212,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    define_flags()
-    sys.exit(app.run(main))
+    console.run("resnet50", __doc__, main, define_flags)

@@ -21,6 +21,7 @@ from bstf_compiler import BlockSparseMatrix
 from bstf_compiler.cpu import simd
 from bstf_compiler.cpu.kernels import spgemm
 from bstf_compiler.cpu.kernels.sort import sort
+from bstf_compiler.files import replacing
 
 # Of each block side: rows of blocks and blocks a row.
 _GRID = {1: ((2000, 4000, 6000), (16, 32, 64)), 2: ((1000, 2000, 3000), (8, 16, 32)),
@@ -231,4 +232,5 @@ def _plot_scatter(records: Sequence[dict[str, Any]], block: str, path: Path) -> 
         axes.set(xscale="log", xlabel="effective operations", ylabel="effective GFLOPS", title=f"{block} {dtype}")
         axes.set_ylim(bottom=0)
     panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)

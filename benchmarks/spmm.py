@@ -16,6 +16,7 @@ from benchmarks import mkl
 from benchmarks.harness import Suite, Work
 from bstf_compiler import BlockSparseMatrix
 from bstf_compiler.cpu import simd
+from bstf_compiler.files import replacing
 
 PRESETS = {
     "square": ["1024x1024x1024", "2048x2048x2048"],
@@ -218,7 +219,8 @@ def _plot_speedup(records: Sequence[dict[str, Any]], path: Path) -> None:
     axes.plot(densities, 1 / densities, "k--", label="1 / density", linewidth=1)
     axes.set(xlabel="density", ylabel="speed-up over dense BLAS, packing inside", title="8x8 blocks")
     axes.legend(fontsize=6, ncols=2)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _plot_roofline(records: Sequence[dict[str, Any]], ceilings: dict[int, dict[str, float]], path: Path) -> None:
@@ -244,4 +246,5 @@ def _plot_roofline(records: Sequence[dict[str, Any]], ceilings: dict[int, dict[s
             axes.plot(*zip(*points), mark, label=peer, markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="effective operations per byte", ylabel="effective GFLOPS")
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -13,7 +13,6 @@ standard deviations over the seeds.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +22,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 import bstf
-from bstf import datasets
+from benchmarks.records import Records
+from bstf import console, datasets
 from bstf.blocks import BlockShape
 from bstf.importance import model_scores
 from bstf.penalties import BoxedGammaRange, BoxedGammaRatio, GammaRange
@@ -136,21 +136,6 @@ class Case:
     lasso: float
 
 
-def done(path: Path) -> list[dict[str, Any]]:
-    """The runs in a file; a last line that an interruption cut off doesn't count."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
-    partial.replace(path)
-    return records
-
-
 def cases() -> Iterator[Case]:
     """What the flags ask for, seed by seed."""
     names = methods(FLAGS.strength, FLAGS.group_lasso)
@@ -173,7 +158,7 @@ def cases() -> Iterator[Case]:
 
 def study(path: Path) -> list[dict[str, Any]]:
     """Runs all cases that aren't in the file yet; returns the records of all that are asked for."""
-    wanted, records = list(cases()), done(path)
+    wanted, records = list(cases()), Records(path)
     known = methods(FLAGS.strength, FLAGS.group_lasso)
     before: Any = None
     for case in wanted:
@@ -188,9 +173,7 @@ def study(path: Path) -> list[dict[str, Any]]:
         _, data, dense, reached = before
         keras.utils.set_random_seed(case.seed)
         result = run(known[case.method], dense, data, case.ratio, case.epochs, case.warm_up)
-        records.append({**asdict(case), "dense_accuracy": reached, **result})
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(records[-1], ensure_ascii=False) + "\n")
+        records.add({**asdict(case), "dense_accuracy": reached, **result})
         _CONSOLE.print(
             f"seed {case.seed}, ratio {case.ratio}, {case.method}: {result['accuracy']:.4f}", highlight=False
         )
@@ -259,5 +242,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    console.run("trainable_gamma", __doc__, main, define_flags)

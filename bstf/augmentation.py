@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from bstf.suggestion import suggestion
+
 _AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 _PADDED = 8  # a crop moves by up to this fraction of the image: 4 pixels of 32
 
@@ -67,5 +69,6 @@ def check(names: Sequence[str]) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in names if name not in AUGMENTATIONS]
     if unknown:
-        raise ValueError(f"There is no augmentation {unknown[0]!r}: they are {', '.join(AUGMENTATIONS)}.")
+        meant = suggestion(unknown[0], AUGMENTATIONS)
+        raise ValueError(f"There is no augmentation {unknown[0]!r}{meant}: they are {', '.join(AUGMENTATIONS)}.")
     return names

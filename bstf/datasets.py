@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from bstf import augmentation
-from bstf.sources import MNIST5K, Held, Source, Stream, find, suggestion, undecodable
+from bstf.sources import MNIST5K, Held, Source, Stream, find, undecodable
+from bstf.suggestion import suggestion
 
 __all__ = ["MNIST5K", "Dataset", "load", "readable"]
 
@@ -262,8 +263,8 @@ def _labels(classes: Sequence[int | str], names: tuple[str, ...], data: str) -> 
             labels.append(int(one))
         else:
             raise ValueError(
-                f"'{data}' has no class {one!r}: it has labels 0 to {len(names) - 1}, such as '{names[0]}'."
-                + suggestion(str(one), names)
+                f"'{data}' has no class {one!r}{suggestion(str(one), names)}: it has labels 0 to {len(names) - 1}, "
+                f"such as '{names[0]}'."
             )
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise ValueError(f"classes must be two or more different ones; got {', '.join(map(str, classes))}.")

@@ -7,6 +7,7 @@ equal everywhere. Γ is chosen from weights, and from images that all have, so i
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from bstf.files import replacing
 
 NONE, MIRRORED, JAX = "none", "mirrored", "jax"
 KINDS = (NONE, MIRRORED, JAX)
@@ -127,13 +130,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     All processes must write, since weights that are on all of them may take all of them to read; one file stays.
     """
-    partial = path.with_name(f".partial-{shard()[0]}-{path.name}")
-    try:
-        yield partial
-        if is_chief():
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    if is_chief():
+        with replacing(path) as partial:
+            yield partial
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / path.name
 
 
 def replicas() -> int:

@@ -1,12 +1,8 @@
 """Export of a model to a SavedModel folder of plain layers, with its blocks and positions beside it."""
 
-import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import keras
 
 from bstf.blocks import BlockShape, nonzero_blocks
 from bstf.conversion import densify
+from bstf.files import replacing
 from bstf.places import effective_kernel, is_masked, places
 from bstf.quantization.fixed_point import FixedPoint, FixedPointConv2D, FixedPointDense
 
@@ -60,15 +57,11 @@ def export(model: keras.Model, path: str | os.PathLike) -> None:
     plain = densify(model) if any(is_masked(layer) for layer in model._flatten_layers()) else model
     description = json.dumps(describe(model), indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_folder(path) as temporary:
-        written = temporary / "new"
+    with replacing(path) as written:
         plain.export(written, format="tf_saved_model", verbose=False, input_signature=_signature(plain))
         extra = written / "assets.extra"
         extra.mkdir(exist_ok=True)
         (extra / "bstf.json").write_text(description, encoding="utf-8")
-        if path.exists():
-            path.rename(temporary / "old")
-        written.rename(path)
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
@@ -145,20 +138,6 @@ def _check_target(path: Path) -> None:
             f"{path} holds {others[0]!r}, which isn't part of a SavedModel and would be lost; give another "
             "path or move it."
         )
-
-
-@contextlib.contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
-    """A folder on the same disk as `path`, gone at the end whatever happens."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield folder
-    except BaseException:
-        if (folder / "old").exists() and not path.exists():
-            (folder / "old").rename(path)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _signature(model: keras.Model) -> Any:

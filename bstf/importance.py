@@ -19,6 +19,7 @@ from bstf.layers import STRAIGHT_THROUGH
 from bstf.objective import Loss
 from bstf.places import Place, effective_kernel, is_masked
 from bstf.selection import comparable
+from bstf.suggestion import suggestion
 
 Importance = Callable[..., np.ndarray]
 TRAINED = "gamma"
@@ -124,7 +125,7 @@ def get(importance: str | Importance) -> Importance:
     if isinstance(importance, str) or not callable(importance):
         raise ValueError(
             f"importance must be one of {', '.join(CRITERIA)}, or a callable (kernel, block) -> scores; "
-            f"got {importance!r}."
+            f"got {importance!r}{suggestion(str(importance), CRITERIA)}."
         )
     return importance
 

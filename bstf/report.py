@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bstf import layouts
 from bstf.blocks import BlockShape, expand, grid, nonzero_blocks
+from bstf.files import replacing
 from bstf.places import DEPTHWISE, effective_kernel, everywhere, ineligible, is_masked, positions, unfit
 
 
@@ -103,7 +104,7 @@ class SparsityReport:
             fields = asdict(row) | {name: _shape(getattr(row, name)) for name in ("kernel", "block", "gamma")}
             writer.writerow(fields)
         if path is not None:
-            with open(path, "w", encoding="utf-8") as file:
+            with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.write(text.getvalue())
         return text.getvalue()
 

@@ -6,7 +6,6 @@ least `min_per_line` kept blocks in every row (input channels that still reach s
 exchanged, see `bstf.exchange`.
 """
 
-import difflib
 import math
 import numbers
 import re
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bstf.exchange import Exchange
+from bstf.suggestion import suggestion
 
 SCOPES = ("layer", "global", "column", "row")
 # Scores become integers of this size, so that the lengths of chains are exact and ties are ties.
@@ -211,9 +211,10 @@ def layer_ratios(names: Sequence[str], ratio: Mapping[str, float]) -> dict[str, 
         matched = [name for name in names if compiled.fullmatch(name) or compiled.fullmatch(name.rpartition("/")[2])]
         if not matched:
             known = [*names, *(name.rpartition("/")[2] for name in names)]
-            close = difflib.get_close_matches(pattern, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"they are {', '.join(names)}."
-            raise ValueError(f"ratio has the key {pattern!r}, which matches no layer that can be made sparse; {hint}")
+            raise ValueError(
+                f"ratio has the key {pattern!r}{suggestion(pattern, known)}, which matches no layer that can be made "
+                f"sparse; they are {', '.join(names)}."
+            )
         found.update(dict.fromkeys(matched, float(value)))
     return found
 

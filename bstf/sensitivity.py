@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bstf.batches import Batch, Progress, batches, number_of_batches
 from bstf.blocks import BlockShape, expand
+from bstf.files import replacing
 from bstf.importance import Importance, model_scores
 from bstf.layouts import from_planes
 from bstf.objective import Loss, Objective
@@ -77,7 +78,8 @@ class Sensitivity:
             axes.set(xlabel="ratio of zero blocks in one layer", ylabel=kind, title=self.model)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
         if path is not None:
-            figure.savefig(path)
+            with replacing(path) as temporary:
+                figure.savefig(temporary)
         return figure
 
     def __str__(self) -> str:

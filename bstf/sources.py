@@ -1,6 +1,5 @@
 """Where labelled images come from: the embedded digits, IDX files, folders of images, TensorFlow Datasets."""
 
-import difflib
 import gzip
 import math
 from collections.abc import Callable, Iterable
@@ -12,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+
+from bstf.suggestion import suggestion
 
 MNIST5K = "mnist5k"
 FASHION_MNIST = "fashion_mnist"
@@ -87,12 +88,6 @@ def find(name: str, data_dir: str | PathLike | None = None) -> Source:
     if name == FASHION_MNIST:
         return _fashion_mnist(data_dir)
     return _tfds(name, data_dir)
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """A question about the likeliest word that was meant, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def undecodable(paths: Iterable[str]) -> str | None:
@@ -225,8 +220,8 @@ def _tfds(name: str, data_dir: str | PathLike | None) -> Source:
     except tfds.core.registered.DatasetNotFoundError as error:
         known = [MNIST5K, FASHION_MNIST, *tfds.list_builders(with_community_datasets=False)]
         raise ValueError(
-            f"There is no data set '{name}': not '{MNIST5K}', no such folder, no name of TensorFlow Datasets."
-            + suggestion(name, known)
+            f"There is no data set '{name}'{suggestion(name, known)}: not '{MNIST5K}', no such folder, no name of "
+            "TensorFlow Datasets."
         ) from error
     features = builder.info.features
     labelled = builder.info.supervised_keys == ("image", "label")

@@ -24,7 +24,13 @@ Examples, all flags being --name=value:
         --output=/shared/run
     bstf-train --network=/shared/run/sparse.keras --ratio=0 --epochs=0 --output=build/run
 
+  For another program, in a pipe:
+    bstf-train --output=build/digits --json | jq '.networks[] | .name, .accuracy'
+
 A run that was interrupted or killed goes on after its last complete epoch when it is started again with the same flags.
+
+Exit codes: 0 all went well, 1 something went wrong (a sentence on stderr says what), 2 the command line is wrong, 130
+interrupted.
 """
 
 import json
@@ -32,20 +38,22 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from bstf import datasets, distribution, importance
+from bstf import console, datasets, distribution, importance
 from bstf.augmentation import AUGMENTATIONS
 from bstf.blocks import BlockShape
 from bstf.conversion import sparsify
 from bstf.datasets import Dataset
 from bstf.export import export
+from bstf.files import is_leftover
+from bstf.progress import EpochLog
 from bstf.quantization import quantize
 from bstf.recovery import recover
 from bstf.report import report
@@ -55,7 +63,7 @@ from bstf.training import GRADUAL, SMALL_RESNET, accuracy, gradual, loss_of, net
 FLAGS = flags.FLAGS
 ONE_SHOT = "one-shot"
 # What may differ when an interrupted run goes on.
-_PLACES = ("output", "distribute", "coordinator", "processes", "process_id", "tensorboard")
+_PLACES = ("output", "distribute", "coordinator", "processes", "process_id", "tensorboard", "quiet", "json")
 _SETTINGS, _LAST = "flags.json", "sparsity.csv"
 
 
@@ -131,26 +139,26 @@ def define_flags() -> None:
         "output",
         None,
         "Folder for the results: new, empty, or of an interrupted run with the same flags, which then goes on. Several "
-        "processes share it.",
+        "processes share it. Needed.",
         required=True,
     )
+    flags.DEFINE_boolean("quiet", False, "Print nothing but errors.")
+    flags.DEFINE_boolean("json", False, "Print one JSON object at the end, instead of tables and sentences.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(_: Sequence[str]) -> int:
     """Runs the program; returns its exit code. What the input gets wrong is one sentence on stderr."""
     try:
-        if len(argv) > 1:
-            raise ValueError(f"{argv[1]!r} isn't a flag; all arguments are --name=value, see --help.")
         _road()
     except (ValueError, TypeError, OSError, ImportError, tf.errors.OpError) as error:
         print(f"bstf-train: {error}", file=sys.stderr)
-        return 1
+        return console.ERROR
     except KeyboardInterrupt:
         print(
             f"bstf-train: interrupted; what is in '{FLAGS.output}' is complete, and the same command goes on with it.",
             file=sys.stderr,
         )
-        return 130
+        return console.INTERRUPTED
     return 0
 
 
@@ -198,23 +206,34 @@ def _training(output: Path, data: Dataset, block: BlockShape) -> None:
 def _results(output: Path, data: Dataset) -> None:
     """Exports, measures and tells; writes each file when it is complete."""
     rows = [(name, keras.models.load_model(output / f"{name}.keras", compile=False)) for name in ("dense", "sparse")]
-    files = {name: f"{name}.keras" for name, _ in rows}
+    files = {name: [f"{name}.keras"] for name, _ in rows}
     sparse = rows[1][1]
     if _quantises():
         export(sparse, output / "float")
-        print("Quantising.")
+        _say("Quantising.")
         quantised = quantize(sparse, data.images(FLAGS.calibration))
         export(quantised, output / "int8")
         rows.append(("sparse INT8", quantised))
-        files |= {"sparse": "sparse.keras, float", "sparse INT8": "int8"}
+        files |= {"sparse": ["sparse.keras", "float"], "sparse INT8": ["int8"]}
     sparsity = report(sparse)
-    print(sparsity)
-    table = Table("network", "test accuracy", "written to")
-    for name, model in rows:
-        table.add_row(name, f"{accuracy(model, data):.4f}", ", ".join(str(output / p) for p in files[name].split(", ")))
-    Console().print(table)
+    found = [
+        {
+            "name": name,
+            "accuracy": accuracy(model, data),
+            "files": [str(output / file) for file in files[name]],
+        }
+        for name, model in rows
+    ]
+    if FLAGS.json:
+        print(json.dumps({"output": str(output), "networks": found, "sparsity": sparsity.to_dict()}, indent=1))
+    elif not FLAGS.quiet:
+        print(sparsity)
+        table = Table("network", "test accuracy", "written to")
+        for one in found:
+            table.add_row(one["name"], f"{one['accuracy']:.4f}", ", ".join(one["files"]))
+        Console().print(table)
     if not _quantises():
-        print(
+        _say(
             f"Keras runs on {keras.backend.backend()}, and only TensorFlow quantises and exports. This does: "
             f"KERAS_BACKEND=tensorflow bstf-train --network={output / 'sparse.keras'} --ratio=0 --epochs=0 "
             f"--block={','.join(FLAGS.block)}, with "
@@ -224,9 +243,9 @@ def _results(output: Path, data: Dataset) -> None:
 
 
 def _say(sentence: str) -> None:
-    """Prints once, however many processes there are."""
-    if distribution.is_chief():
-        print(sentence)
+    """Prints once, however many processes there are; nothing where only results or errors are wanted."""
+    if distribution.is_chief() and not FLAGS.quiet and not FLAGS.json:
+        print(sentence, flush=True)
 
 
 def _quantises() -> bool:
@@ -291,8 +310,9 @@ def _trained(
     if epochs:
         _say(f"Training the {name} network on {distribution.replicas()} device(s).")
         boards = [keras.callbacks.TensorBoard(output / "logs" / name)] if FLAGS.tensorboard and chief else []
-        how = {"learning_rate": FLAGS.learning_rate, "checkpoint": checkpoint, "verbose": "auto" if chief else 0}
-        train(model, data, epochs=epochs, callbacks=[*callbacks, *boards], **how, **kwargs)
+        how = {"learning_rate": FLAGS.learning_rate, "checkpoint": checkpoint, "verbose": 0}
+        with EpochLog(name, lines=chief and not FLAGS.quiet and not FLAGS.json, bar=chief and not FLAGS.quiet) as log:
+            train(model, data, epochs=epochs, callbacks=[*callbacks, *boards, log], **how, **kwargs)
     with distribution.whole_file(path) as partial:
         model.save(partial)
     distribution.check_equal(name, "The processes have trained different networks.")  # all have left the folder
@@ -310,7 +330,7 @@ def _settings() -> dict[str, Any]:
 
 def _check_output(output: Path) -> None:
     """Raises a ValueError unless the output folder is new, empty or of an interrupted run with the same flags."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and all(map(is_leftover, output.iterdir()))):
         return
     if not (output / _SETTINGS).is_file():
         raise ValueError(f"--output={output} exists and isn't an empty folder: name another one.")
@@ -327,7 +347,7 @@ def _check_output(output: Path) -> None:
 
 def _open(output: Path) -> list[str]:
     """Makes the folder and notes the flags in it; returns the names of what was there, the same in all processes."""
-    files = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    files = sorted(one.name for one in output.iterdir() if not is_leftover(one)) if output.exists() else []
     distribution.check_equal(
         (_settings(), files),
         f"The processes have other flags, or see other files in {output}: it must be a shared folder.",
@@ -363,13 +383,9 @@ def _block(words: Sequence[str]) -> BlockShape:
     return BlockShape.of(sizes[0] if len(sizes) == 1 else sizes)
 
 
-def run() -> None:
+def run() -> NoReturn:
     """Entry point of the console program."""
-    define_flags()
-    sys.modules["__main__"].__doc__ = __doc__  # --help begins with it, and that of an installed script is empty
-    for flag in FLAGS.get_flags_for_module(__name__):
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # else --help of the installed script lists none
-    app.run(main)
+    console.run("bstf-train", __doc__, main, define_flags)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bstf.checkpoints import Checkpoint
 from bstf.datasets import Dataset, readable
 from bstf.distillation import Distiller, ends_in_softmax
 from bstf.schedules import Cubic, Steps
+from bstf.suggestion import suggestion
 
 SMALL_RESNET = "small_resnet"
 GRADUAL = ("cubic", "steps")
@@ -186,16 +187,22 @@ def network(name: str, dataset: Dataset) -> keras.Model:
         model = keras.models.load_model(name, compile=False)
     elif name == SMALL_RESNET:
         model = small_resnet(dataset.input_shape, dataset.classes)
-    elif name[:1].isupper() and callable(getattr(keras.applications, name, None)):
+    elif name in _networks():
         build = getattr(keras.applications, name)
         model = build(weights=None, input_shape=dataset.input_shape, classes=dataset.classes)
     else:
         raise ValueError(
-            f"There is no network '{name}': give '{SMALL_RESNET}', a name of keras.applications such as "
-            "'ResNet50', or a .keras file."
+            f"There is no network '{name}'{suggestion(name, _networks())}: give '{SMALL_RESNET}', a name of "
+            "keras.applications such as 'ResNet50', or a .keras file."
         )
     check_fit(model, dataset)
     return model
+
+
+def _networks() -> list[str]:
+    """The networks that can be built by name."""
+    models = [name for name in dir(keras.applications) if name[:1].isupper()]
+    return [SMALL_RESNET, *(name for name in models if callable(getattr(keras.applications, name)))]
 
 
 def check_fit(model: keras.Model, dataset: Dataset) -> None:

@@ -155,7 +155,9 @@ class Softmax(Op):
 
 @dataclass(frozen=True)
 class Affine(Op):
-    """x * scale + offset in float32 on the host, then the grid; only on the input: inputs (x, scale, offset)."""
+    """x * scale + offset in float32 on the host, then the grid if it has one; only on the input: inputs (x, scale,
+    offset), constants of shape (1,), (channels,) or (height, width, channels).
+    """
 
 
 # --- operations that the front end reads and the passes rewrite ----------------------------------------------------
@@ -257,6 +259,13 @@ class SumPool(Op):
 @dataclass(frozen=True)
 class MatMul(Op):
     """A vector times a matrix (cin, cout): inputs (x, matrix)."""
+
+
+@dataclass(frozen=True)
+class Transpose(Op):
+    """Axis k of the result is axis `axes[k]`."""
+
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
         return shape if table.is_constant and table.shape == (256,) and table.data.dtype == np.int8 else ()
     if isinstance(op, Affine):
         ok = node.inputs[0] in graph.inputs and all(
-            one.is_constant and one.data.size in (1, shape[-1]) and one.data.dtype == np.float32 for one in others
+            one.is_constant and one.shape in ((1,), shape[-1:], shape[1:]) and one.data.dtype == np.float32
+            for one in others
         )
         return shape if ok and len(others) == 2 else ()
     if isinstance(op, Function):

@@ -12,6 +12,12 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="folder with the published per-layer tables (CSV); without it their tests are skipped",
     )
+    parser.addoption(
+        "--mlir-opt",
+        default=None,
+        metavar="PATH",
+        help="upstream's mlir-opt, version 19; without it one on the path is taken, or its tests are skipped",
+    )
 
 
 @pytest.fixture(scope="session")

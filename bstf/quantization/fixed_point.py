@@ -345,22 +345,22 @@ class HostAffine(keras.layers.Layer):
     """x * scale + offset in float32: what the host does to images before they are put on their grid.
 
     Args:
-        scale: a number a channel, or one for all.
-        offset: a number a channel, or one for all.
+        scale: numbers that fit an image: one for all, one a channel, or (height, width, channels).
+        offset: the same.
         **kwargs: of `keras.layers.Layer`; the layer computes in float32 under any dtype policy.
 
     Example:
         >>> HostAffine([1 / 127.5], [-1.0])
     """
 
-    def __init__(self, scale: Sequence[float], offset: Sequence[float], **kwargs: Any):
+    def __init__(self, scale: Any, offset: Any, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        self.scale, self.offset = list(map(float, scale)), list(map(float, offset))
+        self.scale, self.offset = np.array(scale, np.float32), np.array(offset, np.float32)
         self.built = True
 
     def call(self, inputs: Any) -> Any:
         """Returns x * scale + offset."""
-        scale, offset = (ops.convert_to_tensor(np.float32(values)) for values in (self.scale, self.offset))
+        scale, offset = (ops.convert_to_tensor(values) for values in (self.scale, self.offset))
         return inputs * scale + offset
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
@@ -369,7 +369,7 @@ class HostAffine(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
-        return {**super().get_config(), "scale": self.scale, "offset": self.offset}
+        return {**super().get_config(), "scale": self.scale.tolist(), "offset": self.offset.tolist()}
 
 
 @keras.saving.register_keras_serializable("bstf")

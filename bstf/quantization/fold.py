@@ -30,6 +30,7 @@ from bstf.quantization.network import (
     Unary,
     Weights,
 )
+from bstf.quantization.order import fold_orders
 from bstf.quantization.trace import trace
 
 _MOST_AVERAGED = 1024  # elements whose factor N / 2**M surely has M <= 16
@@ -54,8 +55,10 @@ def flatten(model: keras.Model) -> Network:
         ['input_layer', 'conv1_pad', 'conv1_conv']
     """
     network = trace(model)
+    fold_orders(network)
     _join(network)
     _prepare(network)
+    _check_maps(network)
     _compose(network)
     for norm in [op for op in network.operations.values() if isinstance(op, BatchNorm)]:
         _fold(network, norm)
@@ -71,7 +74,7 @@ def _join(network: Network) -> None:
         if isinstance(following, BatchNorm):
             following.offset = norm.offset * following.scale + following.offset
             following.scale = norm.scale * following.scale
-            _remove(network, norm)
+            network.remove(norm)
 
 
 def _prepare(network: Network) -> None:
@@ -91,8 +94,18 @@ def _prepare_input(network: Network, first: BatchNorm) -> None:
     network.operations[first.name] = Affine(**common, **dict(zip(("scale", "offset"), constants)))
 
 
+def _check_maps(network: Network) -> None:
+    """Constants with a number a pixel are what the host computes, or refused."""
+    for op in network.operations.values():
+        if isinstance(op, BatchNorm) and max(op.scale.ndim, op.offset.ndim) > 1:
+            raise ValueError(
+                f"layer {op.name!r} has a constant with numbers of their own for pixels, of the shape {op.shape}; that "
+                "is supported for an input that nothing else reads, before all other layers: use a number a channel."
+            )
+
+
 def _one_value(values: np.ndarray) -> np.ndarray:
-    return values[:1] if (values == values[0]).all() else values
+    return values.reshape(-1)[:1] if (values == values.flat[0]).all() else values
 
 
 def _compose(network: Network) -> None:
@@ -155,8 +168,8 @@ def _function(op: Operation) -> Callable[[Any], Any] | None:
         return op.function
     if isinstance(op, Relu):
         return keras.ops.relu if op.ceiling is None else keras.ops.relu6
-    if isinstance(op, BatchNorm) and (op.scale == op.scale[0]).all() and (op.offset == op.offset[0]).all():
-        scale, offset = float(op.scale[0]), float(op.offset[0])
+    if isinstance(op, BatchNorm) and (op.scale == op.scale.flat[0]).all() and (op.offset == op.offset.flat[0]).all():
+        scale, offset = float(op.scale.flat[0]), float(op.offset.flat[0])
         return lambda x: x * scale + offset
     return None
 
@@ -167,10 +180,10 @@ def _fold(network: Network, norm: BatchNorm) -> None:
     behind = network.only_consumer(norm.name, readers)
     if isinstance(producer, Weights) and network.only_consumer(producer.name, readers) is norm:
         _fold_back(producer, norm)
-        _remove(network, norm)
+        network.remove(norm)
     elif _takes(behind, norm):
         _fold_forward(behind, norm)
-        _remove(network, norm)
+        network.remove(norm)
     else:
         _to_depthwise(network, norm)
 
@@ -274,15 +287,6 @@ def _replace(network: Network, name: str, made: list[Operation]) -> None:
     for key, operation in network.operations.items():
         operations |= {one.name: one for one in made} if key == name else {key: operation}
     network.operations = operations
-
-
-def _remove(network: Network, operation: Operation) -> None:
-    """Takes out an operation of one input; its consumers read the input."""
-    (source,) = operation.inputs
-    del network.operations[operation.name]
-    for other in network.operations.values():
-        other.inputs = tuple(source if name == operation.name else name for name in other.inputs)
-    network.outputs = tuple(source if name == operation.name else name for name in network.outputs)
 
 
 def _check_softmax(network: Network) -> None:

@@ -32,8 +32,8 @@ class Input(Operation):
 
 @dataclass(kw_only=True)
 class Affine(Operation):
-    """x * scale + offset, both float32 and for all channels or one a channel: what the host computes on an input,
-    before it is put on a grid.
+    """x * scale + offset, both float32, a number, one a channel or an image: what the host computes on an input, before
+    it is put on a grid.
     """
 
     scale: np.ndarray
@@ -92,7 +92,9 @@ class Dense(Weights):
 
 @dataclass(kw_only=True)
 class BatchNorm(Operation):
-    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding."""
+    """x * scale + offset, both float64 (channels,): batch normalisation and its like; gone after folding. Those of an
+    input may be (height, width, channels).
+    """
 
     scale: np.ndarray
     offset: np.ndarray
@@ -181,6 +183,20 @@ class Resize(Operation):
     method: str
 
 
+@dataclass(kw_only=True)
+class Select(Operation):
+    """The channels `numbers` of a tensor; gone after folding."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class Permute(Operation):
+    """Axis k of the result is axis `axes[k]`, not counting the batch; gone after folding."""
+
+    axes: tuple[int, ...]
+
+
 class Reshape(Operation):
     """The same elements in the same order in another shape."""
 
@@ -228,6 +244,14 @@ class Network:
             number += 1
             free = f"{name}_{number}"
         return free
+
+    def remove(self, operation: Operation) -> None:
+        """Takes out an operation of one input; its consumers read the input."""
+        (source,) = operation.inputs
+        del self.operations[operation.name]
+        for other in self.operations.values():
+            other.inputs = tuple(source if name == operation.name else name for name in other.inputs)
+        self.outputs = tuple(source if name == operation.name else name for name in self.outputs)
 
     def consumers(self) -> dict[str, list[Operation]]:
         """Operations that read each tensor."""

@@ -84,8 +84,8 @@ def quantize(
             Conv2D (grouped and dilated too), Conv2DTranspose, DepthwiseConv2D, SeparableConv2D, Dense, the
             masked layers, BatchNormalization, Rescaling and Normalization, ReLU and relu6, any function of one
             value (which becomes a table), Add, Subtract and Multiply (by one pixel too), Concatenate of channels,
-            max, average and global pooling, ZeroPadding2D, Cropping2D, UpSampling2D, Flatten, Dropout and a last
-            Softmax. It stays untouched.
+            max, average and global pooling, ZeroPadding2D, Cropping2D, UpSampling2D, Flatten (and Permute before
+            it), slices, Dropout and a last Softmax. A mean image may be subtracted from an input. It stays untouched.
         calibration: images like those the model will see: an array (n, height, width, channels), a
             `tf.data.Dataset` or an iterable of batches `x` or `(x, y)`. For a model of several inputs x is a tuple or
             list of arrays in the order of `model.inputs`, or a dictionary by their names, also without batches. A few

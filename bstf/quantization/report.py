@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bstf.batches import image_batches
+from bstf.files import replacing
 from bstf.quantization.calibrate import run
 from bstf.quantization.equalize import equalize
 from bstf.quantization.fixed_point import FixedPoint
@@ -80,7 +81,7 @@ class QuantizationReport:
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.layers)
         if path is not None:
-            with open(path, "w", encoding="utf-8") as file:
+            with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.write(text.getvalue())
         return text.getvalue()
 

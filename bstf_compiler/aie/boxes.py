@@ -18,9 +18,9 @@ def ddr_box(place: Place, rows: tuple[int, int], columns: tuple[int, int]) -> Ac
     return Access(("ddr",), address, sizes, (pitch, place.pixel))
 
 
-def part(box: Access, first: int, blocks: int) -> Access:
-    """Channel blocks [first, first + blocks) of a box."""
-    return replace(box, address=box.address + first * BLOCK, sizes=(*box.sizes[:2], blocks * BLOCK))
+def within(box: Access, column: int, block: int, sizes: tuple[int, int, int]) -> Access:
+    """A smaller box of some `sizes` in a box, its first column and channel block."""
+    return replace(box, address=box.address + column * box.strides[1] + block * BLOCK, sizes=sizes)
 
 
 def slot(tiles: tuple[str, ...], ring: Ring, size: int, use: int, moves_on: bool = True) -> Access:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,8 +29,8 @@ class Port:
 
 @dataclass(frozen=True)
 class HostAffine:
-    """What the host makes of the images of an input before the array: `tensor` = x * scale + offset in float32 (a
-    number, or one a channel), on the grid of `position`.
+    """What the host makes of the images of an input before the array: `tensor` = x * scale + offset in float32, on the
+    grid of `position`. Constants are a number, one a channel, or those of a whole image row by row, channels fastest.
     """
 
     input: str
@@ -37,6 +38,23 @@ class HostAffine:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     position: int
+
+    def constants(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and offset in float32, shaped to meet images of `shape`.
+
+        Raises:
+            ValueError: they don't fit such images.
+        """
+        arrays = []
+        for values in (self.scale, self.offset):
+            if len(values) not in (1, shape[-1], math.prod(shape)):
+                raise ValueError(
+                    f"'{self.tensor}': the host has a constant of {len(values)} numbers for images {shape}; the "
+                    "program is damaged: compile again"
+                )
+            array = np.array(values, np.float32)
+            arrays.append(array.reshape(shape) if len(values) == math.prod(shape) else array)
+        return tuple(arrays)
 
 
 WEIGHTS, WEIGHTS_AHEAD = "weights", "weights ahead"
@@ -109,15 +127,15 @@ class Code:
         return replace(step, instructions=loaded + [i for i in step.instructions if not _ahead(i)])
 
     def image_range(self, port: Port) -> tuple[np.ndarray, np.ndarray]:
-        """The values of an input's images, one or one a channel, between which the grid of its first tensor on the
-        array lies; 0 and 1 if nobody reads it.
+        """The values of an input's images (a number, or an array that meets images) between which the grid of its first
+        tensor on the array lies; 0 and 1 if nobody reads it.
         """
         first = next((affine for affine in self.affines if affine.input == port.tensor), None)
         if first is None:
             grid = np.array([integer.INT8_MIN, integer.INT8_MAX]) * 2.0 ** -(port.position or 0)
             ends = np.array([0.0, 1.0]) if port.position is None else grid
             return ends[:1], ends[1:]
-        scale, offset = np.array(first.scale), np.array(first.offset)
+        scale, offset = (constants.astype(np.float64) for constants in first.constants(port.shape))
         scale = np.where(scale == 0, 1.0, scale)  # any value does where the image doesn't count
         ends = [(end * 2.0**-first.position - offset) / scale for end in (integer.INT8_MIN, integer.INT8_MAX)]
         return np.minimum(*ends), np.maximum(*ends)

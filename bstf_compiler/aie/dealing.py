@@ -79,6 +79,21 @@ def contiguous(blocks: int, rounds: int, rows: int) -> Pieces:
     return _by_round(parts, rows)
 
 
+def by_parts(blocks: int, rounds: int, parts: int, rows: int) -> Pieces:
+    """Even shares of neighbouring blocks, larger ones first, for `parts` columns of cores in each round, and in these
+    for the rows.
+
+    Example:
+        >>> [[piece.blocks for piece in row] for row in by_parts(6, 1, 2, 2)]
+        [[2, 1, 2, 1]]
+    """
+    made = []
+    for start, stop in share(blocks, rounds * parts):
+        own = [(start + first, start + last) for first, last in share(stop - start, rows)]
+        made += [Piece((run,) if run[0] < run[1] else ()) for run in own]
+    return tuple(tuple(made[first : first + parts * rows]) for first in range(0, len(made), parts * rows))
+
+
 def balanced(costs: np.ndarray, rounds: int, rows: int) -> Pieces:
     """Shares of about equal cost.
 

@@ -6,15 +6,22 @@ memory tiles are dedicated, tile by tile, to weights or activations.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+from bstf_compiler.suggestion import suggestion
+
+MOST = 2**50
+"""The largest number in a device or a program: any sum of a few products of such a number with a small one is exact."""
+_MOST_TILES = 2**12
+_MOST_MEMORY = 2**28
+_MOST_TEXT = 2**16
+_LONGEST = 100  # letters of a name, or of a value in a sentence
 _FOLDER = Path(__file__).parent / "devices"
 _MESHES = [*(f"aie2_{n}x{n}" for n in range(1, 9)), "aie2_1x8", "aie2_2x4", "aie2_4x2", "aie2_4x8", "aie2_8x2"]
 
@@ -203,11 +210,24 @@ class DeviceSpec:
 
     @classmethod
     def _read(cls, path: Path) -> DeviceSpec:
+        with path.open("rb") as file:
+            content = file.read(_MOST_TEXT + 1)
+        return cls.parse(content, f"device file '{path}'")
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> DeviceSpec:
+        """A device from the TOML of a device file; `where` it comes from is for the sentences of ValueErrors."""
+        if len(content) > _MOST_TEXT:
+            raise ValueError(f"{where} holds more than {_MOST_TEXT:,} bytes; a device needs a hundredth of them")
         try:
-            entries = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"device file '{path}' is not valid TOML: {error}") from error
-        return cls.from_dict(entries, f"device file '{path}'")
+            entries = tomllib.loads(content.decode("utf-8"))
+        except RecursionError:
+            raise ValueError(
+                f"{where} is not valid TOML: it holds lists in lists in lists; no device needs them"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{where} is not valid TOML: {error}") from error
+        return cls.from_dict(entries, where)
 
     @classmethod
     def from_dict(cls, entries: dict, where: str) -> DeviceSpec:
@@ -238,6 +258,11 @@ class DeviceSpec:
 
     def _check(self, where: str) -> None:
         roles = self.memtile.roles
+        cores, memtiles = self.columns * self.rows, self.memtiles
+        if max(cores, memtiles) > _MOST_TILES:
+            raise ValueError(f"{where}: {cores:,} cores and {memtiles:,} memory tiles; {_MOST_TILES:,} of each at most")
+        if (total := cores * self.core.memory_bytes + memtiles * self.memtile.memory_bytes) > _MOST_MEMORY:
+            raise ValueError(f"{where}: the array has {total:,} bytes of memory; {_MOST_MEMORY:,} at most")
         if roles and (set(roles) != {"a", "w"} or len(roles) > 2 * max(self.columns, self.rows)):
             raise ValueError(
                 f"{where}: memtile roles = '{roles}' must have a letter for each memory tile, at least one 'a' "
@@ -272,11 +297,10 @@ def available() -> list[str]:
 
 
 def _unknown(device: str | Path) -> ValueError:
-    close = difflib.get_close_matches(str(device), available(), n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    known = available()
     return ValueError(
-        f"unknown device '{device}'{hint}; known: {', '.join(available())}, regions of them like npu1_2x4, or give the "
-        "path of a .toml file"
+        f"unknown device '{device}'{suggestion(str(device), known)}; known: {', '.join(known)}, regions of them like "
+        "npu1_2x4, or give the path of a .toml file"
     )
 
 
@@ -292,7 +316,7 @@ def _parse(kind: type, entries: dict, where: str):
     if missing := sorted(needed - entries.keys()):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     if unknown := sorted(entries.keys() - {field.name for field in fields(kind)}):
-        raise ValueError(f"{where} holds unknown entries: {', '.join(unknown)}")
+        raise ValueError(f"{where} holds unknown entries: {_shown(', '.join(unknown))[1:-1]}")
     hints = get_type_hints(kind)
     values = {}
     for name, value in entries.items():
@@ -302,14 +326,23 @@ def _parse(kind: type, entries: dict, where: str):
         if section:
             value = _parse(section, value, f"{where}, section {name},")
         elif hints[name] is str:
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: {name} = {value!r} must be a string")
+            if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+                raise ValueError(f"{where}: {name} = {_shown(value)} must be a string of at most {_LONGEST} letters")
         elif hints[name] == tuple[int, ...]:
             least = 0 if name == "noc_columns" else 1
-            if not isinstance(value, (list, tuple)) or any(type(v) is not int or v < least for v in value):
-                raise ValueError(f"{where}: {name} = {value!r} must be a list of integers from {least} on")
+            if not isinstance(value, (list, tuple)) or any(type(v) is not int or not least <= v <= MOST for v in value):
+                raise ValueError(f"{where}: {name} = {_shown(value)} must be a list of integers from {least} on")
             value = tuple(value)
-        elif type(value) is not int or value <= 0:
-            raise ValueError(f"{where}: {name} = {value!r} must be a positive integer")
+        elif type(value) is not int or not 0 < value <= MOST:
+            raise ValueError(f"{where}: {name} = {_shown(value)} must be a positive integer of at most {MOST:,}")
         values[name] = value
     return kind(**values)
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written, or how it begins."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list in a list in ...
+        return "something huge"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

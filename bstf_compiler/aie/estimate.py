@@ -10,6 +10,7 @@ tables only (see published.py).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +22,7 @@ from bstf_compiler.aie.code import Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import KINDS, Compute, Instruction, Transfer
 from bstf_compiler.aie.memory import Allocation
+from bstf_compiler.suggestion import suggestion
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def estimate(code: Code, cost_model: str = "exact", unavoidable: dict[int, dict[
         "exact": timed, "calibrated": timed, "published": _published,
     }  # fmt: skip
     if cost_model not in models:
-        raise ValueError(f"unknown cost model '{cost_model}'; use one of: {', '.join(models)}")
+        known = f"{suggestion(cost_model, models)}; use one of: {', '.join(models)}"
+        raise ValueError(f"unknown cost model '{cost_model}'{known}")
     spans: dict[str, list[Span]] = {step.layer: [] for step in code.steps}
     times: dict[int, tuple[Step, float, float]] = {}
     clock = 0.0
@@ -183,8 +186,30 @@ def seconds(device: DeviceSpec, instruction: Instruction) -> float:
 
 def _events(device: DeviceSpec, step: Step) -> tuple[events.Events, list[float]]:
     """What happens in a step, and seconds of one iteration of every instruction."""
-    durations = [seconds(device, instruction) for instruction in step.instructions]
+    slower = _slower(device, step)
+    durations = [seconds(device, one) * slower.get((one.kind, one.unit), 1.0) for one in step.instructions]
     return events.run(step.instructions, step.locks, durations), durations
+
+
+def _slower(device: DeviceSpec, step: Step) -> dict[tuple[str, str], float]:
+    """How much longer units of LOADFM and WRITEFM take than they would alone, by kind and unit: where all together ask
+    more of the link of a memory tile than one of its units asks in a step, they end when it has done it all.
+    """
+    units: dict[tuple[str, str], float] = defaultdict(float)
+    tiles: dict[tuple[str, str], float] = defaultdict(float)
+    met: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    share = -(-device.columns // len(device.activation_tiles))  # of a link
+    for instruction in step.instructions:
+        if (kind := instruction.kind) in ("LOADFM", "WRITEFM"):
+            unit = kind, instruction.unit
+            for move in instruction.moves:
+                moved = move.source.bytes * instruction.iterations
+                tile = kind, (move.source if kind == "LOADFM" else move.target).tiles[0]
+                units[unit] += moved
+                tiles[tile] += moved / share
+                met[unit].add(tile)
+    found = {unit: max(tiles[tile] for tile in met[unit]) / moved for unit, moved in units.items() if moved}
+    return {unit: factor for unit, factor in found.items() if factor > 1}
 
 
 def _timed(device: DeviceSpec, code: Code, number: int) -> list[Span]:

@@ -1,9 +1,9 @@
 """Where tensors live: addresses in the memory tiles while they fit, in DDR if not.
 
-A tensor is cut evenly by width, a piece a memory tile, at one address in all of them; a piece is (rows, its columns,
-channels padded to eight). What doesn't fit is spilled: it lives in DDR, and the layers that write or read it pass
-through staging buffers, in bands of rows: while one is computed, the next is loaded and the one before written. Parts
-of a joined tensor (joining.py) lie in it, and live and spill with it.
+A tensor is cut evenly by width, a piece a memory tile, at one address in all of them (layout.py). What doesn't fit is
+spilled: it lives in DDR, and the layers that write or read it pass through staging buffers, in bands of rows: while one
+is computed, the next is loaded and the one before written. Parts of a joined tensor (joining.py) lie in it, and live
+and spill with it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bstf_compiler.aie import layout
 from bstf_compiler.aie.device import DeviceSpec
-from bstf_compiler.aie.layer import DoesNotFit, Layer, share
+from bstf_compiler.aie.layer import DoesNotFit, Layer
+from bstf_compiler.aie.layout import Layout
 from bstf_compiler.aie.reach import BLOCK
 
 _ALIGN = 64
@@ -24,14 +26,15 @@ _MOST_BANDS = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks), and bytes
-    from pixel to pixel.
+    """Where a tensor lives: `memory` ("memtile" or "ddr"), its address there, shape (rows, columns, blocks), bytes from
+    pixel to pixel, and its first block in these, which counts in the address.
     """
 
     memory: str
     address: int
     shape: tuple[int, int, int]
     pixel: int
+    first: int = 0
 
     @property
     def length(self) -> int:
@@ -84,20 +87,15 @@ class _NoRoom(Exception):
         self.live, self.read, self.layer, self.wanted = live, read, layer, wanted
 
 
-def tile_spans(width: int, device: DeviceSpec) -> list[tuple[int, int]]:
-    """Pixel columns [start, stop) in each of a device's activation tiles: those of its columns of cores."""
-    parts = share(width, device.columns)
-    spans: dict[int, tuple[int, int]] = {}
-    for column, (start, stop) in enumerate(parts):
-        place = device.activation_tile(column)
-        spans[place] = (spans.get(place, (start, stop))[0], stop)
-    return list(spans.values())
+def layout_of(place: Place, device: DeviceSpec) -> Layout:
+    """Where the pixels of a tensor lie that lives in the memory tiles."""
+    own = layout.parts(place.shape[1], place.pixel // BLOCK, device)
+    return Layout(place.address - place.first * BLOCK, 0, place.pixel, place.first, own)
 
 
 def piece_bytes(shape: tuple[int, int, int], rows: int, device: DeviceSpec) -> int:
-    """Bytes of the widest piece of `rows` rows of a tensor cut over a device's memory tiles."""
-    widest = max(stop - start for start, stop in tile_spans(shape[1], device))
-    return -(-rows * widest * shape[2] * BLOCK // _ALIGN) * _ALIGN
+    """Bytes of the largest piece of `rows` rows of a tensor cut over a device's memory tiles."""
+    return -(-rows * layout.row_bytes(*shape[1:], device) // _ALIGN) * _ALIGN
 
 
 def place(
@@ -189,7 +187,7 @@ class _Attempt:
     def _give_places(self, whole: str, memory: str, address: int) -> None:
         for name, block in self._parts[whole]:
             pixel = self._shapes[whole][2] * BLOCK
-            self._placement.places[name] = Place(memory, address + block * BLOCK, self._shapes[name], pixel)
+            self._placement.places[name] = Place(memory, address + block * BLOCK, self._shapes[name], pixel, block)
 
     def _stage(self, index: int, layer: Layer) -> None:
         rows, whole, host = layer.output_shape[0], self._whole[layer.output], self._dying_input(index, layer)

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from bstf_compiler.aie import simulate, text, timeline
+from bstf_compiler.aie import report, simulate, text, timeline
 from bstf_compiler.aie.bounds import layer_bounds
 from bstf_compiler.aie.code import Code
 from bstf_compiler.aie.estimate import Estimate, estimate
 from bstf_compiler.aie.explain import Explanation, explain
 from bstf_compiler.aie.listing import listing
+from bstf_compiler.aie.mlir import package
+from bstf_compiler.aie.sanity import insane
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
+from bstf_compiler.files import replacing
+from bstf_compiler.graph import Graph
 from bstf_compiler.integer import Images
 
-_TEXT, _DATA, _DESCRIPTORS = "program.asm", "data.bin", "descriptors.txt"
-_FILES = {_TEXT, _DATA, _DESCRIPTORS, "layers.csv", "trace.json", "timeline.html", "timeline.png"}
+_TEXT, _DATA, _DESCRIPTORS, _REPORT = "program.asm", "data.bin", "descriptors.txt", "report.html"
+_READABLE = {
+    _TEXT: "the program's instructions and memory map",
+    _DATA: "its packed weights",
+    _DESCRIPTORS: "its buffer descriptors",
+    "layers.csv": "times of its layers",
+    "trace.json": "the timelines, for ui.perfetto.dev",
+    "timeline.png": "the timelines as a picture",
+}
+_OLDER = "timeline.html"  # what earlier versions wrote
+_FILES = {*_READABLE, _REPORT, _OLDER}
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -105,26 +117,37 @@ class Program(Code):
         """The instructions as text (see text.py)."""
         return text.assembly(self)
 
-    def write(self, folder: str | Path, times: Estimate | None = None, dense: Estimate | None = None) -> Path:
-        """Writes program.asm, data.bin, layers.csv, trace.json (opens in Perfetto), timeline.html and timeline.png, and
+    def write(
+        self,
+        folder: str | Path,
+        times: Estimate | None = None,
+        dense: Program | None = None,
+        graph: Graph | None = None,
+    ) -> Path:
+        """Writes program.asm, data.bin, report.html, layers.csv, trace.json (opens in Perfetto) and timeline.png, and
         for a device with buffer descriptors descriptors.txt (see listing.py).
 
         The folder appears whole or not at all; a folder of an earlier program is replaced.
 
         Args:
             folder: where to; missing parents are made.
-            times: what the files from layers.csv to timeline.png show; default: `self.estimate()`.
-            dense: times of the same network without zero blocks, which the last three of them show beside.
+            times: what report.html and the files after it show; default: `self.estimate()`.
+            dense: the program of the same network without zero blocks, which report.html, trace.json and timeline.png
+                show beside, under the same cost model.
+            graph: what the program was compiled from: the report has pictures of its blocks then.
 
         Raises:
             ValueError: if something else than a program is there.
         """
         folder = check_folder(folder)
         times = times or self.estimate()
-        shown, titles = ([times], [""]) if dense is None else ([dense, times], ["dense", "sparse"])
+        panels = [report.Panel("" if dense is None else "sparse", self, times)]
+        if dense is not None:
+            panels.insert(0, report.Panel("dense", dense, dense.estimate(times.cost_model)))
+        shown, titles = [panel.estimate for panel in panels], [panel.title for panel in panels]
+        gammas = None if graph is None else report.gammas_of(graph, [layer.name for layer in times.layers])
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            made = Path(scratch) / "new"
+        with replacing(folder) as made:
             made.mkdir()
             (made / _TEXT).write_text(self.assembly, encoding="utf-8")
             (made / _DATA).write_bytes(self.data)
@@ -132,18 +155,28 @@ class Program(Code):
                 (made / _DESCRIPTORS).write_text("\n".join(listing(self)) + "\n", encoding="utf-8")
             timeline.layers_csv(times, made / "layers.csv")
             write_chrome_trace(shown, made / "trace.json", titles)
-            timeline.timeline_html(shown, made / "timeline.html", titles)
             timeline.timeline_png(shown, made / "timeline.png", titles)
-            old = Path(scratch) / "old"
-            if folder.exists():
-                folder.rename(old)
-            try:
-                made.rename(folder)
-            except BaseException:
-                if old.exists():
-                    old.rename(folder)
-                raise
+            others = {name: what for name, what in _READABLE.items() if (made / name).exists()}
+            report.write_report(made / _REPORT, panels, gammas, files=others)
         return folder
+
+    def emit_mlir(self, folder: str | Path, version: str = "1.4") -> Path:
+        """Writes an mlir-aie design with kernels, packed weights, a test vector and a README of what was verified; it
+        is read back, checked and executed before (see mlir/package.py).
+
+        Args:
+            folder: where to: new, empty, or of an earlier design; missing parents are made.
+            version: of mlir-aie's syntax, `1.4` or `2025`.
+
+        Raises:
+            ValueError: the device isn't npu1, npu2, ve2302, ve2802 or a region of one, a layer has an operation without
+                a kernel, the streams need more packet ids than there are, or the folder isn't free.
+            RuntimeError: the design is unsound, an error of the compiler.
+
+        Example:
+            >>> bstf_compiler.compile(graph, "npu1").emit_mlir("build/design")
+        """
+        return package.write(self, folder, version)
 
     @classmethod
     def load(cls, folder: str | Path) -> Program:
@@ -157,11 +190,26 @@ class Program(Code):
         for name in (_TEXT, _DATA):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"'{folder}' holds no {name}; give a folder that Program.write wrote")
+            if (folder / name).resolve().parent != folder.resolve():
+                raise ValueError(f"'{folder / name}' leads out of the folder; give one that Program.write wrote")
+        return cls.parse((folder / _TEXT).read_bytes(), (folder / _DATA).read_bytes())
+
+    @classmethod
+    def parse(cls, content: bytes, data: bytes) -> Program:
+        """The program of a text form (see text.py) and a data image, as they are in `program.asm` and `data.bin`.
+
+        They may come from anybody: a program that is returned is sound, and simulating it reaches no memory but that of
+        its device.
+
+        Raises:
+            ValueError: they are damaged, or the program is unsound.
+        """
         try:
-            content = (folder / _TEXT).read_text(encoding="utf-8")
+            code = text.parse(content.decode("utf-8"), data)
         except UnicodeDecodeError as error:
-            raise ValueError(f"'{folder / _TEXT}' is damaged: it is not text; compile again") from error
-        program = cls(**vars(text.parse(content, (folder / _DATA).read_bytes())))
-        if violations := program.verify():
-            raise ValueError(f"'{folder}' holds an unsound program: {violations[0]}; compile again")
+            raise ValueError("program text is damaged: it is not text; compile again") from error
+        program = cls(**vars(code))
+        violation = next(insane(code), None) or next(iter(program.verify()), None)
+        if violation is not None:
+            raise ValueError(f"program text holds an unsound program: {violation}; compile again")
         return program

@@ -10,7 +10,8 @@ from bstf_compiler import integer
 from bstf_compiler.aie import events, kernels, pointwise
 from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.isa import Compute, Transfer
-from bstf_compiler.aie.memory import Place, tile_spans
+from bstf_compiler.aie.memory import Place, layout_of
+from bstf_compiler.aie.reach import BLOCK
 
 _POISON = -86
 """What memory holds before anything is written: 0xAA, so that a byte read too early shows."""
@@ -49,21 +50,30 @@ class Machine:
                     self._compute(instruction, int(iteration))
             yield step
 
+    def inputs(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """DDR, int8, before the first step on one float32 image (h, w, c) of every input."""
+        self._write_inputs(images)
+        return self._memories["ddr"].copy()
+
     def tensor(self, name: str) -> np.ndarray:
         """The integers (h, w, c) of a tensor, from wherever it lives."""
         place, channels, _ = self._program.tensors[name]
         if place.memory == "ddr":
-            return self._pixels("ddr", place, place.shape[1])[..., :channels].copy()
-        device = self._program.device
-        spans = zip(device.activation_tiles, tile_spans(place.shape[1], device))
-        pieces = [self._pixels(f"m{tile}", place, stop - start) for tile, (start, stop) in spans]
-        return np.concatenate(pieces, axis=1)[..., :channels]
+            return self._pixels_in_ddr(place)[..., :channels].copy()
+        rows, width, blocks = place.shape
+        found = np.empty((rows, width, place.length), np.int8)
+        for column, block, box in layout_of(place, self._program.device).boxes((0, rows), (0, width), (0, blocks)):
+            _, pixels, length = box.sizes
+            target = found[:, column : column + pixels, block * BLOCK : block * BLOCK + length]
+            target[:] = _view(self._memories[box.tiles[0]], box.address, box.sizes, box.strides)
+        return found[..., :channels]
 
-    def _pixels(self, tile: str, place: Place, width: int) -> np.ndarray:
-        """A view (rows, width, padded channels) of a tensor in a memory."""
-        strides = (width * place.pixel, place.pixel, 1)
-        flat = self._memories[tile][place.address :]
-        return np.lib.stride_tricks.as_strided(flat, (place.shape[0], width, place.length), strides)
+    def _pixels_in_ddr(self, place: Place) -> np.ndarray:
+        """A view (rows, columns, padded channels) of a tensor."""
+        rows, width, _ = place.shape
+        return _view(
+            self._memories["ddr"], place.address, (rows, width, place.length), (width * place.pixel, place.pixel)
+        )
 
     def _write_inputs(self, images: Sequence[np.ndarray]) -> None:
         """Puts what the array reads into DDR: the images on their grids, or what the host makes of them first."""
@@ -72,13 +82,14 @@ class Machine:
             if port.position is not None:
                 self._write(port.tensor, integer.quantize(given[port.tensor], port.position))
         for affine in self._program.affines:
-            scale, offset = (np.array(values, np.float32) for values in (affine.scale, affine.offset))
-            self._write(affine.tensor, integer.quantize(given[affine.input] * scale + offset, affine.position))
+            image = given[affine.input]
+            scale, offset = affine.constants(image.shape[-3:])
+            self._write(affine.tensor, integer.quantize(image * scale + offset, affine.position))
 
     def _write(self, tensor: str, values: np.ndarray) -> None:
         if tensor in self._program.tensors:
             place, channels, _ = self._program.tensors[tensor]
-            pixels = self._pixels("ddr", place, place.shape[1])
+            pixels = self._pixels_in_ddr(place)
             pixels[..., :channels], pixels[..., channels:] = values, 0
 
     def _transfer(self, instruction: Transfer, iteration: int) -> None:
@@ -120,6 +131,11 @@ class Machine:
                     pointwise.join(memory, start, y, chunk, part, access.sizes[2], out_shape, block)
         else:
             raise ValueError(f"{do.unit} has operation '{do.op}', which no core knows; compile again")
+
+
+def _view(memory: np.ndarray, address: int, sizes: tuple[int, int, int], strides: tuple[int, int]) -> np.ndarray:
+    """A box of bytes in a memory."""
+    return np.lib.stride_tricks.as_strided(memory[address:], sizes, (*strides, 1))
 
 
 def simulate(program: Code, x: integer.Images, seed: int | None = None) -> np.ndarray | list[np.ndarray]:

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bstf_compiler.aie import tiling
-from bstf_compiler.aie.boxes import ddr_box, part, slot, slot_of_round, tile_box
+from bstf_compiler.aie import layout, tiling
+from bstf_compiler.aie.boxes import ddr_box, slot, slot_of_round, tile_box, within
 from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Step
+from bstf_compiler.aie.cutting import runs
 from bstf_compiler.aie.dealing import Piece
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import FIRST, LAST, Access, Compute, LockAction, Move, Transfer
 from bstf_compiler.aie.layer import cut_runs, share
-from bstf_compiler.aie.memory import Place, Stage, tile_spans
+from bstf_compiler.aie.layout import Layout
+from bstf_compiler.aie.memory import Place, Stage, layout_of
 from bstf_compiler.aie.reach import BLOCK, Scaled, Sliding, Source
+from bstf_compiler.aie.splitting import Region
 from bstf_compiler.aie.tiling import Ring, Tiling
 from bstf_compiler.aie.weight_stream import Chunk, WeightStream
 
@@ -58,12 +61,10 @@ class StepWriter:
         self._band, self._last = stage.bands[number], number == len(stage.bands) - 1
         self._pieces = self._pieces_of_columns()
         self._needs = self._input_blocks_of_cores()
-        width = stage.layer.output_shape[1]
-        self._spans = [(0, width)] * device.columns if tiles.spread else share(width, device.columns)
+        self._regions = tiles.split.regions(self._band[1] - self._band[0], stage.layer.output_shape[1], device.columns)
         busy = [[column[0][row].blocks > 0 for row in range(device.rows)] for column in self._pieces]
-        self._columns = [c for c, (start, stop) in enumerate(self._spans) if stop > start and any(busy[c])]
+        self._columns = [c for c, own in enumerate(self._regions) if any(map(_area, own)) and any(busy[c])]
         self._rows = [r for r in range(device.rows) if any(column[r] for column in busy)]
-        self._holders: dict[tuple[Sliding | Scaled, tuple[int, int]], list[tuple[int, int, int]]] = {}
         cores = {row: tuple(_core(column, row) for column in self._columns if busy[column][row]) for row in self._rows}
         orders = {row: self._chunk_order(row) for row in self._rows}
         self.weights = WeightStream(device, tiles.weights, stage.chunks, orders, cores)
@@ -96,25 +97,23 @@ class StepWriter:
 
     def _pieces_of_columns(self) -> list[list[tuple[Piece, ...]]]:
         """The output blocks of each core by column, round and row."""
-        columns, rows, dealt = self._device.columns, self._device.rows, self._tiles.pieces
-        if not self._tiles.spread:
-            return [list(dealt)] * columns
-        return [[pieces[column * rows : (column + 1) * rows] for pieces in dealt] for column in range(columns)]
+        columns, rows = self._device.columns, self._device.rows
+        parts = [self._tiles.split.channel_part(column, columns) for column in range(columns)]
+        return [[pieces[part * rows : (part + 1) * rows] for pieces in self._tiles.pieces] for part in parts]
 
     def _input_blocks_of_cores(self) -> list[dict[tuple[int, int], list[list[Piece]]]]:
         """The input blocks that cores need by column, and (round, input chunk): of each source, by row of cores."""
         layer = self._layer
         chunks = share(layer.sources[0].shape[2], self._tiles.input_chunks)
-        found: list[dict[tuple[int, int], list[list[Piece]]]] = []
-        for column in self._pieces if self._tiles.spread else self._pieces[:1]:
-            found.append(
-                {
+        found: dict[tuple[tuple[Piece, ...], ...], dict[tuple[int, int], list[list[Piece]]]] = {}
+        for column in map(tuple, self._pieces):
+            if column not in found:
+                found[column] = {
                     (k, j): [tiling.input_blocks(layer, source, pieces, chunk) for source in layer.sources]
                     for k, pieces in enumerate(column)
                     for j, chunk in enumerate(chunks)
                 }
-            )
-        return found if self._tiles.spread else found * self._device.columns
+        return [found[tuple(column)] for column in self._pieces]
 
     # --- locks and buffers ---
 
@@ -156,36 +155,57 @@ class StepWriter:
     def _load_band(self, number: int) -> None:
         """The rows that a band reads of every input that lives in DDR, to its staging buffer."""
         readers = [tile for column in self._columns for tile in self._staged_tiles(column, number)]
-        for tile in sorted(set(readers)):
-            moves = []
-            for source in self._staged_sources(number):
-                start, stop, _ = source.rows.reach(*self._stage.bands[number])
-                span = self._input_spans(source)[self._device.activation_tiles.index(tile)]
-                if span[1] > span[0]:
-                    box = ddr_box(self._places[source.tensor], (start, stop), span)
-                    target = self._staging_box(source.tensor, number, f"m{tile}", stop - start, span, box.sizes[2])
-                    moves.append(Move(box, target))
+        moves: dict[int, list[Move]] = {tile: [] for tile in sorted(set(readers))}
+        for source in self._staged_sources(number):
+            (start, stop, _), (_, width, blocks) = source.rows.reach(*self._stage.bands[number]), source.shape
+            whole = ddr_box(self._places[source.tensor], (start, stop), (0, width))
+            boxes = self._staged_source(source, number).boxes((start, stop), (0, width), (0, blocks))
+            for column, block, box in boxes:
+                if (tile := int(box.tiles[0][1:])) in moves:
+                    moves[tile].append(Move(within(whole, column, block, box.sizes), box))
+        for tile, own in moves.items():
             give = (LockAction(f"m{tile}:ready", readers.count(tile)),) if number == self._number else ()
-            self._emit(Transfer("LOAD", f"load.{tile}", tuple(moves), release=give))
+            self._emit(Transfer("LOAD", f"load.{tile}", tuple(own), release=give))
 
     def _staged_tiles(self, column: int, number: int) -> list[int]:
         """The memory tiles with staged input columns of a column of cores."""
-        sources = self._staged_sources(number)
-        return sorted({tile for source in sources for tile, _, _ in self._held(source, self._spans[column])})
+        tiles: set[int] = set()
+        for source in self._staged_sources(number):
+            where = self._staged_source(source, number)
+            for (top, bottom), columns in self._regions[column]:
+                if bottom > top:
+                    tiles.update(where.tiles(_reach(source.columns, columns)[:2]))
+        return sorted(tiles)
 
-    def _held(self, source: Source, columns: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """The memory tiles that hold input columns under output columns, and these columns: (tile, start, stop)."""
-        key = source.columns, columns  # asked again for every tile of a column
-        if key not in self._holders:
-            left, right, _ = _columns_under(source, columns)
-            spans = zip(self._device.activation_tiles, self._input_spans(source))
-            held = [(tile, max(left, start), min(right, stop)) for tile, (start, stop) in spans]
-            self._holders[key] = [(tile, start, stop) for tile, start, stop in held if start < stop]
-        return self._holders[key]
+    def _staged_source(self, source: Source, number: int) -> Layout:
+        """Where a band's rows of an input that lives in DDR are staged."""
+        first = source.rows.reach(*self._stage.bands[number])[0]
+        return self._staged(source.tensor, number, first, *source.shape[1:])
 
-    def _input_spans(self, source: Source) -> list[tuple[int, int]]:
-        """Columns of an input in each memory tile."""
-        return tile_spans(source.shape[1], self._device)
+    def _staged(self, tensor: str, number: int, row: int, width: int, blocks: int) -> Layout:
+        own = layout.parts(width, blocks, self._device)
+        return Layout(self._stage.staging_of(tensor, number), row, blocks * BLOCK, 0, own)
+
+    def _source(self, source: Source) -> Layout:
+        """Where a source lies in the memory tiles."""
+        place = self._places[source.tensor]
+        if place.memory == "ddr":
+            return self._staged_source(source, self._number)
+        return layout_of(place, self._device)
+
+    def _output(self, number: int) -> Layout:
+        """Where an output lies in the memory tiles; that of a band, if it lives in DDR, without gaps between runs."""
+        place, layer = self._places[self._layer.output], self._layer
+        if place.memory == "ddr":
+            return self._staged(layer.output, number, self._stage.bands[number][0], place.shape[1], layer.blocks)
+        return layout_of(place, self._device)
+
+    def _turned(self, column: int, where: Layout, columns: tuple[int, int]) -> Layout:
+        """What lies under some columns; columns of cores with the same ones begin in different places."""
+        met = where.under(columns)
+        _, one = self._tiles.split.place(column, self._device.columns)
+        first = one * len(met.parts) * self._tiles.split.across // self._device.columns
+        return replace(met, parts=met.parts[first:] + met.parts[:first])
 
     def _write(self) -> None:
         """WRITE: what the band before has made of an output that lives in DDR; of the last band, its own too."""
@@ -197,32 +217,24 @@ class StepWriter:
 
     def _write_band(self, number: int) -> None:
         """A band's rows of the output, from its staging buffer."""
-        place, band = self._places[self._layer.output], self._stage.bands[number]
-        rows, length = band[1] - band[0], self._layer.blocks * BLOCK
-        for tile, span in zip(self._device.activation_tiles, tile_spans(self._layer.output_shape[1], self._device)):
-            writers = [column for column in self._columns if tile in dict(self._tiles_of(column))]
-            if not writers:
-                continue
-            staged = self._staging_box(self._layer.output, number, f"m{tile}", rows, span, length)
-            whole = ddr_box(place, band, span)
-            moves = []
-            for before, first, blocks in cut_runs(self._layer.runs, 0, self._layer.blocks):
-                moves.append(Move(part(staged, before, blocks), part(whole, first, blocks)))
-            take = (LockAction(f"m{tile}:done", len(writers)),) if number == self._number else ()
-            self._emit(Transfer("WRITE", f"write.{tile}", tuple(moves), acquire=take))
+        place, band, layer = self._places[self._layer.output], self._stage.bands[number], self._layer
+        width = layer.output_shape[1]
+        writers = [tile for column in self._columns for tile in self._tiles_of(column)]
+        moves: dict[int, list[Move]] = {tile: [] for tile in sorted(set(writers))}
+        whole, staged = ddr_box(place, band, (0, width)), self._output(number)
+        for before, first, count in cut_runs(layer.runs, 0, layer.blocks):
+            for column, block, box in staged.boxes(band, (0, width), (before, before + count)):
+                if (tile := int(box.tiles[0][1:])) in moves:
+                    moves[tile].append(Move(box, within(whole, column, first + block - before, box.sizes)))
+        for tile, own in moves.items():
+            take = (LockAction(f"m{tile}:done", writers.count(tile)),) if number == self._number else ()
+            self._emit(Transfer("WRITE", f"write.{tile}", tuple(own), acquire=take))
 
-    def _tiles_of(self, column: int) -> list[tuple[int, tuple[int, int]]]:
-        """The memory tiles that a column of cores writes, its own one first, and the output columns that each holds."""
-        spans, own = tile_spans(self._layer.output_shape[1], self._device), self._device.activation_tile(column)
-        left, right = self._spans[column]
-        found = list(zip(self._device.activation_tiles, spans))
-        return [(tile, span) for tile, span in found[own:] + found[:own] if max(left, span[0]) < min(right, span[1])]
-
-    def _staging_box(
-        self, name: str, number: int, tile: str, rows: int, columns: tuple[int, int], length: int
-    ) -> Access:
-        width = columns[1] - columns[0]
-        return Access((tile,), self._stage.staging_of(name, number), (rows, width, length), (width * length, length))
+    def _tiles_of(self, column: int) -> list[int]:
+        """The memory tiles that a column of cores writes."""
+        where = self._output(self._number)
+        spans = [columns for (top, bottom), columns in self._regions[column] if bottom > top]
+        return list(dict.fromkeys(tile for columns in spans for tile in where.tiles(columns)))
 
     # --- weights ---
 
@@ -240,30 +252,35 @@ class StepWriter:
     def _runs(self, column: int) -> list[_Run]:
         """The column's tiles in order, equal neighbours joined unless input channels come in chunks.
 
-        Every column has as many tiles as the widest one, for all share the weights; where the pieces of a narrow column
-        run out, its tiles are empty.
+        Every column has as many tiles as the largest one, for all share the weights; where the pixels of a smaller
+        column run out, its tiles are empty.
         """
         split = self._tiles.input_chunks > 1
-        widest = max(stop - start for start, stop in self._spans)
-        start, stop = self._spans[column]
         runs: list[_Run] = []
-        for left, right in tiling.cuts(widest, self._tiles.tile_columns):
-            columns = (min(start + left, stop), min(start + right, stop))
-            for top, bottom in tiling.cuts(self._band[1] - self._band[0], self._tiles.tile_rows):
-                rows = (self._band[0] + top, self._band[0] + bottom)
-                if not split and runs and self._continues(runs[-1], rows, columns):
-                    runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
-                else:
-                    runs.append(_Run(1, rows, columns))
+        for rows, columns in self._tiles_of_regions(column):
+            if not split and runs and self._continues(runs[-1], rows, columns):
+                runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+            else:
+                runs.append(_Run(1, rows, columns))
         return runs
+
+    def _tiles_of_regions(self, column: int) -> Iterator[Region]:
+        """The tiles of what a column computes, of which the first column has most."""
+        for own, ((top, bottom), (left, right)) in zip(self._regions[column], self._regions[0]):
+            for columns in runs(0, right - left, self._tiles.tile_columns):
+                for rows in runs(0, bottom - top, self._tiles.tile_rows):
+                    (first, last), span = (
+                        [min(start + at, stop) for at in cut] for cut, (start, stop) in zip((rows, columns), own)
+                    )
+                    yield (self._band[0] + first, self._band[0] + last), (span[0], span[1])
 
     def _continues(self, run: _Run, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
         """Whether a tile has the shape of a run's tiles, at the place where the next one would be."""
         if columns != run.columns or rows != run.after(run.count):
             return False
         for source in self._layer.sources:
-            start, stop, above = source.rows.reach(*run.rows)
-            start2, stop2, above2 = source.rows.reach(*rows)
+            start, stop, above = _reach(source.rows, run.rows)
+            start2, stop2, above2 = _reach(source.rows, rows)
             if above != above2 or stop2 - stop != start2 - start or start2 - start != run.count * _advance(source, run):
                 return False
         return True
@@ -295,18 +312,12 @@ class StepWriter:
         for place, (source, ring) in enumerate(zip(self._layer.sources, self._tiles.inputs)):
             if not source.broadcast:
                 continue
-            base, _, pixel = self._origin(source)
             for (k, _), needs in self._needs[column].items():
                 for row, blocks in enumerate(needs[place]):
-                    sizes = (1, 1, blocks.blocks * BLOCK)
-                    if blocks.blocks:
-                        box = Access(
-                            (f"m{self._device.activation_tiles[0]}",),
-                            base + blocks.span[0] * BLOCK,
-                            sizes,
-                            (pixel, pixel),
-                        )
-                        moves.append(Move(box, replace(slot_of_round(ring, k, sizes), tiles=(_core(column, row),))))
+                    there = slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK))
+                    there = replace(there, tiles=(_core(column, row),))
+                    for _, block, box in self._source(source).boxes((0, 1), (0, 1), blocks.span):
+                        moves.append(Move(box, within(there, 0, block - blocks.span[0], box.sizes)))
         return moves
 
     def _loadfm(
@@ -321,7 +332,7 @@ class StepWriter:
             for row in active:
                 wanted.setdefault(needs[row], []).append(_core(column, row))
             for blocks, cores in wanted.items():
-                moves += self._gather(source, ring, tuple(cores), run, blocks, use)
+                moves += self._gather(column, source, ring, tuple(cores), run, blocks, use)
         acquire = [LockAction(f"{_core(column, row)}:in_free") for row in active]
         release = [LockAction(f"{_core(column, row)}:in_full") for row in active]
         self._emit(
@@ -339,50 +350,27 @@ class StepWriter:
             elif j == chunks - 1:
                 yield source, ring, needs, load // chunks
 
-    def _origin(self, source: Source) -> tuple[int, int, int]:
-        """Where a source lies in the memory tiles: address, the image row there, bytes from pixel to pixel."""
-        place = self._places[source.tensor]
-        if place.memory == "ddr":
-            return self._stage.staging_of(source.tensor, self._number), source.rows.reach(*self._band)[0], place.length
-        return place.address, 0, place.pixel
-
     def _gather(
-        self, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
+        self, column: int, source: Source, ring: Ring, cores: tuple[str, ...], run: _Run, blocks: Piece, load: int
     ) -> list[Move]:
         """The moves that bring one input tile together from the memory tiles that hold its columns."""
-        base, origin, pixel = self._origin(source)
-        top, bottom, _ = source.rows.reach(*run.rows)
+        (top, bottom, _), (left, right, _) = _reach(source.rows, run.rows), _reach(source.columns, run.columns)
         if top >= bottom:
             return []
-        left, right, _ = _columns_under(source, run.columns)
-        spans = self._input_spans(source)
         tile = tile_box(cores, ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
-        moves = []
-        held = self._held(source, run.columns)
-        if self._tiles.spread:  # not all columns read from one memory tile at a time
-            own = self._device.activation_tile(int(cores[0][1:].split(".")[0]))
-            held = held[own:] + held[:own]
-        for holder, first, last in held:
-            start, stop = spans[self._device.activation_tiles.index(holder)]
-            pitch = (stop - start) * pixel
-            box = Access(
-                (f"m{holder}",),
-                base + (top - origin) * pitch + (first - start) * pixel,
-                (bottom - top, last - first, 0),
-                (pitch, pixel),
-                advance=_advance(source, run) * pitch if run.count > 1 else 0,
-            )
-            columns = replace(tile, address=tile.address + (first - left) * tile.sizes[2], sizes=box.sizes)
-            for before, block, count in blocks.places:
-                moves.append(Move(part(box, block, count), part(columns, before, count)))
+        where = self._turned(column, self._source(source), (left, right))
+        moves, advance = [], _advance(source, run) if run.count > 1 else 0
+        for before, first, count in blocks.places:
+            for at, block, box in where.boxes((top, bottom), (left, right), (first, first + count), advance):
+                moves.append(Move(box, within(tile, at - left, before + block - first, box.sizes)))
         return moves
 
     def _input_box(self, source: Source, ring: Ring, core: str, k: int, run: _Run, blocks: Piece, load: int) -> Access:
         """A core's input tile."""
         if source.broadcast:
             return replace(slot_of_round(ring, k, (1, 1, blocks.blocks * BLOCK)), tiles=(core,))
-        top, bottom, _ = source.rows.reach(*run.rows)
-        left, right, _ = _columns_under(source, run.columns)
+        top, bottom, _ = _reach(source.rows, run.rows)
+        left, right, _ = _reach(source.columns, run.columns)
         return tile_box((core,), ring, (bottom - top, right - left, blocks.blocks * BLOCK), load)
 
     def _comp(
@@ -422,7 +410,7 @@ class StepWriter:
                 kernel=layer.window.kernel,
                 strides=layer.window.strides,
                 dilation=layer.window.dilation,
-                padding=(first.rows.reach(*run.rows)[2], _columns_under(first, run.columns)[2]),
+                padding=(_reach(first.rows, run.rows)[2], _reach(first.columns, run.columns)[2]),
                 work=layer.work(rows * columns, blocks),
                 added=layer.added(rows * columns, piece.blocks) if finish else 0,
                 macs=layer.macs(rows * columns, span, piece.numbers),
@@ -448,35 +436,23 @@ class StepWriter:
 
     def _writefm(self, column: int, k: int, run: _Run, tile: int, active: list[int], final: bool) -> None:
         """WRITEFM: output tiles of a column's cores to the memory tiles that hold their columns."""
-        layer, place, ring = self._layer, self._places[self._layer.output], self._tiles.output
-        base, origin, pixel, runs = place.address, 0, place.pixel, layer.runs
-        if place.memory == "ddr":  # the staging buffer has no gaps between runs
-            base, origin = self._stage.staging_of(layer.output, self._number), self._band[0]
-            pixel = layer.blocks * BLOCK
-            runs = ((0, layer.blocks),)
-        rows, (left, right) = run.rows[1] - run.rows[0], run.columns
-        moves = []
-        for memtile, (start, stop) in self._tiles_of(column):
-            first, last, pitch = max(left, start), min(right, stop), (stop - start) * pixel
-            there = Access(
-                (f"m{memtile}",),
-                base + (run.rows[0] - origin) * pitch + (first - start) * pixel,
-                (rows, last - first, 0),
-                (pitch, pixel),
-                advance=rows * pitch if run.count > 1 else 0,
-            )
-            for row in active if first < last else []:
-                piece = self._pieces[column][k][row]
-                length = piece.blocks * BLOCK
-                made = tile_box((_core(column, row),), ring, (rows, right - left, length), tile)
-                made = replace(made, address=made.address + (first - left) * length, sizes=(rows, last - first, length))
-                for before, number, count in piece.places:
-                    for after, block, blocks in cut_runs(runs, number, number + count):
-                        moves.append(Move(part(made, before + after, blocks), part(there, block, blocks)))
+        layer, ring, staged = self._layer, self._tiles.output, self._places[self._layer.output].memory == "ddr"
+        rows, columns = run.rows[1] - run.rows[0], run.columns[1] - run.columns[0]
+        runs = ((0, layer.blocks),) if staged else layer.runs
+        where = self._turned(column, self._output(self._number), run.columns)
+        moves, advance = [], rows if run.count > 1 else 0
+        for row in active if rows and columns else []:
+            piece = self._pieces[column][k][row]
+            made = tile_box((_core(column, row),), ring, (rows, columns, piece.blocks * BLOCK), tile)
+            for before, number, count in piece.places:
+                for after, first, blocks in cut_runs(runs, number, number + count):
+                    for at, block, box in where.boxes(run.rows, run.columns, (first, first + blocks), advance):
+                        own = within(made, at - run.columns[0], before + after + block - first, box.sizes)
+                        moves.append(Move(own, box))
         acquire = tuple(LockAction(f"{_core(column, row)}:out_full") for row in active)
         release = [LockAction(f"{_core(column, row)}:out_free") for row in active]
-        if final and self._last and place.memory == "ddr":
-            release += [LockAction(f"m{memtile}:done", 1, LAST) for memtile, _ in self._tiles_of(column)]
+        if final and self._last and staged:
+            release += [LockAction(f"m{memtile}:done", 1, LAST) for memtile in self._tiles_of(column)]
         self._emit(Transfer("WRITEFM", f"writefm.{column}", tuple(moves), run.count, acquire, tuple(release)))
 
     def _emit(self, instruction: Transfer | Compute) -> None:
@@ -489,9 +465,14 @@ def _core(column: int, row: int) -> str:
 
 def _advance(source: Source, run: _Run) -> int:
     """Input rows from a run's first tile to its second."""
-    return source.rows.reach(*run.after(1))[0] - source.rows.reach(*run.rows)[0]
+    return _reach(source.rows, run.after(1))[0] - _reach(source.rows, run.rows)[0]
 
 
-def _columns_under(source: Source, columns: tuple[int, int]) -> tuple[int, int, int]:
-    """Input columns under output columns; none under none."""
-    return source.columns.reach(*columns) if columns[1] > columns[0] else (0, 0, 0)
+def _reach(axis: Sliding | Scaled, span: tuple[int, int]) -> tuple[int, int, int]:
+    """Input rows or columns under those of the output, and how many of the reach lie before; none under none."""
+    return axis.reach(*span) if span[1] > span[0] else (0, 0, 0)
+
+
+def _area(region: Region) -> int:
+    (top, bottom), (left, right) = region
+    return (bottom - top) * (right - left)

@@ -14,18 +14,43 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
+from bstf_compiler.aie import entries
 from bstf_compiler.aie.code import Code, HostAffine, Port, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import EACH, Access, Compute, Instruction, LockAction, Move, Transfer
 from bstf_compiler.aie.memory import Allocation, Place
 
-VERSION = 5
+VERSION = 6
 
 
-class _OtherVersion(ValueError):
-    """The text is of a version that this compiler does not read."""
+class _Unreadable(ValueError):
+    """A sentence of its own: the text is of another version, or the device is none."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    version: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    place: Place
+    channels: int
+    position: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    address: int
+    bytes: int
+    sha256: str
 
 
 def assembly(code: Code) -> str:
@@ -62,40 +87,36 @@ def parse(text: str, data: bytes) -> Code:
         raise ValueError("program text is cut short: it has no .end line; compile again")
     if tail.strip() != _meta("end", {"sha256": _digest(body.encode())}).removeprefix(".end "):
         raise ValueError("program text is damaged: its checksum differs; compile again")
-    meta: dict[str, list] = {}
-    steps: list[Step] = []
-    for number, line in enumerate(body.splitlines(), start=1):
+    found: dict[str, list] = {key: [] for key in _ENTRIES}
+    for number, line in enumerate(body.removesuffix("\n").split("\n"), start=1):
         try:
             if not line.startswith("."):
-                steps[-1].instructions.append(_parse(line))
+                found["step"][-1].instructions.append(_parse(line))
                 continue
             key, value = line[1:].split(" ", 1)
-            entry = json.loads(value)
-            if key == "program" and entry["version"] != VERSION:
-                raise _OtherVersion(
-                    f"program text has version {entry['version']}, this compiler reads {VERSION}; compile again"
-                )
-            if key == "step":
-                steps.append(_step(entry))
-            else:
-                meta.setdefault(key, []).append(entry)
-        except _OtherVersion:
+            found[key].append(_ENTRIES[key](json.loads(value)))
+        except _Unreadable:
             raise
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"program text, line {number}: cannot read '{line[:60]}'; compile again") from error
-    known = meta["data"][0]
-    if len(data) != known["bytes"] or _digest(data) != known["sha256"]:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            start = line[:60] if line[:60].isprintable() else ascii(line[:60])
+            raise ValueError(f"program text, line {number}: cannot read '{start}'; compile again") from error
+    for key in ("program", "device", "data"):
+        if len(found[key]) != 1:
+            raise ValueError(f"program text has {len(found[key])} lines .{key}; compile again")
+    (program,), (known,), (device,) = found["program"], found["data"], found["device"]
+    if len(data) != known.bytes or _digest(data) != known.sha256:
         raise ValueError("the program's data image is damaged: size or checksum differ; compile again")
+    tensors = {one.name: (one.place, one.channels, one.position) for one in found["tensor"]}
     return Code(
-        meta["program"][0]["name"],
-        DeviceSpec.from_dict(meta["device"][0], "program text"),
-        [_port(entry) for entry in meta["input"]],
-        [_affine(entry) for entry in meta.get("host_affine", [])],
-        [_port(entry) for entry in meta["output"]],
-        {e["name"]: (_place(e["place"]), e["channels"], e["position"]) for e in meta["tensor"]},
-        [Allocation(**entry) for entry in meta.get("allocation", [])],
-        steps,
-        known["address"],
+        program.name,
+        device,
+        found["input"],
+        found["host_affine"],
+        found["output"],
+        tensors,
+        found["allocation"],
+        found["step"],
+        known.address,
         data,
     )
 
@@ -108,22 +129,32 @@ def _meta(key: str, value: dict) -> str:
     return f".{key} {json.dumps(value, separators=(',', ':'))}"
 
 
-def _port(entry: dict) -> Port:
-    shapes = {"shape": tuple(entry["shape"]), "user_shape": tuple(entry["user_shape"])}
-    return Port(**{**entry, **shapes})
+def _head(entry: dict) -> _Head:
+    if entry["version"] != VERSION:
+        version = ascii(entry["version"])[:10]
+        raise _Unreadable(f"program text has version {version}, this compiler reads {VERSION}; compile again")
+    return entries.read(_Head, entry)
 
 
-def _affine(entry: dict) -> HostAffine:
-    return HostAffine(**{**entry, "scale": tuple(entry["scale"]), "offset": tuple(entry["offset"])})
+def _device(entry: dict) -> DeviceSpec:
+    try:
+        return DeviceSpec.from_dict(entry, "program text")
+    except ValueError as error:
+        raise _Unreadable(str(error)) from error
 
 
-def _place(entry: dict) -> Place:
-    return Place(**{**entry, "shape": tuple(entry["shape"])})
-
-
-def _step(entry: dict) -> Step:
-    buffers = [tuple(buffer) for buffer in entry["buffers"]]
-    return Step(**{**entry, "rows": tuple(entry["rows"]), "buffers": buffers})
+_ENTRIES: dict[str, Callable[[dict], Any]] = {
+    "program": _head,
+    "device": _device,
+    "input": partial(entries.read, Port),
+    "host_affine": partial(entries.read, HostAffine),
+    "output": partial(entries.read, Port),
+    "tensor": partial(entries.read, _Tensor),
+    "allocation": partial(entries.read, Allocation),
+    "data": partial(entries.read, _Data),
+    "step": partial(entries.read, Step, without="instructions"),
+}
+"""What makes the objects of each line that begins with a dot."""
 
 
 # --- one instruction a line ---
@@ -178,25 +209,30 @@ def _lock(action: LockAction) -> str:
     return action.lock + count + when
 
 
-_ACCESS = re.compile(
-    r"([\w.,]+)@0x([0-9a-f]+)(?:\+(\d+))?(?:%(\d+)#(\d+))?\[(\d+)x(\d+)x(\d+)/(\d+),(\d+)\]"
-)  # fmt: skip
-_LOCK = re.compile(r"([\w.]+:\w+)(?:\*(\d+))?(?:!(first|last))?$")
-_COMPUTE = re.compile(
-    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) blocks=([\d:,]+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
-    r"before=(-?\d+),(-?\d+) work=(\d+)\+(\d+) macs=(\d+) sums=0x([0-9a-f]+):(b?)(f?)$"
-)  # fmt: skip
+def _pattern(text: str) -> re.Pattern:
+    """A regular expression where N stands for a number that fits 64 bits, and X for one in hexadecimal digits."""
+    return re.compile(text.replace("N", r"(\d{1,15})").replace("X", "0x([0-9a-f]{1,13})"), re.ASCII)
+
+
+_HEAD = _pattern(r"(\w+) ([\w.]+) xN(?: (.*))?")
+_ACCESS = _pattern(r"([\w.,]+)@X(?:\+N)?(?:%N#N)?\[NxNxN/N,N\]")
+_LOCK = _pattern(r"([\w.]+:\w+)(?:\*N)?(?:!(first|last))?")
+_PAIR, _RUN = _pattern("NxN"), _pattern("N:N")
+_COMPUTE = _pattern(
+    r"(\w+) in=(\S+) chunk=(\S+) out=(\S+) blocks=(\S+) kernel=(\S+) strides=(\S+) dilation=(\S+) "
+    r"before=(-?)N,(-?)N work=N\+N macs=N sums=X:(b?)(f?)"
+)
 
 
 def _parse(line: str) -> Instruction:
     rest, _, give = line.partition(" give ")
     rest, _, wait = rest.partition(" wait ")
-    kind, unit, times, *body = rest.split(" ", 3)
+    kind, unit, times, body = _HEAD.fullmatch(rest).groups()
     locks = {
         "acquire": tuple(_parse_lock(word) for word in wait.split()),
         "release": tuple(_parse_lock(word) for word in give.split()),
     }
-    content, iterations = (body[0] if body else ""), int(times.removeprefix("x"))
+    content, iterations = body or "", int(times)
     if kind != "COMP":
         ahead, moves = content.startswith("ahead"), []
         content = content.removeprefix("ahead").lstrip()
@@ -204,23 +240,19 @@ def _parse(line: str) -> Instruction:
             source, target = move.split(" > ")
             moves.append(Move(_parse_access(source), _parse_access(target)))
         return Transfer(kind, unit, tuple(moves), iterations, **locks, ahead=ahead)
-    found = _COMPUTE.match(content).groups()
-    op, images, chunk, out, blocks, kernel, strides, dilation, top, left, work, added, macs, sums, begin, finish = found
+    op, images, chunk, out, blocks, *found = _COMPUTE.fullmatch(content).groups()
+    kernel, strides, dilation, up, top, west, left, work, added, macs, sums, begin, finish = found
     return Compute(
         unit, op, tuple(_parse_access(image) for image in images.split(";")), _parse_access(chunk),
-        _parse_access(out), _parse_runs(blocks), _parse_sizes(kernel), _parse_sizes(strides), _parse_sizes(dilation),
-        (int(top), int(left)), int(work), int(added), int(macs), int(sums, 16), bool(begin), bool(finish),
-        iterations, **locks,
+        _parse_access(out), tuple(_parse_pair(_RUN, run) for run in blocks.split(",")), _parse_pair(_PAIR, kernel),
+        _parse_pair(_PAIR, strides), _parse_pair(_PAIR, dilation), (int(up + top), int(west + left)), int(work),
+        int(added), int(macs), int(sums, 16), bool(begin), bool(finish), iterations, **locks,
     )  # fmt: skip
 
 
-def _parse_sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split("x"))
-
-
-def _parse_runs(text: str) -> tuple[tuple[int, int], ...]:
-    pairs = (run.split(":") for run in text.split(","))
-    return tuple((int(start), int(stop)) for start, stop in pairs)
+def _parse_pair(pattern: re.Pattern, text: str) -> tuple[int, int]:
+    one, two = pattern.fullmatch(text).groups()
+    return int(one), int(two)
 
 
 def _parse_access(text: str) -> Access:
@@ -233,5 +265,5 @@ def _parse_access(text: str) -> Access:
 
 
 def _parse_lock(text: str) -> LockAction:
-    lock, count, when = _LOCK.match(text).groups()
+    lock, count, when = _LOCK.fullmatch(text).groups()
     return LockAction(lock, int(count or 1), when or EACH)

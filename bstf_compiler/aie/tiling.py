@@ -2,14 +2,15 @@
 
 The output is cut evenly by width, a part a column of cores. Its channel blocks are dealt in rounds, each round a piece
 to every row of cores (dealing.py). A core walks its part in tiles of `tile_rows` x `tile_columns` pixels, rows first.
-A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core. What
-works channel by channel, without weights, may be `spread`: channel blocks are dealt to all cores, and each core walks
-the whole image, so that no pixel is loaded twice and narrow images keep all columns of cores busy.
+A convolution whose weights don't fit sums its input channels in `input_chunks` pieces, the sums kept in the core.
+
+Where cores reach all memory tiles, the output may be split in other ways (splitting.py).
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,10 +18,13 @@ import numba as nb
 import numpy as np
 
 from bstf_compiler.aie import weights
-from bstf_compiler.aie.dealing import Piece, Pieces, balanced, contiguous, refined
+from bstf_compiler.aie.cutting import Cut, Cuts, divisions
+from bstf_compiler.aie.dealing import Piece, Pieces, balanced, by_parts, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
+from bstf_compiler.aie.pipeline import Ahead, ahead, pipeline
 from bstf_compiler.aie.reach import BLOCK, Source
+from bstf_compiler.aie.splitting import Split, splits
 
 _ALIGN = 32
 _CALL_CYCLES = 64
@@ -54,9 +58,9 @@ class Ring:
 class Tiling:
     """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums.
 
-    `pieces`: by round and row of cores; if `spread`, by round and core, column by column.
-
-    `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has nothing to load for it.
+    `split`: between columns of cores; `pieces`: by round and row of cores, or where columns of cores have parts of the
+    channels by round, part and row; `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has
+    nothing to load for it.
     """
 
     pieces: Pieces
@@ -67,9 +71,9 @@ class Tiling:
     inputs: tuple[Ring, ...]
     output: Ring
     sums: Ring
+    split: Split
     seconds: float = 0.0
     idle: float = 0.0
-    spread: bool = False
 
     @property
     def rounds(self) -> int:
@@ -98,11 +102,6 @@ class Tiling:
         )  # fmt: skip
 
 
-def cuts(size: int, length: int) -> list[tuple[int, int]]:
-    """[0, size) in runs of `length`, the last one shorter: [(start, stop), ...]."""
-    return [(start, min(start + length, size)) for start in range(0, size, length)]
-
-
 def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float = 0.0) -> Tiling:
     """The legal tiling with the shortest pipeline.
 
@@ -116,17 +115,17 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
     Raises:
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
-    budget = buffer_bytes(device)
+    budget, cuts = buffer_bytes(device), Cuts(layer, device, rows)
     best, shortest, smallest = None, (True, math.inf), None
-    for dealt, tiling in _candidates(layer, device, parameter_bytes, rows):
-        smallest = min(smallest or tiling.stop, tiling.stop)
-        tiles = -(-rows // tiling.tile_rows) * -(-dealt.width // tiling.tile_columns)
-        calls = tiles * tiling.rounds * tiling.input_chunks * _CALL_CYCLES / device.clock_hz
-        crowds = _crowds(tiling, device)
-        calls += dealt.ahead(tiling.weights.slots, idle).late
-        if tiling.stop > budget or (crowds, dealt.bound(tiling, rows, idle) + calls) >= shortest:
+    for least, dealt, cut in _candidates(layer, device, parameter_bytes, cuts, idle):
+        if (False, least) >= shortest:
+            break
+        tiling = _lay_out(layer, dealt, cut)
+        smallest, crowds = min(smallest or tiling.stop, tiling.stop), _crowds(tiling, device)
+        calls = dealt.call_seconds * cut.tiles + dealt.ahead(tiling.weights.slots, idle).late
+        if tiling.stop > budget or (crowds, least) >= shortest:
             continue
-        seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
+        seconds, idle_seconds = _seconds(layer, device, dealt, cuts, cut, tiling, idle)
         if (crowds, seconds + calls) < shortest:
             best, shortest = replace(tiling, seconds=seconds, idle=idle_seconds), (crowds, seconds + calls)
     if best is None:
@@ -135,7 +134,7 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
             f"its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
             f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
         )
-    return _dealt_well(layer, device, parameter_bytes, rows, idle, best)
+    return _dealt_well(layer, device, parameter_bytes, cuts, idle, best)
 
 
 def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
@@ -143,19 +142,20 @@ def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
     return tiling.weights.total > device.memtile.memory_bytes // 2
 
 
-def _dealt_well(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float, best: Tiling) -> Tiling:
+def _dealt_well(
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, idle: float, best: Tiling
+) -> Tiling:
     """The tiling with its blocks dealt as well as can be; in shares of neighbours unless others save time."""
     costs = _costs(layer, device, best.input_chunks)
     if not np.ptp(costs, axis=0).any():
         return best
-    width, found = _widest(layer, device), []
-    tiles = -(-rows // best.tile_rows) * -(-width // best.tile_columns)
+    cut, found = cuts.cut(best.split, best.tile_rows, best.tile_columns), []
     for pieces in (contiguous(layer.blocks, best.rounds, device.rows), refined(best.pieces, costs), best.pieces):
         dealt = _Dealt(layer, device, parameter_bytes, pieces, best.input_chunks)
-        tiling = _lay_out(layer, dealt, rows, best.tile_rows, best.tile_columns)
+        tiling = _lay_out(layer, dealt, cut)
         if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
-            moves = tiles * sum(len(piece.runs) for row in pieces for piece in row)
-            seconds, idle_seconds = _seconds(layer, device, dealt, tiling, rows, idle)
+            moves = cut.tiles * sum(len(piece.runs) for row in pieces for piece in row)
+            seconds, idle_seconds = _seconds(layer, device, dealt, cuts, cut, tiling, idle)
             tiling = replace(tiling, seconds=seconds, idle=idle_seconds)
             found.append((tiling.seconds + moves * _MOVE_CYCLES / device.clock_hz, tiling))
     return min(found, key=lambda one: one[0])[1]
@@ -192,33 +192,47 @@ def _input_chunk_counts(layer: Layer) -> Iterator[int]:
     yield blocks
 
 
-def _divisions(total: int) -> list[int]:
-    """The sizes ceil(total / n) for n >= 1, each once, largest first."""
-    return sorted({-(-total // n) for n in range(1, total + 1)}, reverse=True)
-
-
-def _candidates(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int) -> Iterator[tuple[_Dealt, Tiling]]:
-    heights = {min(-(-height // layer.grain) * layer.grain, rows) for height in _divisions(rows)}
+def _candidates(
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, idle: float
+) -> list[tuple[float, _Dealt, Cut]]:
+    """Ways to deal and to cut a layer with the least time of each, the most promising first."""
+    found: list[tuple[float, _Dealt, Cut]] = []
+    every = list(_splits(layer, device, cuts))
+    by_pixels = [cut for split in every if split.parts == device.columns for cut in cuts.of(split)]
     channel_parts = -(-layer.blocks // device.rows)
-    found = []
     for input_chunks in _input_chunk_counts(layer):
         costs = _costs(layer, device, input_chunks)
-        for rounds in sorted({-(-channel_parts // size) for size in _divisions(channel_parts)}):
-            found += _deals(layer, device, parameter_bytes, rounds, costs)
-    if not (layer.has_weights or layer.sums_channels or device.descriptors):
-        found += _spread(layer, device, parameter_bytes)
-    for dealt in found:
-        for columns in _tile_widths(dealt.width):
-            for height in sorted(heights, reverse=True):
-                yield dealt, _lay_out(layer, dealt, rows, height, columns)
+        for rounds in sorted({-(-channel_parts // size) for size in divisions(channel_parts)}):
+            for dealt in _deals(layer, device, parameter_bytes, rounds, costs):
+                found += dealt.with_bounds(by_pixels, idle)
+    for split in every:
+        if split.parts < device.columns:
+            by_channels = list(cuts.of(split))
+            for dealt in _dealt_to_parts(layer, device, parameter_bytes, device.columns // split.parts):
+                found += dealt.with_bounds(by_channels, idle)
+    return sorted(found, key=lambda one: one[0])
 
 
-def _spread(layer: Layer, device: DeviceSpec, parameter_bytes: int) -> Iterator[_Dealt]:
-    """Ways to deal channel blocks to all cores. They need every memory tile: DMAs with limits reach neighbours only."""
-    cores = device.rows * device.columns
-    most = -(-layer.blocks // cores)
-    for rounds in sorted({-(-most // size) for size in _divisions(most)}):
-        yield _Dealt(layer, device, parameter_bytes, contiguous(layer.blocks, rounds, cores), 1, spread=True)
+def _splits(layer: Layer, device: DeviceSpec, cuts: Cuts) -> Iterator[Split]:
+    """The ways to split a layer's output, but for those that are worse than one before in all respects."""
+    if layer.grain > 1 or device.descriptors:  # DMAs with limits reach neighbours' memory only
+        yield Split(device.columns)
+        return
+    found: list[tuple[int, tuple[float, ...]]] = []
+    channels = not (layer.has_weights or layer.sums_channels)
+    for split in splits(cuts.rows, layer.output_shape[1], device.columns, channels):
+        whole = cuts.whole(split)
+        work = (whole.pixels, whole.written, *whole.read)
+        if not any(parts == split.parts and all(map(operator.le, less, work)) for parts, less in found):
+            found.append((split.parts, work))
+            yield split
+
+
+def _dealt_to_parts(layer: Layer, device: DeviceSpec, parameter_bytes: int, parts: int) -> Iterator[_Dealt]:
+    """Ways to deal channel blocks to the cores of several columns."""
+    most = -(-layer.blocks // (device.rows * parts))
+    for rounds in sorted({-(-most // size) for size in divisions(most)}):
+        yield _Dealt(layer, device, parameter_bytes, by_parts(layer.blocks, rounds, parts, device.rows), 1)
 
 
 def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, costs: np.ndarray) -> list[_Dealt]:
@@ -237,30 +251,18 @@ def _deals(layer: Layer, device: DeviceSpec, parameter_bytes: int, rounds: int, 
     return [second] if second.total_loads <= first.total_loads else [first, second]
 
 
-def _tile_widths(width: int) -> list[int]:
-    """Widths worth a try: the whole, a third, and halves of halves, widest first."""
-    return sorted({-(-width // 3)} | {-(-width // 2**k) for k in range(width.bit_length() + 1)}, reverse=True)
-
-
-def _widest(layer: Layer, device: DeviceSpec) -> int:
-    """Output columns of the widest column of cores."""
-    return max(stop - start for start, stop in share(layer.output_shape[1], device.columns))
-
-
 class _Dealt:
-    """Chunk sizes, kept blocks and blocks to load of a way to deal output blocks; `width`: output columns of a core.
+    """Chunk sizes, kept blocks and blocks to load of a way to deal the output blocks.
 
     `chunks`, `kept` by (round, row, input chunk); `loads` by source, blocks that a column of cores loads of each pixel
     by (round, input chunk); `most`: blocks of a pixel in a core, by source.
     """
 
     def __init__(
-        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int,
-        spread: bool = False,
-    ) -> None:  # fmt: skip
+        self, layer: Layer, device: DeviceSpec, parameter_bytes: int, pieces: Pieces, input_chunks: int
+    ) -> None:
         self.pieces, self.rounds, self.input_chunks = pieces, len(pieces), input_chunks
-        self._layer, self._device, self.spread = layer, device, spread
-        self.width = layer.output_shape[1] if spread else _widest(layer, device)
+        self._layer, self._device = layer, device
         self._ahead: dict[tuple[int, float], Ahead] = {}
         blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
         self.outputs = int(blocks.max())
@@ -319,53 +321,26 @@ class _Dealt:
             self._ahead[slots, idle] = ahead(chunks, self._device, slots, idle)
         return self._ahead[slots, idle]
 
-    def bound(self, tiling: Tiling, rows: int, idle: float) -> float:
-        """Seconds that the busiest unit works, at the least: no pipeline of this tiling is shorter."""
-        layer, rate = self._layer, self._device.rate
-        heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-        widths = [stop - start for start, stop in cuts(self.width, tiling.tile_columns)]
-        pixels, tiles = sum(heights) * sum(widths), len(heights) * len(widths)
-        loaded = 0
-        for source, loads in zip(layer.sources, self.total_loads):
-            if not source.broadcast:
-                area = sum(map(source.rows.most, heights)) * sum(map(source.columns.most, widths))
-                loaded += area * loads * BLOCK
-        weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else 1)
-        weight_bytes -= self.ahead(tiling.weights.slots, idle).bytes
-        return max(
-            loaded / rate("LOADFM"),
-            pixels * self.total_cycles / self._device.clock_hz,
-            pixels * self.total_written * BLOCK / rate("WRITEFM"),
-            weight_bytes / min(rate("LOADW"), rate("LOADWM")),
+    def with_bounds(self, cuts: list[Cut], idle: float) -> Iterator[tuple[float, _Dealt, Cut]]:
+        """Each cut with the time of the busiest unit and of all calls: no pipeline of such tiles is shorter."""
+        rate = self._device.rate
+        tiles, pixels, read, written = (np.array([cut[n] for cut in cuts]) for n in (3, 4, 6, 7))
+        weight_bytes = self.total_weight_bytes * (tiles if self.input_chunks > 1 else np.ones_like(tiles))
+        least = np.maximum.reduce(
+            (
+                read @ np.array(self.total_loads) * (BLOCK / rate("LOADFM")),
+                pixels * (self.total_cycles / self._device.clock_hz),
+                written * (self.total_written * BLOCK / rate("WRITEFM")),
+                (weight_bytes - self.ahead(2, idle).bytes) / min(rate("LOADW"), rate("LOADWM")),
+            )
         )
+        least += tiles * self.call_seconds
+        return ((seconds, self, cut) for seconds, cut in zip(least.tolist(), cuts))
 
-
-@dataclass(frozen=True)
-class Ahead:
-    """Chunks that come before their layer begins: how many are in the memory tile or the core, how many of them in the
-    core, the bytes of all, and how many seconds longer than it was idle LOADW takes for them.
-    """
-
-    loaded: int
-    sent: int
-    bytes: int
-    late: float
-
-
-def ahead(chunks: np.ndarray, device: DeviceSpec, slots: int, idle: float) -> Ahead:
-    """What LOADW and LOADWM can do of a layer while the one before is computed.
-
-    Args:
-        chunks: bytes, in the order of their use.
-        device: the array.
-        slots: of a core, and of a memory tile.
-        idle: seconds in which LOADW has nothing else to do. A chunk for which they don't suffice comes if it is the
-            first: better late than later.
-    """
-    ends = np.cumsum(chunks[: 2 * slots]) / device.rate("LOADW")
-    sent = int(np.count_nonzero(ends[:slots] + chunks[:slots] / device.rate("LOADWM") <= idle))
-    loaded = max(int(np.count_nonzero(ends[: sent + slots] <= idle)), int(idle > 0))
-    return Ahead(loaded, sent, int(chunks[:loaded].sum()), max(0.0, ends[loaded - 1] - idle) if loaded else 0.0)
+    @property
+    def call_seconds(self) -> float:
+        """What the calls of kernels for a tile take."""
+        return self.rounds * self.input_chunks * _CALL_CYCLES / self._device.clock_hz
 
 
 @nb.njit(cache=True)
@@ -429,9 +404,9 @@ def _one_run(span: tuple[int, int]) -> Piece:
     return Piece((span,) if span[0] < span[1] else ())
 
 
-def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int) -> Tiling:
-    """Buffers of a core for tiles of `height` x `columns` output pixels."""
-    tiles = -(-rows // height) * -(-dealt.width // columns) * dealt.rounds
+def _lay_out(layer: Layer, dealt: _Dealt, cut: Cut) -> Tiling:
+    """Buffers of a core for tiles of a size."""
+    tiles, height, columns = cut.tiles * dealt.rounds, cut.rows, cut.columns
     loads = tiles * dealt.input_chunks
     chunks = loads if dealt.input_chunks > 1 else dealt.rounds if layer.has_weights else 1
     address = 0
@@ -457,74 +432,33 @@ def _lay_out(layer: Layer, dealt: _Dealt, rows: int, height: int, columns: int) 
         inputs=tuple(input_ring(source, blocks) for source, blocks in zip(layer.sources, dealt.most)),
         output=ring(min(2, tiles), height * columns * dealt.outputs * BLOCK),
         sums=ring(1, 4 * height * columns * dealt.outputs * BLOCK if dealt.input_chunks > 1 else 0),
-        spread=dealt.spread,
+        split=cut.split,
     )
 
 
 def _seconds(
-    layer: Layer, device: DeviceSpec, dealt: _Dealt, tiling: Tiling, rows: int, idle: float
+    layer: Layer, device: DeviceSpec, dealt: _Dealt, cuts: Cuts, cut: Cut, tiling: Tiling, idle: float
 ) -> tuple[float, float]:
     """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores; and how long LOADW has
     nothing to do at its end.
     """
-    heights = [stop - start for start, stop in cuts(rows, tiling.tile_rows)]
-    widths = [stop - start for start, stop in cuts(dealt.width, tiling.tile_columns)]
-    pixels = np.outer(widths, heights).ravel()
+    sizes = cuts.sizes(cut.split, cut.rows, cut.columns)
+    pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in sizes])
     load = np.zeros((dealt.rounds, pixels.size, dealt.input_chunks))
-    for source, blocks in zip(layer.sources, dealt.loads):
+    for place, (source, blocks) in enumerate(zip(layer.sources, dealt.loads)):
         if not source.broadcast:
-            in_heights, in_widths = map(source.rows.most, heights), map(source.columns.most, widths)
-            in_pixels = np.outer(list(in_widths), list(in_heights)).ravel()
+            under = [
+                [list(map(axis.most, cut)) for axis, cut in zip((source.rows, source.columns), one)] for one in sizes
+            ]
+            in_pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in under])
+            in_pixels = in_pixels * (cut.read[place] / cut.under[place])
             load += in_pixels[None, :, None] * blocks[:, None, :] * (BLOCK / device.rate("LOADFM"))
     compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
-    write = pixels[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
+    through = pixels * (cut.written / cut.pixels)
+    write = through[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
     there = dealt.ahead(tiling.weights.slots, idle)
-    seconds, loaded = _pipeline(
+    seconds, loaded = pipeline(
         load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
         tiling.weights.slots, tiling.input_slots, tiling.output.slots, there.loaded, there.sent,
     )  # fmt: skip
     return seconds, seconds - loaded
-
-
-@nb.njit(cache=True)
-def _pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, output_slots, ahead, sent):  # noqa: ANN001
-    """When the last tile is written, and when the last chunk has left DDR: five units in a row, each one waiting for
-    data and for free slots. The first chunks are there already: `ahead` of them in the memory tile, `sent` in the core.
-
-    `load`, `compute`: seconds by (round, tile, input chunk); `write` by (round, tile); `loadw`, `loadwm` by (round,
-    input chunk), zero where there is no chunk.
-    """
-    rounds, tiles, inputs = load.shape
-    stream = inputs > 1  # a chunk a computation; else a chunk a round
-    chunk_in = np.zeros(2)  # when the memory tile's slots are free again
-    weight_free = np.zeros(2)  # when the core's are
-    input_free = np.zeros(2)
-    output_free = np.zeros(2)
-    t_loadw = t_loadwm = t_load = t_comp = t_write = 0.0
-    chunk = item = tile = 0
-    weights_at = 0.0
-    for k in range(rounds):
-        for t in range(tiles):
-            for j in range(inputs):
-                if loadw[k, j] > 0 and (stream or t == 0):
-                    slot = chunk % weight_slots
-                    if chunk >= ahead:
-                        t_loadw = max(t_loadw, chunk_in[slot]) + loadw[k, j]
-                    if chunk >= sent:
-                        t_loadwm = max(t_loadwm, t_loadw, weight_free[slot]) + loadwm[k, j]
-                    chunk_in[slot] = t_loadwm
-                    weights_at = t_loadwm
-                    chunk += 1
-                t_load = max(t_load, input_free[item % input_slots]) + load[k, t, j]
-                start = max(t_comp, t_load, weights_at)
-                if j == inputs - 1:
-                    start = max(start, output_free[tile % output_slots])
-                t_comp = start + compute[k, t, j]
-                input_free[item % input_slots] = t_comp
-                item += 1
-                if stream or t == tiles - 1:
-                    weight_free[(chunk - 1) % weight_slots] = t_comp
-            t_write = max(t_write, t_comp) + write[k, t]
-            output_free[tile % output_slots] = t_write
-            tile += 1
-    return t_write, t_loadw

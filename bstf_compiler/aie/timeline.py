@@ -1,4 +1,4 @@
-"""Pictures of Estimates as PNG and as one HTML page, the lanes of each; and its table of layers as CSV.
+"""Pictures of Estimates as PNG, the lanes of each; and its table of layers as CSV.
 
 A lane is an instruction kind. Where a lane has a single row, the spans of all its units are merged by layer:
 pale while any unit is inside an instruction, solid up to the fraction of the lane's units at work. Below the lanes
@@ -8,8 +8,6 @@ stand the curves of usage.py under their limits, in the colours of the lanes tha
 from __future__ import annotations
 
 import csv
-import html
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,6 @@ COLORS = dict(zip(KINDS, ("#0072B2", "#CC79A7", "#56B4E9", "#9467BD", "#D55E00",
 _PART_COLORS = COLORS | dict(zip(HELD, (COLORS["LOADFM"], COLORS["LOAD"], COLORS["LOADWM"])))
 _UNITS = {"bytes": (2**10, "KiB"), "bytes/s": (1e9, "GB/s")}  # to print
 _COLUMNS = 1200  # in which the PNG shows the mean of a curve
-_PAGE = Path(__file__).with_name("timeline.html")
 _TOUCH = 1e-12  # seconds; spans closer than this are one bar
 
 
@@ -101,6 +98,12 @@ def panels_of(estimates: Estimate | Sequence[Estimate], titles: Sequence[str] | 
     return list(zip(titles, estimates))
 
 
+def horizon(estimates: Iterable[Estimate]) -> float:
+    """Right end of a time axis that all estimates share, in seconds; never 0."""
+    times = [time for one in estimates for time in (one.total_seconds, *(span.end for span in one.spans))]
+    return max(times) or 1e-6
+
+
 def layers_csv(estimate: Estimate, path: str | Path) -> None:
     """Writes one row a layer: name, op, start, seconds, seconds of each kind, bound, macs, bytes.
 
@@ -134,13 +137,13 @@ def timeline_png(
     panels = panels_of(estimates, titles)
     figure = Figure(figsize=(15, 0.7 + 4.6 * len(panels)), dpi=120, layout="constrained")
     rows = figure.subplots(3 * len(panels), sharex=True, height_ratios=[3.3, 0.65, 0.65] * len(panels))
-    horizon = _horizon(panels)
+    end = horizon(estimate for _, estimate in panels)
     for number, (title, estimate) in enumerate(panels):
         lanes, *graphs = rows[3 * number : 3 * number + 3]
-        _draw_lanes(lanes, estimate, horizon)
+        _draw_lanes(lanes, estimate, end)
         lanes.set_title(_headline(title, estimate), loc="left", fontsize=11, parse_math=False)
         for axes, curve in zip(graphs, curves(estimate)):
-            _draw_curve(axes, curve, horizon)
+            _draw_curve(axes, curve, end)
         graphs[-1].tick_params(axis="x", labelbottom=True)
     rows[-1].set_xlabel(
         "time in ms   (pale: inside an instruction; solid: fraction of the lane's units at work; "
@@ -149,36 +152,6 @@ def timeline_png(
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a layer may have a name in any script
         figure.savefig(temporary, format="png")
-
-
-def timeline_html(
-    estimates: Estimate | Sequence[Estimate], path: str | Path, titles: Sequence[str] | None = None
-) -> None:
-    """Writes one HTML page that needs only a browser: lanes to zoom and pan, details, tables of layers.
-
-    Args:
-        estimates: one, or several to show one above the other on one time axis.
-        path: file to write. Replaced only when complete.
-        titles: one for each estimate.
-
-    Raises:
-        ValueError: no estimate, or not as many titles as estimates.
-        FileNotFoundError: the folder of `path` does not exist.
-    """
-    panels = panels_of(estimates, titles)
-    data = {
-        "kinds": KINDS,
-        "colors": list(COLORS.values()),
-        "horizon": _horizon(panels),
-        "panels": [_page_data(estimate) for _, estimate in panels],
-    }
-    # A "<" inside a string could end the script element; its JSON escape is the same string.
-    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    sections = "".join(_section(index, *panel) for index, panel in enumerate(panels))
-    head, rest = _PAGE.read_text(encoding="utf-8").split("@SECTIONS@")
-    middle, tail = rest.split("@DATA@")
-    with replacing(path) as temporary:
-        temporary.write_text(head + sections + middle + embedded + tail, encoding="utf-8")
 
 
 def _bar(run: Sequence[Span]) -> Bar:
@@ -198,13 +171,6 @@ def _natural(unit: str) -> list[tuple[int, int, str]]:
     """Sort key that puts "core 2,0" before "core 10,0"."""
     words = "".join(c if c.isdigit() else f" {c} " for c in unit).split()
     return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
-
-
-def _horizon(panels: Sequence[tuple[str, Estimate]]) -> float:
-    """Right end of the common time axis, in seconds."""
-    times = [estimate.total_seconds for _, estimate in panels]
-    times += [span.end for _, estimate in panels for span in estimate.spans]
-    return max(times) or 1e-6
 
 
 def _headline(title: str, estimate: Estimate) -> str:
@@ -295,57 +261,3 @@ def _box(start: float, end: float, bottom: float, top: float) -> list[tuple[floa
 def _fraction(bar: Bar, units: int) -> float:
     """Fraction of the lane's units that work, on average over the bar."""
     return min(1.0, bar.busy / ((bar.end - bar.start) * units)) if bar.end > bar.start else 0.0
-
-
-def _page_data(estimate: Estimate) -> dict:
-    """Numbers of one panel. Spans and bars have the same columns; for bars `unit` is the number of units."""
-    units = units_of(estimate)
-    names = list(dict.fromkeys([layer.name for layer in estimate.layers] + [s.layer for s in estimate.spans]))
-    layer_of = {name: index for index, name in enumerate(names)}
-    unit_of = {(kind, unit): i for kind, group in units.items() for i, unit in enumerate(group)}
-    spans = sorted(estimate.spans, key=lambda s: (KINDS.index(s.kind), unit_of[s.kind, s.unit], s.start))
-    return {
-        "units": list(units.values()),
-        "names": names,
-        "layers": [[layer.name, layer.start, layer.seconds, layer.bound] for layer in estimate.layers],
-        "spans": [
-            [layer_of[s.layer], KINDS.index(s.kind), unit_of[s.kind, s.unit], s.start, s.end, s.busy]
-            + [s.bytes, s.macs]
-            for s in spans
-        ],
-        "bars": [
-            [layer_of[b.layer], KINDS.index(b.kind), b.units, b.start, b.end, b.busy, b.bytes, b.macs]
-            for b in merge(estimate.spans)
-        ],
-        "curves": [
-            {
-                "name": curve.name,
-                "unit": curve.unit,
-                "limit": curve.limit,
-                "times": curve.times.tolist(),
-                "parts": [[name, _PART_COLORS[name], amounts.tolist()] for name, amounts in curve.parts.items()],
-            }
-            for curve in curves(estimate)
-        ],
-    }
-
-
-def _section(index: int, title: str, estimate: Estimate) -> str:
-    headline = html.escape(_headline(title, estimate))
-    rows = "".join(
-        f'<tr><th scope="row"><button type="button" data-panel="{index}" data-layer="{number}">'
-        f"{html.escape(layer.name)}</button></th><td>{html.escape(layer.op)}</td>"
-        f"<td>{layer.seconds * 1e6:,.1f}</td>"
-        + "".join(f"<td>{layer.kinds.get(kind, 0.0) * 1e6:,.1f}</td>" for kind in KINDS)
-        + f"<td>{html.escape(layer.bound)}</td><td>{layer.macs:,}</td><td>{layer.bytes:,}</td></tr>\n"
-        for number, layer in enumerate(estimate.layers)
-    )
-    kinds = "".join(f'<th scope="col">{kind} µs</th>' for kind in KINDS)
-    return f"""<section><h2>{headline}</h2>
-<canvas tabindex="0" role="application" aria-roledescription="timeline" aria-describedby="keys"
- aria-label="{headline}. The same numbers are in the table of layers below."></canvas>
-<details><summary>Layers</summary><div class="scroll"><table><thead><tr><th scope="col">layer</th>
-<th scope="col">op</th><th scope="col">total µs</th>{kinds}<th scope="col">bound</th>
-<th scope="col">multiply-adds</th><th scope="col">bytes</th></tr></thead><tbody>
-{rows}</tbody></table></div></details></section>
-"""

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from bstf_compiler.aie import events, footprint
+from bstf_compiler.aie import events, footprint, layout
 from bstf_compiler.aie.code import WEIGHTS, WEIGHTS_AHEAD, Code, Step
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.footprint import AddressSpace
@@ -100,22 +100,26 @@ def _placing(code: Code, step: Step) -> Iterator[str]:
     """WRITEFM takes the output blocks of a convolution from where cores have them to where its tensor has them."""
     if step.op != "conv":
         return
+    place = code.tensors[step.output][0]
     ring = next((address for name, address, _ in step.buffers if name == "output"), 0)
-    base = _written_at(code, step)
-    made: dict[str, list[list[int]]] = {}  # what each core makes, in turn
+    base, block = _written_at(code, step)
+    made: dict[str, list[tuple[list[int], int]]] = {}  # what each core makes, in turn: blocks, pixels
     for do in (i for i in step.instructions if isinstance(i, Compute) and i.finish):
-        made.setdefault(do.output.tiles[0], []).append(_numbers(do))
+        made.setdefault(do.output.tiles[0], []).append((_numbers(do), do.output.sizes[0] * do.output.sizes[1]))
     turns = {core: iter(pieces) for core, pieces in made.items()}
     for transfer in (i for i in step.instructions if i.kind == "WRITEFM"):
         for core in (action.lock.partition(":")[0] for action in transfer.acquire):
-            numbers = next(turns.get(core, iter(())), [])
-            moves = [move for move in transfer.moves if move.source.tiles[0] == core]
-            places = []
-            for move in moves:
-                first = (move.source.address - ring) // BLOCK
-                target = (move.target.address - base) % max(1, move.target.strides[1]) // BLOCK
-                places += [(first + i, target + i) for i in range(move.source.sizes[2] // BLOCK)]
-            if moves and sorted(places) != list(enumerate(numbers)):
+            numbers, pixels = next(turns.get(core, iter(())), ([], 0))
+            taken: dict[tuple[int, int], int] = {}  # pixels by block of the tile, and of the tensor
+            for move in (move for move in transfer.moves if move.source.tiles[0] == core):
+                pitch, blocks = move.target.strides[0], move.target.strides[1] // BLOCK
+                starts = {f"m{tile}": start for tile, start, _ in layout.spans(place.shape[1], blocks, code.device)}
+                first = (move.source.address - ring) % move.source.strides[1] // BLOCK
+                there = ((move.target.address - base) % pitch // BLOCK + starts[move.target.tiles[0]]) % blocks - block
+                for i in range(move.source.sizes[2] // BLOCK):
+                    pair, area = (first + i, there + i), move.source.sizes[0] * move.source.sizes[1]
+                    taken[pair] = taken.get(pair, 0) + area
+            if taken and taken != dict.fromkeys(enumerate(numbers), pixels):
                 yield f"{_place(transfer)} takes blocks of {core} to other places than those that it made"
                 return
 
@@ -125,16 +129,18 @@ def _numbers(do: Compute) -> list[int]:
     return [block for start, stop in do.blocks for block in range(start, stop)]
 
 
-def _written_at(code: Code, step: Step) -> int:
-    """Address of what a step writes in memory tiles: its tensor, or the staging buffer of its band."""
+def _written_at(code: Code, step: Step) -> tuple[int, int]:
+    """Address of what a step writes in memory tiles, and its first block in a pixel there: its tensor, or the staging
+    buffer of its band.
+    """
     place = code.tensors[step.output][0]
     if place.memory != "ddr":
-        return place.address
+        return place.address - place.first * BLOCK, place.first
     bands = [other.rows for other in code.steps if other.stage == step.stage]
     buffers = min(2, len(bands))
     slot = bands.index(step.rows) % buffers
     staging = [a for a in code.allocations if a.name == STAGING + step.output and a.first <= step.stage <= a.last]
-    return next((a.address + slot * (a.bytes // buffers) for a in staging), 0)
+    return next((a.address + slot * (a.bytes // buffers) for a in staging), 0), 0
 
 
 _CHUNK_WORDS = {

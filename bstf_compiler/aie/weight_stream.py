@@ -18,7 +18,8 @@ import numpy as np
 from bstf_compiler.aie.boxes import slot
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Access, LockAction, Move, Transfer
-from bstf_compiler.aie.tiling import Ring, ahead
+from bstf_compiler.aie.pipeline import ahead
+from bstf_compiler.aie.tiling import Ring
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,24 @@ import numpy as np
 from rich.table import Table
 
 from bstf_compiler import graph_file, integer, passes
-from bstf_compiler.cpu import team
-from bstf_compiler.cpu.kernels.conv import DEPTH
-from bstf_compiler.cpu.kernels.network import executor
-from bstf_compiler.cpu.layout import ALIGNMENT, WORDS, Layout
-from bstf_compiler.cpu.operations import format_of, operations
+from bstf_compiler.cpu import calibration, team
+from bstf_compiler.cpu.inference import memory_of, run
+from bstf_compiler.cpu.kernels.conv import ConvWeights
+from bstf_compiler.cpu.layout import WORDS, Layout
+from bstf_compiler.cpu.operations import format_of, host_images, operations
 from bstf_compiler.cpu.plan import Plan, Weights, make_plan
 from bstf_compiler.cpu.simd import Isa, host_isa
-from bstf_compiler.cpu.tiles import empty
 from bstf_compiler.graph import Graph, Softmax
 
 # Larger batches go through in parts: what the images need should stay in the caches.
 _MOST_IMAGES = 8
-# Elements that a vector may be read beyond the last plane.
-_SLACK = 4096
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """What one operation took: `seconds` is a median; operations and bytes are those of all images."""
+    """What one operation took: `seconds` is a median; operations and bytes are those of all images, each byte counted
+    once.
+    """
 
     name: str
     kind: str
@@ -42,15 +41,30 @@ class LayerTime:
     operations: int
     dense_operations: int
     weight_bytes: int
+    input_bytes: int
     output_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """All that it reads and writes."""
+        return self.weight_bytes + self.input_bytes + self.output_bytes
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Times of the operations of one inference of `images` images."""
+    """Times of the operations of one inference of `images` images.
+
+    Attributes:
+        images: how many.
+        layers: in order.
+        memory_bytes: of all activations together.
+        live_bytes: the most that are needed at a time, below which no placement gets.
+    """
 
     images: int
     layers: list[LayerTime]
+    memory_bytes: int
+    live_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -59,8 +73,12 @@ class Profile:
 
     def __rich__(self) -> Table:
         """A table for `rich.print`."""
-        table = Table(title=f"{self.images} images, {self.seconds * 1e3:.2f} ms")
-        for name in ("layer", "does", "ms", "eff. Gop/s", "dense-equivalent", "weights KiB", "output KiB"):
+        memory, live = (size / 2**20 for size in (self.memory_bytes, self.live_bytes))
+        table = Table(
+            title=f"{self.images} images, {self.seconds * 1e3:.2f} ms",
+            caption=f"activations take {memory:.2f} MiB; {live:.2f} MiB are needed at a time",
+        )
+        for name in ("layer", "does", "ms", "eff. Gop/s", "dense-equivalent", "weights KiB", "input KiB", "output KiB"):
             table.add_column(name, justify="left" if name in ("layer", "does") else "right")
         for one in self.layers:
             table.add_row(
@@ -70,6 +88,7 @@ class Profile:
                 f"{one.operations / one.seconds / 1e9:.1f}" if one.operations else "",
                 f"{one.dense_operations / one.seconds / 1e9:.1f}" if one.operations else "",
                 f"{one.weight_bytes / 1024:.0f}" if one.weight_bytes else "",
+                f"{one.input_bytes / 1024:.0f}",
                 f"{one.output_bytes / 1024:.0f}",
             )
         return table
@@ -82,11 +101,15 @@ class Engine:
     bit.
 
     It may be called from several threads at once. Layouts, tasks and the memory of activations are planned once for
-    each number of images. The first call compiles the kernels, which takes seconds.
+    each number of images. The first call compiles the kernels, which takes seconds. Float networks compute a 3x3
+    convolution directly or by Winograd's method, whatever takes less time by what a second of measurements told, the
+    first time on a machine; these are kept (`bstf_compiler.cpu.calibration`), so results stay the same.
 
     Args:
         source: folder of a SavedModel, file that `save` wrote, or a graph that `bstf_compiler.load` has read.
         threads: how many to use, at most as many as Numba has; None: all of them.
+        precision: "float32" or "int8", to be sure of what it computes in; None: whatever the network is made for.
+        recalibrate: whether to measure the machine again.
 
     Attributes:
         graph: the network.
@@ -94,17 +117,25 @@ class Engine:
 
     Raises:
         FileNotFoundError: there is no SavedModel or file.
-        ValueError: it is damaged, or holds an operation that the engine doesn't know.
+        ValueError: it is damaged, holds an operation that the engine doesn't know, or isn't made for the precision.
 
     Example:
         >>> engine = Engine("resnet50")
         >>> logits = engine(images)
     """
 
-    def __init__(self, source: str | Path | Graph, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path | Graph,
+        *,
+        threads: int | None = None,
+        precision: str | None = None,
+        recalibrate: bool = False,
+    ) -> None:
         if not isinstance(source, Graph):
             source = _read(source)
         self._format = format_of(source)
+        _check_precision(source, precision)
         if self._format == WORDS:
             integer.require_fixed_point(source)
         if threads is not None and threads < 1:
@@ -113,8 +144,11 @@ class Engine:
         self.threads = team.size(threads or numba.config.NUMBA_NUM_THREADS, 0)
         self._isa = host_isa()
         self._lowered = passes.without_unread_pixels(source)
-        self._operations = operations(self._lowered, self._isa)
+        if recalibrate:
+            calibration.costs(self._isa, recalibrate=True)
+        self._operations = operations(self._lowered, self._isa, self._winograd_pays)
         self._weights = Weights.of(self._operations, self._format)
+        self._hosts = [(list(source.inputs).index(node.inputs[0]), node) for node in host_images(self._lowered)]
         self._ends = [_before_softmax(source, name) for name in source.outputs]
         self._plans: dict[int, Plan] = {}
         self._memories: dict[int, deque[np.ndarray]] = {}
@@ -167,7 +201,7 @@ class Engine:
         """Times every operation on images as for a call, at most `_MOST_IMAGES`; medians of `repeats` inferences."""
         self(x)
         arrays = [array[:_MOST_IMAGES] for array in integer.require_images(self.graph.inputs, x)]
-        count, flat = len(arrays[0]), _flat(arrays)
+        count, flat = len(arrays[0]), self._flat(arrays)
         plan, seconds = self._plan(count), []
         with self._memory(count, plan) as memory:
             for _ in range(repeats):
@@ -178,8 +212,7 @@ class Engine:
                     seconds[-1].append(time.perf_counter() - start)
         layers = []
         for one, times in zip(self._operations, zip(*seconds)):
-            layout = plan.layouts[one.output]
-            pixels = count * layout.height * layout.width
+            read, written = ([plan.layouts[name].used_bytes for name in names] for names in (one.inputs, [one.output]))
             layers.append(
                 LayerTime(
                     one.name,
@@ -188,10 +221,14 @@ class Engine:
                     2 * one.kept_macs * count,
                     2 * one.macs * count,
                     one.weights.nbytes if one.weights is not None else 0,
-                    4 * layout.planes * pixels,
+                    sum(read) if one.inputs else flat.nbytes,
+                    sum(written),
                 )
             )
-        return Profile(count, layers)
+        return Profile(count, layers, *self.memory_bytes(count))
+
+    def _winograd_pays(self, weights: ConvWeights, output: tuple[int, int]) -> bool:
+        return calibration.costs(self._isa).pays(weights, output, self._isa)
 
     def _plan(self, images: int) -> Plan:
         with self._planning:
@@ -217,8 +254,7 @@ class Engine:
         try:
             memory = free.pop()
         except IndexError:
-            elements = plan.elements + _SLACK + DEPTH * int(plan.steps["x_plane"].max())
-            memory = empty(ALIGNMENT + elements, self._format.dtype)[ALIGNMENT:]  # tiles may begin left of an image
+            memory = memory_of(plan, self._format)
         try:
             yield memory
         finally:
@@ -226,17 +262,24 @@ class Engine:
 
     def _run(self, plan: Plan, flat: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
         """Runs the steps [first, last) on the images of all inputs, one after another."""
-        team.run(
-            executor(self._isa, self._format), self.threads,
-            plan.steps, first, last, flat, memory, self._weights.values, plan.offsets, self._weights.starts,
-            self._weights.biases, plan.masks, np.zeros(2 * len(plan.steps), np.int64),
-        )  # fmt: skip
+        run(plan, self._weights, flat, memory, first, last, self.threads, self._format, self._isa)
+
+    def _flat(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The elements of all inputs and of what the host computes, float32, one array after another; of one array
+        without a copy if it can be.
+        """
+        made = list(arrays)
+        for index, node in self._hosts:
+            scale, offset = (constant.data for constant in self._lowered.constants(node))
+            made.append(arrays[index].astype(np.float32) * scale + offset)
+        flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in made]
+        return flat[0] if len(flat) == 1 else np.concatenate(flat)
 
     def _infer(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         count = len(arrays[0])
         plan = self._plan(count)
         with self._memory(count, plan) as memory:
-            self._run(plan, _flat(arrays), memory, 0, len(plan.steps))
+            self._run(plan, self._flat(arrays), memory, 0, len(plan.steps))
             found = [_images(memory, plan.layouts[name], self._isa) for name in self._ends]
         results = []
         for name, end, values, shape in zip(self.graph.outputs, self._ends, found, self.graph.output_shapes):
@@ -246,12 +289,6 @@ class Engine:
         return results
 
 
-def _flat(arrays: list[np.ndarray]) -> np.ndarray:
-    """The elements of all arrays, float32, one array after another; of one array without a copy if it can be."""
-    flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in arrays]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat)
-
-
 def _read(path: str | Path) -> Graph:
     """A network from a file of `Engine.save` or a SavedModel."""
     if Path(path).is_file():
@@ -259,6 +296,18 @@ def _read(path: str | Path) -> Graph:
     from bstf_compiler import load
 
     return load(path)
+
+
+def _check_precision(graph: Graph, precision: str | None) -> None:
+    """Refuses a precision that a network isn't made for: its numbers would be others than those that were tested."""
+    if precision not in (None, "float32", "int8"):
+        raise ValueError(f"precision is {precision!r}; 'float32', 'int8' and None are supported.")
+    if precision == "int8" and not graph.is_fixed_point:
+        raise ValueError(f"network '{graph.name}' is float; quantise it with bstf.quantize to compute it in int8.")
+    if precision == "float32" and graph.is_fixed_point:
+        raise ValueError(
+            f"network '{graph.name}' is fixed-point and computed in int8, exactly; export the float model for float32."
+        )
 
 
 def _before_softmax(graph: Graph, name: str) -> str:

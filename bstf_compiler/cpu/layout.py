@@ -109,3 +109,8 @@ class Layout:
     def planes(self) -> int:
         """Planes of all channels, with those that fill up the last step."""
         return round_up(self.channels, self.step) // self.format.channels
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the pixels, those of channels that fill up the last step among them; not the gaps."""
+        return self.planes * self.images * self.height * self.width * self.format.dtype.itemsize

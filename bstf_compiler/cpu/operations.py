@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -64,6 +64,10 @@ _NAMES = {
 }  # fmt: skip
 _PIXEL = Window((1, 1))
 _BOUNDS = {"linear": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+Pays = Callable[[ConvWeights, tuple[int, int]], bool]
+"""Of weights, packed for the direct way, and height and width of the result of one image."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +143,27 @@ def format_of(graph: Graph) -> Format:
     return WORDS if graph.is_fixed_point else FLOATS
 
 
-def operations(graph: Graph, isa: Isa) -> list[Operation]:
+def operations(graph: Graph, isa: Isa, pays: Pays) -> list[Operation]:
     """The operations that compute what a lowered graph does, up to its softmax.
+
+    Args:
+        graph: lowered.
+        isa: what the kernels are compiled for.
+        pays: whether to use Winograd's method for a convolution that allows it.
 
     Raises:
         ValueError: the graph holds an operation that the engine doesn't know.
     """
     fixed = graph.is_fixed_point
     made = [_load(graph, name, name) for name in graph.inputs if _loads(graph, name)]
+    hosts = host_images(graph)
     for node in graph:
         if isinstance(node.op, Conv):
-            made += _convolution(graph, node, isa)
+            made += _convolution(graph, node, isa, pays)
         elif isinstance(node.op, Concat):
             made += _concat(graph, node, made, isa)
+        elif node in hosts:
+            made.append(_load(graph, node.output, node.output))
         elif isinstance(node.op, Affine) and fixed:
             made.append(
                 replace(_load(graph, node.inputs[0], node.output), constants=_affine(graph, node).view(np.int32))
@@ -165,16 +177,23 @@ def operations(graph: Graph, isa: Isa) -> list[Operation]:
     return _fuse_sums(graph, _fuse_scales(graph, made))
 
 
+def host_images(graph: Graph) -> list[Node]:
+    """What is computed on inputs before all operations, since pixels have constants of their own."""
+    return [node for node in graph if isinstance(node.op, Affine) and _affine(graph, node) is None]
+
+
 def _loads(graph: Graph, name: str) -> bool:
     """Whether an input is loaded as it is: not if nothing but the host reads it."""
+    hosts = host_images(graph)
     return name in graph.outputs or any(
-        not (isinstance(node.op, Affine) and graph.is_fixed_point) for node in graph.consumers(name)
+        not (isinstance(node.op, Affine) and (graph.is_fixed_point or node in hosts)) for node in graph.consumers(name)
     )
 
 
 def _load(graph: Graph, name: str, tensor: str) -> Operation:
-    """An input on the grid of a tensor."""
-    before = sum(math.prod(shape) for _, shape in takewhile(lambda one: one[0] != name, graph.inputs.items()))
+    """An input, or what is computed on one before, on the grid of a tensor."""
+    shapes = graph.inputs | {node.output: graph.tensors[node.output].shape for node in host_images(graph)}
+    before = sum(math.prod(shape) for _, shape in takewhile(lambda one: one[0] != name, shapes.items()))
     position = graph.tensors[tensor].position
     if position is None:
         return Operation(LOAD, tensor, (), tensor, before=before)
@@ -200,7 +219,7 @@ def _bounds(graph: Graph, tensor: str, activation: str) -> tuple[float, float]:
     return _BOUNDS[activation] if position is None else integer.activation_bounds(activation, position)
 
 
-def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
+def _convolution(graph: Graph, node: Node, isa: Isa, pays: Pays) -> Iterator[Operation]:
     """A convolution, after a split of its input if it has strides, and before a shift if it makes the grid finer."""
     op, (source, kernel, *bias) = node.op, (graph.tensors[name] for name in node.inputs)
     height, width = graph.tensors[node.output].shape[1:3]
@@ -222,7 +241,7 @@ def _convolution(graph: Graph, node: Node, isa: Isa) -> Iterator[Operation]:
         CONV, node.name, (source_name,), node.output, op.window, bounds, weights, shifts=Shifts(max(0, own)),
         macs=kernel.data.size * height * width, kept_macs=weights.macs * height * width,
     )  # fmt: skip
-    if source.position is None and winograd.fits(weights, op) and winograd.pays(weights, (height, width), isa):
+    if source.position is None and winograd.fits(weights, op) and pays(weights, (height, width)):
         yield from _winograd(layer, kernel.data, (height, width), isa)
         return
     if own >= 0:

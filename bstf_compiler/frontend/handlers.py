@@ -112,7 +112,7 @@ def _depthwise(reader: _Reader, op: tf.Operation) -> None:
 @handles("SpaceToBatchND", "BatchToSpaceND")
 def _move_to_batch(reader: _Reader, op: tf.Operation) -> None:
     block = reader.constant(op, 1).tolist()
-    _require(reader, op, len(block) == 2, f"{op.type} over {len(block)} axes")
+    require(reader, op, len(block) == 2, f"{op.type} over {len(block)} axes")
     amounts = tuple(reader.constant(op, 2).ravel().tolist())
     kind = SpaceToBatch if op.type == "SpaceToBatchND" else BatchToSpace
     reader.add(op, kind(tuple(block), amounts), [reader.input(op)])
@@ -122,15 +122,15 @@ def _move_to_batch(reader: _Reader, op: tf.Operation) -> None:
 def _concat(reader: _Reader, op: tf.Operation) -> None:
     parts, rank = range(len(op.inputs) - 1), len(reader.shape(op.outputs[0]))
     axis = int(reader.constant(op, len(parts))) % rank
-    _require(reader, op, axis == rank - 1, "a concatenation over another axis than channels")
-    _require(reader, op, not any(reader.is_constant(op, index) for index in parts), "a concatenation with a constant")
+    require(reader, op, axis == rank - 1, "a concatenation over another axis than channels")
+    require(reader, op, not any(reader.is_constant(op, index) for index in parts), "a concatenation with a constant")
     reader.add(op, Concat(), [reader.input(op, index) for index in parts])
 
 
 @handles("MatMul")
 def _matmul(reader: _Reader, op: tf.Operation) -> None:
-    _require(reader, op, not op.get_attr("transpose_a"), "MatMul of a transposed activation")
-    _require(reader, op, not op.get_attr("transpose_b"), "MatMul of a transposed matrix")
+    require(reader, op, not op.get_attr("transpose_a"), "MatMul of a transposed activation")
+    require(reader, op, not op.get_attr("transpose_b"), "MatMul of a transposed matrix")
     reader.constant(op, 1)
     reader.add(op, MatMul(), [reader.input(op), reader.input(op, 1)])
 
@@ -155,15 +155,15 @@ def _subtract(reader: _Reader, op: tf.Operation) -> None:
         reader.add(op, BiasAdd(), [reader.output(op), constant])
         return
     inputs = _wider_first(reader, op)
-    _require(reader, op, inputs[0] == reader.input(op, 0), "an image subtracted from one pixel")
+    require(reader, op, inputs[0] == reader.input(op, 0), "an image subtracted from one pixel")
     reader.add(op, Add(subtract=True), inputs)
 
 
 @handles("RealDiv")
 def _divide(reader: _Reader, op: tf.Operation) -> None:
-    _require(reader, op, reader.is_constant(op, 1), "division by an activation")
+    require(reader, op, reader.is_constant(op, 1), "division by an activation")
     divisor = reader.constant(op, 1)
-    _require(reader, op, divisor.all(), "division by zero")
+    require(reader, op, divisor.all(), "division by zero")
     x, _ = _with_constant(reader, op)
     reader.add(op, Multiply(), [x, reader.derived(op, 1, 1 / divisor)])
 
@@ -182,14 +182,14 @@ def _wider_first(reader: _Reader, op: tf.Operation) -> list[str]:
     order = [0, 1] if shapes[0] == reader.shape(op.outputs[0]) else [1, 0]
     first, second = (shapes[place] for place in order)
     fits = second == first or (len(first) == 4 and second == (1, 1, 1, first[-1]))
-    _require(reader, op, fits, f"{op.type} of {shapes[0][1:]} and {shapes[1][1:]}")
+    require(reader, op, fits, f"{op.type} of {shapes[0][1:]} and {shapes[1][1:]}")
     return [reader.input(op, place) for place in order]
 
 
 @handles("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 def _batch_norm(reader: _Reader, op: tf.Operation) -> None:
-    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
-    _require(reader, op, not op.get_attr("is_training"), "batch normalisation in training")
+    require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    require(reader, op, not op.get_attr("is_training"), "batch normalisation in training")
     gamma, beta, mean, variance = (reader.constant(op, place) for place in range(1, 5))
     scale = gamma / np.sqrt(variance + np.float32(op.get_attr("epsilon")))
     reader.add(op, Multiply(), [reader.input(op), reader.derived(op, 1, scale)])
@@ -209,7 +209,7 @@ def _gather(reader: _Reader, op: tf.Operation) -> None:
     known = known and scale.type == "Mul" and len(places) == 1 and reader.constant(scale, places[0]).size == 1
     factor = float(reader.constant(scale, places[0]).ravel()[0]) if known else 0.0
     position = math.log2(factor) if factor > 0 else math.inf
-    _require(reader, op, known and position.is_integer(), "a table other than of all integers of 8 bits")
+    require(reader, op, known and position.is_integer(), "a table other than of all integers of 8 bits")
     reader.add(op, Gather(int(position)), [reader.input(scale, 1 - places[0]), reader.input(op, 0)])
 
 
@@ -219,57 +219,32 @@ def _resize(reader: _Reader, op: tf.Operation) -> None:
     method = "bilinear" if op.type == "ResizeBilinear" else "nearest"
     factors = tuple(new // old for old, new in zip(before[1:3], after[1:3]))
     grown = all(old * factor == new for old, factor, new in zip(before[1:3], factors, after[1:3]))
-    _require(reader, op, grown, f"a resize from {before[1:3]} to {after[1:3]}, no whole multiple,")
+    require(reader, op, grown, f"a resize from {before[1:3]} to {after[1:3]}, no whole multiple,")
     centred = op.get_attr("half_pixel_centers") or (method == "nearest" and not op.get_attr("align_corners"))
-    _require(reader, op, centred, "a resize by aligned corners")
+    require(reader, op, centred, "a resize by aligned corners")
     if method == "bilinear":
-        _require(reader, op, not any(f & (f - 1) for f in factors), f"interpolation by {factors}, no powers of two,")
+        require(reader, op, not any(f & (f - 1) for f in factors), f"interpolation by {factors}, no powers of two,")
     reader.add(op, Resize(factors, method), [reader.input(op)])
 
 
 @handles("DepthToSpace")
 def _depth_to_space(reader: _Reader, op: tf.Operation) -> None:
-    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
     size = op.get_attr("block_size")
     reader.add(op, DepthToSpace((size, size)), [reader.input(op)])
-
-
-@handles("StridedSlice")
-def _crop(reader: _Reader, op: tf.Operation) -> None:
-    """Rows and columns from one to another."""
-    before, after = reader.shape(op.inputs[0]), reader.shape(op.outputs[0])
-    begin, end, strides = (reader.constant(op, place).tolist() for place in (1, 2, 3))
-    open_begin, open_end = op.get_attr("begin_mask"), op.get_attr("end_mask")
-    plain = len(before) == len(after) == 4 and before[3] == after[3] and all(step == 1 for step in strides)
-    plain = plain and not any(op.get_attr(f"{what}_mask") for what in ("ellipsis", "new_axis", "shrink_axis"))
-    crop = []
-    for axis, size in enumerate(before):
-        places = range(size)
-        if axis < len(begin):
-            first = None if open_begin >> axis & 1 else begin[axis]
-            last = None if open_end >> axis & 1 else end[axis]
-            # The batch is of any size: only all of it.
-            whole = first in (None, 0) and last is None
-            plain = plain and (whole if axis == 0 else len(places[first:last]) > 0)
-            places = places[first:last]
-        crop += [places.start, size - places.stop] if axis in (1, 2) else []
-    _require(reader, op, plain, "a slice that isn't a crop of the image's rows and columns")
-    reader.add(op, DepthToSpace((1, 1), tuple(crop)), [reader.input(op)])
 
 
 @handles("Conv2DBackpropInput")
 def _transposed(reader: _Reader, op: tf.Operation) -> None:
     kernel, x = reader.constant(op, 1), reader.shape(op.inputs[2])
-    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
-    _require(reader, op, set(op.get_attr("dilations")) == {1}, "a dilated transposed convolution")
+    require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    require(reader, op, set(op.get_attr("dilations")) == {1}, "a dilated transposed convolution")
     strides = tuple(op.get_attr("strides")[1:3])
     before = (0, 0)
     if op.get_attr("padding") == b"SAME":
         sizes = zip(x[1:3], reader.shape(op.outputs[0])[1:3], kernel.shape, strides)
         before = tuple(max(0, (size - 1) * stride + extent - out) // 2 for size, out, extent, stride in sizes)
-    _require(
-        reader, op, op.get_attr("padding") in (b"SAME", b"VALID"), "a transposed convolution with explicit padding"
-    )
+    require(reader, op, op.get_attr("padding") in (b"SAME", b"VALID"), "a transposed convolution with explicit padding")
     reader.add(op, ConvTranspose(strides, before), [reader.input(op, 2), reader.input(op, 1)])
 
 
@@ -277,7 +252,7 @@ def _with_constant(reader: _Reader, op: tf.Operation) -> list[str]:
     """The computed input of a binary operation, then the constant one, which must not widen it."""
     x, constant = (1, 0) if reader.is_constant(op, 0) else (0, 1)
     same = reader.shape(op.outputs[0]) == reader.shape(op.inputs[x])
-    _require(reader, op, same, "a constant larger than the activation")
+    require(reader, op, same, "a constant larger than the activation")
     return [reader.input(op, x), reader.input(op, constant)]
 
 
@@ -290,7 +265,7 @@ def _relu(reader: _Reader, op: tf.Operation) -> None:
 def _minimum(reader: _Reader, op: tf.Operation) -> None:
     """min(relu(x), 6), as some exporters write relu6."""
     index = 0 if reader.is_constant(op, 0) else 1
-    _require(reader, op, np.all(reader.constant(op, index) == 6.0), "minimum with a constant other than 6")
+    require(reader, op, np.all(reader.constant(op, index) == 6.0), "minimum with a constant other than 6")
     reader.add(op, Relu("min6"), [reader.input(op, 1 - index)])
 
 
@@ -309,7 +284,7 @@ def _reduce(reader: _Reader, op: tf.Operation) -> None:
     """Reductions over the image are windows of the image's size."""
     axes = sorted(int(axis) % 4 for axis in np.atleast_1d(reader.constant(op, 1)))
     shape = reader.shape(op.inputs[0])
-    _require(reader, op, axes == [1, 2] and len(shape) == 4, f"{op.type} over axes {axes}")
+    require(reader, op, axes == [1, 2] and len(shape) == 4, f"{op.type} over axes {axes}")
     window = Window(shape[1:3], shape[1:3])
     node_op = {"Sum": SumPool(window), "Mean": Average(window), "Max": MaxPool(window)}[op.type]
     reader.add(op, node_op, [reader.input(op)])
@@ -319,8 +294,8 @@ def _reduce(reader: _Reader, op: tf.Operation) -> None:
 def _pad(reader: _Reader, op: tf.Operation) -> None:
     amounts = reader.constant(op, 1)
     value = reader.constant(op, 2) if op.type == "PadV2" else 0
-    _require(reader, op, np.all(value == 0), "padding with another value than zero")
-    _require(reader, op, len(amounts) == 4 and not amounts[0].any(), "padding of the batch")
+    require(reader, op, np.all(value == 0), "padding with another value than zero")
+    require(reader, op, len(amounts) == 4 and not amounts[0].any(), "padding of the batch")
     (top, bottom), (left, right), (before, after) = amounts[1:].tolist()
     if not before + after:
         reader.add(op, Pad((top, bottom, left, right)), [reader.input(op)])
@@ -337,7 +312,7 @@ def _tile(reader: _Reader, op: tf.Operation) -> None:
     """Only as `_repeat` knows it."""
     counts, opened = reader.constant(op, 1).tolist(), op.inputs[0].shape.as_list()
     axes = [axis for axis, count in enumerate(counts) if count != 1]
-    _require(
+    require(
         reader,
         op,
         reader.source(op, 0).type == "ExpandDims" and len(axes) <= 1 and all(opened[axis] == 1 for axis in axes),
@@ -356,7 +331,7 @@ def _repeat(reader: _Reader, op: tf.Operation) -> bool:
     axis, rest = opened - 1, [count for place, count in enumerate(counts) if place != opened]
     whole = (*before[:axis], before[axis] * before[opened], *before[opened + 1 :])
     known = axis in (1, 2) and set(rest) == {1} and len(after) == 4 and after == whole
-    _require(reader, op, known, "a tensor tiled and reshaped like this")
+    require(reader, op, known, "a tensor tiled and reshaped like this")
     factor = int(counts[opened])
     reader.add(op, Resize((factor, 1) if axis == 1 else (1, factor)), [reader.input(op)])
     return True
@@ -371,7 +346,7 @@ def _reshape(reader: _Reader, op: tf.Operation) -> None:
         return
     before, after = reader.shape(op.inputs[0]), reader.shape(op.outputs[0])
     moves_batch = math.prod(before) != math.prod(after) or len(after) not in (2, 4)
-    _require(reader, op, not moves_batch, f"a reshape from {before[1:]} to {after[1:]}")
+    require(reader, op, not moves_batch, f"a reshape from {before[1:]} to {after[1:]}")
     reader.add(op, Reshape(), [reader.input(op)])
 
 
@@ -382,10 +357,10 @@ def _softmax(reader: _Reader, op: tf.Operation) -> None:
 
 def _window(reader: _Reader, op: tf.Operation, kernel: tuple[int, int]) -> Window:
     """The window of a convolution or pooling operation, its padding in pixels."""
-    _require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
+    require(reader, op, op.get_attr("data_format") == b"NHWC", "channels-first data")
     kernel = (int(kernel[0]), int(kernel[1]))
     steps = list(op.get_attr("strides")) + (list(op.get_attr("ksize")) if "Pool" in op.type else [])
-    _require(reader, op, all(steps[i] == 1 for i in range(len(steps)) if i % 4 in (0, 3)), "a window over channels")
+    require(reader, op, all(steps[i] == 1 for i in range(len(steps)) if i % 4 in (0, 3)), "a window over channels")
     strides = tuple(int(s) for s in op.get_attr("strides")[1:3])
     dilation = (1, 1) if "Pool" in op.type else tuple(int(d) for d in op.get_attr("dilations")[1:3])
     window = Window(kernel, strides, dilation=dilation)
@@ -401,7 +376,8 @@ def _window(reader: _Reader, op: tf.Operation, kernel: tuple[int, int]) -> Windo
     return window.padded(tuple(pads))
 
 
-def _require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:
+def require(reader: _Reader, op: tf.Operation, holds: bool, what: str) -> None:
+    """Raises ValueError with a sentence that names the layer, unless something holds."""
     if not holds:
         raise ValueError(
             f"layer '{reader.layer(op)}': {what} is not supported by the compiler; replace the layer or end the "
@@ -423,7 +399,7 @@ def _leaky_relu(reader: _Reader, op: tf.Operation) -> None:
 def _power(reader: _Reader, op: tf.Operation) -> None:
     """Small whole powers, as gelu has one, are products."""
     power = np.float32(2) if op.type == "Square" else reader.constant(op, 1)
-    _require(reader, op, power.size == 1 and power in (2, 3), "a power other than 2 and 3")
+    require(reader, op, power.size == 1 and power in (2, 3), "a power other than 2 and 3")
     x = reader.input(op)
     reader.add(op, Product(), [x, x])
     if np.all(power == 3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +12,19 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from bstf_compiler import bsr
-from bstf_compiler.frontend.handlers import HANDLERS, grid_position
+from bstf_compiler import sidecar
+from bstf_compiler.frontend import handlers, screening, selections
+from bstf_compiler.frontend.handlers import grid_position
 from bstf_compiler.graph import FakeQuant, Graph, Node, Op, Tensor
 
 # Operations that keep every value of a constant, hence its grid.
 _KEEP_GRID = {"Reshape", "Squeeze", "ExpandDims", "Cast", "Identity"}
+HANDLERS = handlers.HANDLERS | selections.HANDLERS
 # Operations whose output is their first input, as far as a network's values go.
 _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumerics"}
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
 _NUMBER = re.compile(r"_\d+$")
-_SIDECAR = Path("assets.extra") / "bstf.json"
 
 
 def read(path: str | Path) -> Graph:
@@ -45,9 +45,10 @@ def read(path: str | Path) -> Graph:
     path = Path(path)
     if not (path / "saved_model.pb").is_file():
         raise FileNotFoundError(f"'{path}' holds no saved_model.pb; give the folder that bstf.export wrote")
-    reader = _Reader(path.resolve().name, *_frozen(path))
+    screening.screen(path)
+    reader = _Reader(path.resolve().name, *_frozen(path), screening.most_bytes(path))
     graph = reader.graph()
-    _check_against_sidecar(graph, path / _SIDECAR)
+    sidecar.check(graph, path)
     return graph
 
 
@@ -144,9 +145,14 @@ class _Reader:
     """Walks a frozen function once; handlers call its `add`, `constant` and `input` methods."""
 
     def __init__(
-        self, name: str, function: tf.types.experimental.ConcreteFunction, signature: list[str], variables: list[str]
+        self,
+        name: str,
+        function: tf.types.experimental.ConcreteFunction,
+        signature: list[str],
+        variables: list[str],
+        most_bytes: int,
     ) -> None:
-        self._function, self._signature = function, signature
+        self._function, self._signature, self._most_bytes = function, signature, most_bytes
         self._scopes = _Scopes([op.name for op in function.graph.get_operations()], variables)
         self._graph = Graph(name)
         self._names: dict[str, str] = {}  # TensorFlow tensor name -> ours
@@ -182,9 +188,10 @@ class _Reader:
         """Our name of an operation's input."""
         name = op.inputs[index].name
         if name not in self._names:
+            what = "a channel on its own" if op.inputs[index].dtype.is_floating else "integers that are computed"
             raise ValueError(
-                f"layer '{self.layer(op)}': {op.type} of integers that are computed is not supported by the compiler; "
-                "end the network before it"
+                f"layer '{self.layer(op)}': {op.type} of {what} is not supported by the compiler; end the network "
+                "before it"
             )
         return self._names[name]
 
@@ -208,9 +215,17 @@ class _Reader:
         """Our name of a new constant, made of the values of an operation's known input."""
         return self._graph.add_constant(f"{self.input(op, index)} of {self.layer(op)}", data, self.grid(op, index))
 
+    def made(self, op: tf.Operation, what: str, data: np.ndarray) -> str:
+        """Our name of a new constant that an operation implies."""
+        return self._graph.add_constant(f"{what} of {self.layer(op)}", data)
+
+    def channels(self, name: str) -> int:
+        """How many channels a tensor of ours has."""
+        return self._graph.tensors[name].shape[-1]
+
     def number(self, op: tf.Operation, value: float) -> str:
         """Our name of a new constant that an operation implies."""
-        return self._graph.add_constant(f"{value:g} of {self.layer(op)}", np.array([value], np.float32))
+        return self.made(op, f"{value:g}", np.array([value], np.float32))
 
     def shape(self, tensor: tf.Tensor) -> tuple[int, ...]:
         """Static shape with a batch of one."""
@@ -237,9 +252,9 @@ class _Reader:
             before = before.inputs[0].op
         return before
 
-    def alias(self, op: tf.Operation) -> None:
-        """Takes an operation's output as another name of its input."""
-        self._names[op.outputs[0].name] = self.input(op)
+    def alias(self, op: tf.Operation, source: str | None = None) -> None:
+        """Takes an operation's output as another name of its input, or of a tensor of ours."""
+        self._names[op.outputs[0].name] = source or self.input(op)
 
     def add(self, op: tf.Operation, node_op: Op, inputs: list[str]) -> None:
         """Adds the node for a TensorFlow operation, or the next one for it."""
@@ -261,12 +276,30 @@ class _Reader:
             if op.type == "Placeholder" or not op.outputs or op.op_def.is_stateful:  # a random number is no constant
                 continue
             if all(tensor.name in self._constants for tensor in op.inputs):
+                self._count(op)
                 self._constants.update(tensor.name for tensor in op.outputs)
                 position = grid_position(op, lambda index, op=op: self._values([op.inputs[index].name])[0])
                 if position is not None:
                     self._grids[op.outputs[0].name] = position
                 elif op.type in _KEEP_GRID and op.inputs and op.inputs[0].name in self._grids:
                     self._grids[op.outputs[0].name] = self._grids[op.inputs[0].name]
+
+    def _count(self, op: tf.Operation) -> None:
+        """Counts the bytes that a known operation makes, before it makes them."""
+        if op.type in _ALIASES and op.type != "Cast":
+            return
+        for tensor in op.outputs:
+            if not tensor.shape.is_fully_defined():
+                raise ValueError(
+                    f"layer '{self.layer(op)}': nobody knows how large the constant of {op.type} is before it is "
+                    "computed; compute it before export"
+                )
+            self._most_bytes -= tensor.shape.num_elements() * (tensor.dtype.size or 8)
+        if self._most_bytes < 0:
+            raise ValueError(
+                f"layer '{self.layer(op)}': {op.type} makes constants of {op.outputs[0].shape}, far more than the "
+                "network's file holds; compute them while the network runs"
+            )
 
     def _evaluate_constants(self, operations: list[tf.Operation]) -> None:
         """Evaluates, with TensorFlow itself, the known tensors that computed operations read."""
@@ -330,47 +363,3 @@ def _keeps_values(cast: tf.Operation) -> bool:
     while source.type == "Identity":
         source = source.inputs[0].op
     return cast.outputs[0].dtype.is_floating and (cast.inputs[0].dtype.is_floating or source.type == "Placeholder")
-
-
-class _Mismatch(ValueError):
-    """bstf.json and the graph disagree."""
-
-
-def _check_against_sidecar(graph: Graph, path: Path) -> None:
-    """Γ and positions repeated in `bstf.json` must be those found in the graph; unknown layers are skipped."""
-    if not path.is_file():
-        return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        for node in graph:
-            _check_layer(graph, node, recorded)
-    except _Mismatch:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"'{path}' is damaged ({error}); export the network again") from error
-
-
-def _check_layer(graph: Graph, node: Node, recorded: dict) -> None:
-    """Compares one node with what is recorded of its layer; raises ValueError where they differ."""
-    name = node.name.partition(":")[0]  # of a layer that is called twice, too
-    grid = recorded.get("positions", {}).get(name)
-    if isinstance(node.op, FakeQuant) and grid not in (None, node.op.position):
-        raise _Mismatch(
-            f"layer '{node.name}': bstf.json says position {grid}, the graph {node.op.position}; export it again"
-        )
-    layer = recorded["layers"].get(name)
-    kernels = [tensor for tensor in graph.constants(node) if len(tensor.shape) in (2, 4)]
-    if layer is None or not kernels:
-        return
-    kernel = kernels[0]
-    values = kernel.data if kernel.data.ndim == 4 else kernel.data[None, None]
-    found = bsr.nonzero_blocks(values, tuple(layer["block"]))
-    told = np.array([[entry == "1" for entry in row] for row in layer["gamma"]])
-    if found.shape != told.shape or (found & ~told).any():
-        raise _Mismatch(f"layer '{node.name}': bstf.json says other zero blocks than the weights have; export it again")
-    position = layer.get("kernel_position")
-    if kernel.position is not None and position not in (None, kernel.position):
-        raise _Mismatch(
-            f"layer '{node.name}': bstf.json says position {position} for the kernel, the graph {kernel.position}; "
-            "export it again"
-        )

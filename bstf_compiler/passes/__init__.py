@@ -31,10 +31,10 @@ from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.duplicates import MergeDuplicates
 from bstf_compiler.passes.functions import FormFunction
 from bstf_compiler.passes.grids import AbsorbGrid, FormLookup, IntegerConstants, KeepGrid
-from bstf_compiler.passes.host import FormAffine
+from bstf_compiler.passes.host import FormAffine, FormMeanImage
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
-from bstf_compiler.passes.reshapes import RemoveReshape
-from bstf_compiler.passes.strides import MoveStrides
+from bstf_compiler.passes.reshapes import FoldTranspose, RemoveReshape
+from bstf_compiler.passes.strides import FoldDownsampling, MoveStrides
 from bstf_compiler.passes.sums import check_sums
 from bstf_compiler.passes.transposed import SinkDepthToSpace, SubpixelConv
 
@@ -67,6 +67,8 @@ LOWERED = (
 
 LOWERING: tuple[Pass, ...] = (
     FormAffine(),
+    FormMeanImage(),
+    FoldTranspose(),
     RemoveReshape(),
     FormFunction(),
     SubpixelConv(),
@@ -80,6 +82,7 @@ LOWERING: tuple[Pass, ...] = (
     DenseToConv(),
     MergeRelu6(),
     FoldPadding(),
+    FoldDownsampling(),
     PadToPool(),
     FormAveragePool(),
     FoldActivation(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bstf_compiler.graph import Conv, FakeQuant, Graph, MatMul, Node, Relu, Reshape, Window
+import numpy as np
+
+from bstf_compiler.graph import Conv, FakeQuant, Graph, MatMul, Node, Relu, Reshape, Transpose, Window
 
 _ELEMENTWISE = (FakeQuant, Relu)
 
@@ -58,3 +60,28 @@ class RemoveReshape:
         graph.tensors[reader.output].shape, graph.tensors[node.output].shape = before, after
         graph.nodes.remove(node)
         graph.nodes.insert(graph.nodes.index(reader) + 1, node)
+
+
+class FoldTranspose:
+    """Axes moved before an image is flattened for inner products: their matrices take the values where they were."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """A transposition that only a flattening reads, which only inner products read."""
+        if not isinstance(node.op, Transpose):
+            return False
+        flat = graph.only_consumer(node.output)
+        if flat is None or not isinstance(flat.op, Reshape) or len(graph.tensors[flat.output].shape) != 2:
+            return False
+        readers = graph.consumers(flat.output)
+        return flat.output not in graph.outputs and all(isinstance(reader.op, MatMul) for reader in readers)
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Moves the matrices' rows, and drops the transposition."""
+        shape = graph.activations(node)[0].shape
+        places = np.arange(np.prod(shape)).reshape(shape).transpose(node.op.axes).ravel()
+        for reader in graph.consumers(graph.consumers(node.output)[0].output):
+            matrix = graph.tensors[reader.inputs[1]]
+            moved = np.empty_like(matrix.data)
+            moved[places] = matrix.data
+            reader.inputs[1] = graph.add_constant(f"{matrix.name} moved", moved, matrix.position)
+        graph.bypass(node)

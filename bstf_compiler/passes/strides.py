@@ -1,4 +1,4 @@
-"""Pixels that no layer reads."""
+"""Pixels that no layer reads, and convolutions of some pixels only."""
 
 from __future__ import annotations
 
@@ -35,6 +35,39 @@ class MoveStrides:
                 graph.bypass(reader)
             else:
                 reader.op = replace(reader.op, window=replace(reader.op.window, strides=(1, 1)))
+
+
+class FoldDownsampling:
+    """Every n-th row and column, then convolutions, are convolutions with strides; and dilated, for larger kernels."""
+
+    def match(self, graph: Graph, node: Node) -> bool:
+        """Windows of one pixel with strides that only convolutions read."""
+        readers = graph.consumers(node.output)
+        return (
+            isinstance(node.op, MaxPool)
+            and node.op.window == Window((1, 1), node.op.window.strides)
+            and node.output not in graph.outputs
+            and bool(readers)
+            and all(isinstance(reader.op, Conv) for reader in readers)
+        )
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        """Multiplies steps and padding of every reader."""
+        size = graph.tensors[node.inputs[0]].shape[1:3]
+        for reader in graph.consumers(node.output):
+            window, out = reader.op.window, graph.tensors[reader.output].shape[1:3]
+            strides, dilation = (
+                tuple(own * step for own, step in zip(steps, node.op.window.strides))
+                for steps in (window.strides, window.dilation)
+            )
+            widened = replace(window, strides=strides, dilation=dilation)
+            pads = []
+            for axis, before in enumerate((window.padding[0], window.padding[2])):
+                first = before * node.op.window.strides[axis]
+                last = (out[axis] - 1) * strides[axis] + widened.extent[axis]
+                pads += [first, max(0, last - first - size[axis])]
+            reader.op = replace(reader.op, window=replace(widened, padding=tuple(pads)))
+        graph.bypass(node)
 
 
 def _skipped(graph: Graph, node: Node) -> tuple[int, int] | None:

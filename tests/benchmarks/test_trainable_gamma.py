@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import bstf
 from benchmarks import trainable_gamma
+from benchmarks.records import Records
 from bstf.datasets import Dataset
 from bstf.penalties import BoxedGammaRatio
 
@@ -61,7 +62,7 @@ def test_an_interrupted_file_is_mended_and_the_table_printed(tmp_path):
     other = record | {"method": "straight-through", "accuracy": 0.85, "gamma_range": 0.25}
     path = tmp_path / "runs.jsonl"
     path.write_text(f'{json.dumps(record)}\n{json.dumps(other)}\n{{"dataset": "d", "met', encoding="utf-8")
-    records = trainable_gamma.done(path)
+    records = Records(path)
     assert records == [record, other] and path.read_text().endswith("}\n")
     made = trainable_gamma.table([*records, other | {"seed": 1}, record | {"seed": 1, "accuracy": 0.75}])
     columns = {column.header: list(column.cells) for column in made.columns}

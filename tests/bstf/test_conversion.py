@@ -205,7 +205,7 @@ def test_a_ratio_for_each_layer():
     zeros = {path: (np.asarray(layer.gamma) == 0).sum() for path, layer in places(nest) if hasattr(layer, "block")}
     assert zeros == {"middle/c/conv": 0, "middle/conv": 1, "shared": 0, "last": 0}
     with pytest.raises(
-        ValueError, match="'clas', which matches no layer that can be made sparse; did you mean 'class'"
+        ValueError, match=r"'clas' \(did you mean 'class'\?\), which matches no layer that can be made sparse"
     ):
         bstf.sparsify(branched(), ratio={"clas": 0.5})
 

@@ -222,7 +222,7 @@ def test_a_folder_keeps_its_aspect_and_names_what_it_cannot_read(tmp_path):
 def test_bad_classes_and_numbers_are_sentences(tmp_path):
     write_images(tmp_path, {"tabby": 5, "terrier": 5})
     load = functools.partial(datasets.load, str(tmp_path), image_size=(4, 4))
-    with pytest.raises(ValueError, match=r"has no class 'tabbi': it has labels 0 to 1, .* Did you mean 'tabby'\?"):
+    with pytest.raises(ValueError, match=r"has no class 'tabbi' \(did you mean 'tabby'\?\): it has labels 0 to 1,"):
         load(classes=["tabbi", "terrier"])
     with pytest.raises(ValueError, match="has no class 2: it has labels 0 to 1"):
         load(classes=[0, 2])
@@ -304,7 +304,7 @@ def test_a_large_data_set_is_read_as_a_stream(tmp_path, monkeypatch):
 def test_unknown_data_sets_are_sentences(tmp_path):
     with pytest.raises(ValueError, match="There is no data set 'nonono': .* no name of TensorFlow Datasets.$"):
         datasets.load("nonono")
-    with pytest.raises(ValueError, match=r"Did you mean 'imagenet2012'\?"):
+    with pytest.raises(ValueError, match=r"did you mean 'imagenet2012'\?"):
         datasets.load("imagnet2012")
     with pytest.raises(ValueError, match="'tiny_numbers' has no labelled images"):
         datasets.load("tiny_numbers", data_dir=tmp_path)

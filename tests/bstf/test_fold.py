@@ -344,6 +344,9 @@ def with_constant(function):
     return keras.Model(entry, function(entry))
 
 
+IMAGE = np.arange(64.0).reshape(4, 4, 4)
+
+
 def rows_joined():
     entry = keras.Input((4, 4, 4))
     return keras.Model(entry, layers.Concatenate(axis=1, name="rows")([entry, entry]))
@@ -369,9 +372,11 @@ def early_softmax():
         (training_dropout, ValueError, "'drop'.*training=True"),
         (other_sizes, ValueError, r"'add'.*\(4, 4, 4\), \(4, 4, 1\)"),
         (
-            lambda: sequential(layers.Normalization(axis=1, mean=[1.0] * 8, variance=[2.0] * 8, name="rows")),
+            lambda: sequential(
+                layers.MaxPooling2D(), layers.Normalization(axis=1, mean=range(4), variance=[2.0] * 4, name="rows")
+            ),
             ValueError,
-            r"'rows'.*mean has the shape \(1, 8, 1, 1\)",
+            r"'rows'.*of the shape \(4, 4, 4\).*before all other layers",
         ),
         (
             lambda: sequential(layers.Normalization(mean=[np.nan] * 4, variance=[2.0] * 4, name="nan")),
@@ -380,7 +385,8 @@ def early_softmax():
         ),
         (masked_softmax, ValueError, "'soft'.*2 tensors"),
         (less_an_image, ValueError, r"'less'.*\(4, 4, 4\) from one pixel"),
-        (lambda: with_constant(lambda x: x * np.ones((4, 1, 1))), ValueError, r"constant has the shape \(4, 1, 1\)"),
+        (lambda: with_constant(lambda x: layers.Add()([x * np.ones((2, 1, 1, 1)), x])), ValueError, r"\(2, 1, 1, 1\)"),
+        (lambda: with_constant(lambda x: layers.Add()([x * IMAGE, x])), ValueError, "an input that nothing else reads"),
         (lambda: with_constant(lambda x: x + np.nan), ValueError, "constant holds NaN"),
         (lambda: with_constant(lambda x: 1.0 / x), ValueError, "divides by a tensor"),
         (early_softmax, ValueError, "'soft' is followed by 'after'"),

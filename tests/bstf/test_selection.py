@@ -235,7 +235,7 @@ def test_a_ratio_for_each_layer():
     scores = {name: np.random.default_rng(0).random((4, 5)) for name in names}
     gammas = select_all(scores, found, scope="column")
     assert [int((gamma == 0).sum()) for gamma in gammas.values()] == [5, 15, 10, 0]
-    with pytest.raises(ValueError, match="'haed', which matches no layer that can be made sparse; did you mean 'head'"):
+    with pytest.raises(ValueError, match=r"'haed' \(did you mean 'head'\?\), which matches no layer"):
         layer_ratios(names, {"haed": 0.5})
     with pytest.raises(ValueError, match="matches no layer that can be made sparse; they are stem, block1/conv"):
         layer_ratios(names, {"xyzzy42": 0.5})

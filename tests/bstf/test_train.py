@@ -1,5 +1,8 @@
 """bstf-train end to end on a few images, and its refusals."""
 
+import io
+import json
+import re
 import subprocess
 import sys
 
@@ -8,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
+from rich.console import Console
 
 import bstf
-from bstf import train, training
+from bstf import progress, train, training
 from bstf.datasets import Dataset
 from tests.bstf.idx import write_idx
 
@@ -46,6 +50,13 @@ def write_stripes(folder):
 
 def small(data, classes=2):
     return bstf.applications.small_resnet(data.input_shape, classes, widths=(8, 16), depth=1)
+
+
+class Terminal(io.StringIO):
+    """What a terminal shows."""
+
+    def isatty(self):
+        return True
 
 
 def run_main(capsys, *argv, **values):
@@ -135,9 +146,48 @@ def test_gradual_schedules(tmp_path, capsys, monkeypatch, schedule, epochs):
         capsys, schedule=schedule, ratio=ratio, epochs=0, retrain_epochs=epochs, output=str(tmp_path / "out"),
         importance="wanda" if schedule == "cubic" else "l2",
     )  # fmt: skip
-    assert (code, err) == (0, "") and "block_ratio: " in out
+    assert (code, err) == (0, "") and f"Epoch {epochs}/{epochs}  " in out and "block_ratio: " in out
     gamma = keras.models.load_model(tmp_path / "out" / "sparse.keras").get_layer("stage2_block1_2_conv").gamma
     assert np.count_nonzero(gamma) == (2 if schedule == "cubic" else 3)  # of 4
+
+
+@pytest.mark.parametrize("wish", ["json", "quiet"])
+def test_json_or_nothing_is_printed(tmp_path, capsys, monkeypatch, wish):
+    monkeypatch.setattr(train.datasets, "load", lambda *_, **__: stripes())
+    monkeypatch.setattr(train, "network", lambda name, data: small(data))
+    monkeypatch.setattr(train, "export", lambda model, path: None)
+    monkeypatch.setattr(train, "quantize", lambda model, images: model)
+    output = tmp_path / "out"
+    code, out, err = run_main(capsys, epochs=0, output=str(output), **{wish: True})
+    assert (code, err) == (0, "")
+    if wish == "quiet":
+        assert out == ""
+        return
+    found = json.loads(out)
+    assert [one["name"] for one in found["networks"]] == ["dense", "sparse", "sparse INT8"]
+    sparse = keras.models.load_model(output / "sparse.keras")
+    assert found["networks"][1]["accuracy"] == pytest.approx(training.accuracy(sparse, stripes()))
+    assert found["networks"][1]["files"] == [str(output / "sparse.keras"), str(output / "float")]
+    assert found["sparsity"] == json.loads(json.dumps(bstf.report(sparse).to_dict()))
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
+    """The bar is on standard error, is gone at the end, and stays so when the training is interrupted."""
+    seen = Terminal()
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=seen, width=80))
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    data = stripes()
+    with pytest.raises(KeyboardInterrupt), progress.EpochLog("dense") as log:
+        training.train(small(data), data, epochs=3, verbose=0, callbacks=[log, Stop()])
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"(Epoch [12]/3  accuracy: \d\.\d{4}  loss: .*val_loss: \d+\.\d{4}  \(\d+\.\d s\)\n){2}", out)
+    assert err == "" and "dense, epoch 2 of 3" in seen.getvalue() and "4/4" in seen.getvalue()
+    assert seen.getvalue().endswith(("\x1b[?25h", "\x1b[2K", "\x1b[1A\x1b[2K", "\r\x1b[1A\x1b[2K"))
 
 
 def test_the_schedule_of_the_paper_needs_its_epochs():
@@ -165,7 +215,7 @@ def test_the_schedule_of_the_paper_needs_its_epochs():
         ({"distill": 0.5, "retrain_epochs": 0}, "--distill is about the retraining, which has no epochs"),
         ({"importance": "size"}, "importance must be one of l1, l2, variance"),
         ({"dataset": "nonono"}, "There is no data set 'nonono'"),
-        ({"dataset": "mnist5"}, "Did you mean 'mnist5k'?"),
+        ({"dataset": "mnist5"}, "There is no data set 'mnist5' (did you mean 'mnist5k'?)"),
         ({"dataset": "/no/images"}, "There is no folder '/no/images' with images"),
         ({"classes": ["1", "x"]}, "'mnist5k' has no class 'x': it has labels 0 to 9"),
         ({"augment": ["blur"]}, "There is no augmentation 'blur'"),
@@ -173,7 +223,7 @@ def test_the_schedule_of_the_paper_needs_its_epochs():
         ({"distribute": "jax"}, "start the program with KERAS_BACKEND=jax"),
         ({"process_id": 1}, "only processes of the kind 'jax' find each other"),
         ({"network": "NoNet"}, "There is no network 'NoNet'"),
-        ({"network": "small_resnet2"}, "There is no network 'small_resnet2'"),
+        ({"network": "resnet5"}, "There is no network 'resnet5' (did you mean 'ResNet50'?)"),
         ({"network": "/no/net.keras"}, "There is no file '/no/net.keras'"),
         ({"network": "ResNet50"}, "at least 32x32"),
     ],
@@ -310,6 +360,7 @@ def test_data_that_does_not_say_its_length(tmp_path):
 def test_help_has_examples(tmp_path):
     command = [sys.executable, "-m", "bstf.train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and "Exit codes: 0" in done.stdout
     assert "bstf-train --output=build/digits" in done.stdout and "Traceback" not in done.stderr
     for flag in ("--augment", "--classes", "--distribute", "--[no]tensorboard", "--[no]recover", "--output"):
         assert flag in done.stdout

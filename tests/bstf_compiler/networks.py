@@ -60,12 +60,13 @@ class Builder:
         shape = (*window.output_size(*source.shape[1:3]), channels)
         return self._add(name, Conv(window, activation, groups), inputs, shape, products - int(np.clip(spread, 0, 16)))
 
-    def affine(self, x: str, position: int = 4) -> str:
-        """The input's host part; the input loses its grid."""
+    def affine(self, x: str, position: int = 4, image: bool = False) -> str:
+        """The input's host part, with constants a channel or (`image`) a value; the input loses its grid."""
         source = self.graph.tensors[x]
         source.position = None
+        shape = source.shape[1:] if image else source.shape[-1:]
         constants = [
-            self.graph.add_constant(f"{x} {what}", self.rng.normal(size=source.shape[-1]).astype(np.float32))
+            self.graph.add_constant(f"{x} {what}", self.rng.normal(size=shape).astype(np.float32))
             for what in ("scale", "offset")
         ]
         return self._add("affine", Affine(), [x, *constants], source.shape[1:], position)

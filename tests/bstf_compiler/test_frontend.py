@@ -77,8 +77,18 @@ def test_float_networks_load_with_batch_norm_folded(tmp_path):
         ),
         (lambda x: tf.image.resize(x, (12, 12)), ["a resize from (8, 8) to (12, 12)"]),
         (lambda x: tf.image.resize(x, (24, 24)), ["interpolation by (3, 3)"]),
-        (lambda x: x[:, ::2], ["a slice that isn't a crop"]),
-        (lambda x: x[:, 3:2], ["a slice that isn't a crop"]),
+        (lambda x: x[:, 1::2], ["such a choice of pixels"]),
+        (lambda x: x[:, ::-1], ["such a choice of pixels"]),
+        (lambda x: x[:, :5:2], ["such a choice of pixels"]),
+        (lambda x: x[:, ::2, 1:], ["such a choice of pixels"]),
+        (lambda x: x[:, 3:2], ["an empty slice"]),
+        (lambda x: x[:, 1:, :, ::-1], ["a slice of pixels and channels at once"]),
+        (lambda x: x[:, 2], ["a slice other than of rows, columns and channels"]),
+        (lambda x: x[..., 1] + 1.0, ["AddV2 of a channel on its own is not supported"]),
+        (lambda x: tf.stack([x[:, 1:, 1:, 1], x[:, :-1, 1:, 2]], -1), ["a channel of some rows and columns"]),
+        (lambda x: tf.stack([x[..., 1], x[..., 2]], 1), ["a stack of other tensors"]),
+        (lambda x: tf.reverse(x, [1]), ["a reversal of the axes [1]"]),
+        (lambda x: tf.transpose(x, (1, 0, 2, 3)), ["a transposition of the batch"]),
         (
             lambda x: tf.reshape(tf.tile(tf.expand_dims(x, 1), [1, 2, 1, 1, 1]), [-1, 16, 8, 8]),
             ["a tensor tiled and reshaped"],
@@ -104,7 +114,31 @@ def test_what_is_not_supported_is_refused_in_a_sentence(tmp_path, function, word
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (lambda x: x[:, ::2, ::3], ["maxpool"]),
+        (lambda x: tf.nn.conv2d(x[:, ::2, ::3], KERNEL, 1, "SAME"), ["conv"]),
+        (lambda x: x[:, 1:-1, 2:], ["depthtospace"]),
+        (lambda x: x[..., ::-1], ["conv"]),
+        (lambda x: x[:, :, :, 1:], ["conv"]),
+        (lambda x: tf.reverse(x, [-1]), ["conv"]),
+        (lambda x: tf.stack([x[..., place] for place in (2, 0, 7, 1, 1, -1)], -1), ["conv"]),
+        (lambda x: tf.nn.relu(tf.stack([x[..., place] for place in range(8)], 3)), ["relu"]),
+        (lambda x: tf.reduce_max(x, (1, 2))[:, ::2], ["maxpool", "conv"]),
+        (lambda x: tf.nn.relu(tf.transpose(x, (0, 1, 2, 3))), ["relu"]),
+        (lambda x: tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (-1, 512)) @ MATRIX, ["conv"]),
+    ],
+)
+def test_parts_and_orders_of_a_tensor(tmp_path, function, kinds):
+    graph = bstf_compiler.load(save(tmp_path / "model", lambda x: function(x)))
+    assert [node.op.kind for node in graph] == kinds
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(bstf_compiler.Engine(graph)(x), function(x), rtol=1e-4, atol=1e-5)
+
+
 IMAGE = (None, 4, 4, 8)
+MATRIX = np.random.default_rng(1).normal(size=(512, 5)).astype(np.float32)
 ONES = np.ones((3, 3, 8, 1), np.float32)
 
 

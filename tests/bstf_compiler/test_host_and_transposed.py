@@ -53,10 +53,13 @@ def test_a_scaled_and_shifted_input_is_the_hosts(links):
     assert np.array_equal(offset, np.float32(values[BiasAdd] if BiasAdd in links else [0]))
 
 
-def test_a_constant_a_row_is_not_the_hosts():
+def test_a_constant_a_row_is_the_hosts_and_one_an_image_isnt():
     shape = (1, 3, 6, 3)
     rows = np.reshape([1.0, 2.0, 0.5], (3, 1, 1))
     graph = graph_of(shape, (Multiply(), shape, rows), (FakeQuant(4), shape))
+    assert passes.apply(FormAffine(), graph) == 1
+    assert np.array_equal(graph.constants(graph.nodes[0])[0].data, np.broadcast_to(rows, shape[1:]))
+    graph = graph_of(shape, (Multiply(), shape, np.ones((2, 1, 1, 1))), (FakeQuant(4), shape))
     assert passes.apply(FormAffine(), graph) == 0
 
 

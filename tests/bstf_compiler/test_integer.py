@@ -222,7 +222,7 @@ def test_affine_is_multiplied_and_added_in_float32_as_tensorflow_does():
 
 def _every_operation() -> tuple[Builder, str]:
     build = Builder(np.random.default_rng(5))
-    x = build.affine(build.input(6, 5, 12))
+    x = build.affine(build.input(6, 5, 12), image=True)
     gate = build.lookup(build.average_pool(x, Window((6, 5))))
     x = build.product(x, gate)
     x = build.add(x, gate, subtract=True)

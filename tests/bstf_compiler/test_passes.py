@@ -7,6 +7,7 @@ import bstf_compiler
 from bstf_compiler import integer, passes
 from bstf_compiler.graph import (
     Add,
+    Affine,
     AveragePool,
     BatchToSpace,
     BiasAdd,
@@ -25,6 +26,7 @@ from bstf_compiler.graph import (
     SpaceToBatch,
     SumPool,
     Tensor,
+    Transpose,
     Window,
 )
 from bstf_compiler.passes.activations import FoldActivation, MergeRelu6
@@ -36,8 +38,10 @@ from bstf_compiler.passes.dense import DenseToConv
 from bstf_compiler.passes.dilation import FormDilation
 from bstf_compiler.passes.duplicates import MergeDuplicates
 from bstf_compiler.passes.grids import AbsorbGrid, IntegerConstants, KeepGrid
+from bstf_compiler.passes.host import FormMeanImage
 from bstf_compiler.passes.padding import FoldPadding, PadToPool
-from bstf_compiler.passes.reshapes import RemoveReshape
+from bstf_compiler.passes.reshapes import FoldTranspose, RemoveReshape
+from bstf_compiler.passes.strides import FoldDownsampling
 from tests.bstf_compiler.networks import Builder, random_images
 
 RNG = np.random.default_rng(0)
@@ -155,6 +159,33 @@ def test_a_shift_that_another_layer_reads_keeps_its_place():
     assert passes.apply(MergeAffine(), graph) == 0
 
 
+def test_a_mean_image_and_the_constants_before_it_are_one_operation_of_the_host():
+    images, rows, channels = RNG.normal(size=(1, 4, 5, 3)), RNG.normal(size=(4, 1, 1)), RNG.normal(size=3)
+    x = np.float32(RNG.normal(size=(4, 5, 3)))
+    graph = (
+        Chain(1, 4, 5, 3)
+        .then("half", Multiply(), (1, 4, 5, 3), 0.5)
+        .then("mean", BiasAdd(), (1, 4, 5, 3), images)
+        .then("rows", Multiply(), (1, 4, 5, 3), rows)
+        .then("channels", Multiply(), (1, 4, 5, 3), channels)
+        .done()
+    )
+    assert passes.apply(FormMeanImage(), graph) == 2
+    host, left = graph.nodes
+    assert (host.name, host.op, host.inputs[0], left.op) == ("rows", Affine(), "image", Multiply())
+    scale, offset = (constant.data for constant in graph.constants(host))
+    assert scale.shape == offset.shape == (4, 5, 3)
+    np.testing.assert_allclose(x * scale + offset, (x * 0.5 + images[0]) * rows, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [["image"], ["before"]])
+def test_an_image_that_another_layer_reads_keeps_its_constants(outputs):
+    chain = Chain(1, 4, 5, 3).then("before", BiasAdd(), (1, 4, 5, 3), 1.0)
+    graph = chain.then("mean", BiasAdd(), (1, 4, 5, 3), RNG.normal(size=(4, 5, 3))).done()
+    graph.outputs += outputs
+    assert passes.apply(FormMeanImage(), graph) == 0
+
+
 def test_dense_to_conv():
     matrix = RNG.normal(size=(6, 4))
     graph = Chain(1, 1, 1, 6).then("dense", MatMul(), (1, 1, 1, 4), matrix).done()
@@ -190,6 +221,44 @@ def test_flatten_sinks_below_elementwise_nodes():
     assert names(graph) == ["relu", "grid", "dense"]
     assert [graph.tensors[name].shape for name in names(graph)] == [(1, 2, 3, 4), (1, 2, 3, 4), (1, 1, 1, 5)]
     assert graph.nodes[2].inputs[0] == "grid" and graph.nodes[2].op == Conv(Window((2, 3)))
+
+
+def test_a_transposition_before_an_inner_product_moves_the_rows_of_its_matrix():
+    matrix = RNG.normal(size=(24, 5))
+    chain = Chain(1, 2, 3, 4).then("turn", Transpose((0, 3, 1, 2)), (1, 4, 2, 3)).then("flatten", Reshape(), (1, 24))
+    graph = chain.then("dense", MatMul(), (1, 5), matrix, positions=[3]).done()
+    assert passes.apply(FoldTranspose(), graph) == 1
+    assert names(graph) == ["flatten", "dense"] and graph.nodes[0].inputs == ["image"]
+    x, moved = RNG.normal(size=(2, 3, 4)), graph.constants(graph.nodes[1])[0]
+    np.testing.assert_allclose(x.ravel() @ moved.data, x.transpose(2, 0, 1).ravel() @ matrix, rtol=1e-5)
+    assert moved.position == 3
+
+
+def test_a_transposition_that_something_else_reads_stays():
+    chain = Chain(1, 2, 3, 4).then("turn", Transpose((0, 2, 1, 3)), (1, 3, 2, 4))
+    assert passes.apply(FoldTranspose(), chain.then("relu", Relu("relu"), (1, 3, 2, 4)).done()) == 0
+    with pytest.raises(ValueError, match="layer 'turn': the CPU engine has no transpose"):
+        bstf_compiler.Engine(passes.lower(chain.graph))
+
+
+@pytest.mark.parametrize("size", [(9, 12), (10, 11)])
+@pytest.mark.parametrize(
+    "window", [Window((1, 1)), Window((3, 2), (2, 1), (1, 2, 0, 1)), Window((2, 3), dilation=(2, 1))]
+)
+def test_down_sampling_then_a_convolution_is_one_with_strides(size, window):
+    build = Builder(np.random.default_rng(1))
+    pixels = build.max_pool(build.input(*size, 8), Window((1, 1), (2, 3)))
+    graph = build.finish(build.conv(pixels, 16, window, groups=2), build.conv(pixels, 8, Window((1, 1))))
+    images = random_images(0, graph, 2)
+    before = integer.run(graph, images)
+    assert passes.apply(FoldDownsampling(), graph) == 1
+    assert [node.op.kind for node in graph] == ["conv", "conv"]
+    assert graph.nodes[0].op.window.strides == (2 * window.strides[0], 3 * window.strides[1])
+    for one, other in zip(before, integer.run(graph, images), strict=True):
+        assert np.array_equal(one, other)
+    assert not bstf_compiler.compile(graph, "aie2_2x2").verify()
+    for one, other in zip(before, bstf_compiler.compile(graph, "aie2_2x2").simulate(images), strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_reshape_in_the_middle_is_refused():

@@ -46,6 +46,12 @@ def of_one_value(function):
     return lambda x: conv()(function(conv()(x)))
 
 
+def preprocessed(x):
+    """Red, green and blue to blue, green and red, less their means, as keras.applications does for ResNet50."""
+    return keras.applications.resnet50.preprocess_input(layers.Rescaling(50.0, 100.0)(x)[..., :3])
+
+
+IMAGE = np.random.default_rng(2).uniform(0.5, 1.5, (12, 8, 5)).astype(np.float32)
 TRANSPOSED = (2, 2, "valid"), (4, 2, "same"), (3, 1, "same"), (2, 3, "same"), ((5, 2), (2, 1), "valid"), (5, 3, "same")
 NETWORKS = (
     {
@@ -62,6 +68,24 @@ NETWORKS = (
             ),
             "affine conv",
         ),
+        "mean image": (lambda x: conv()(layers.Rescaling(2.0)(x) - IMAGE), "affine conv"),
+        "image and channels": (lambda x: conv()((layers.Rescaling(1.0, np.ones(5))(x) * IMAGE[:, :1]) * 0.5), "affine"),
+        "norm of values": (
+            lambda x: layers.Dense(3)(
+                layers.Flatten()(
+                    layers.Normalization(None, 0.1, 2.0)(layers.Normalization((1, 2, 3), IMAGE, np.square(IMAGE))(x))
+                )
+            ),
+            "affine conv",
+        ),
+        "reversed channels": (lambda x: conv()(preprocessed(x)), "affine conv"),
+        "channels": (lambda x: layers.ReLU()(conv()(x)[..., 6:0:-2]), "conv"),
+        "pixels": (lambda x: conv(8, 1)(conv()(x)[:, 1:-3, 2:]), "depthtospace"),
+        "channels first": (
+            lambda x: layers.Dense(3)(layers.Flatten()(layers.Permute((3, 1, 2))(conv(4, 3, strides=2)(x)))),
+            "conv",
+        ),
+        "down-sampling": (of_one_value(layers.MaxPooling2D(1, 2)), "conv"),
         "norm of a sum": (lambda x: layers.ReLU()(layers.BatchNormalization()(layers.Add()([x, x]))), "add conv"),
         "norm of a vector": (
             lambda x: layers.BatchNormalization()(layers.Dense(6, "relu")(layers.Flatten()(x))),

@@ -12,11 +12,11 @@ from typing import Any
 import keras
 
 from bstf.quantization.network import Input, Network
-from bstf.quantization.trace import images, joins, values, weights
+from bstf.quantization.trace import images, joins, selections, values, weights
 from bstf.quantization.trace.tracer import Tracer, function_name, refuse
 
-_LAYERS = weights.LAYERS | values.LAYERS | joins.LAYERS | images.LAYERS
-_FUNCTIONS = values.FUNCTIONS | joins.FUNCTIONS | images.FUNCTIONS
+_LAYERS = weights.LAYERS | values.LAYERS | joins.LAYERS | images.LAYERS | selections.LAYERS
+_FUNCTIONS = values.FUNCTIONS | joins.FUNCTIONS | images.FUNCTIONS | selections.FUNCTIONS
 _OF_SEVERAL = {*joins.LAYERS.values(), *joins.FUNCTIONS.values()}
 
 
@@ -37,6 +37,8 @@ def trace(model: keras.Model) -> Network:
     graph = _graph(model)
     walk = _Walk(Tracer(_LAYERS, _FUNCTIONS, _OF_SEVERAL))
     outputs = walk.model(model, [walk.input(tensor) for tensor in graph.inputs])
+    if alone := [name for name in outputs if name in walk.tracer.singles]:
+        raise ValueError(f"the model's output is {alone[0]} on its own; take a slice of channels.")
     return Network(walk.tracer.operations, tuple(outputs), graph._outputs_struct, graph._inputs_struct)
 
 
@@ -90,8 +92,15 @@ class _Walk:
             return self.model(layer, inputs)
         if node.arguments.kwargs.get("training"):
             refuse(layer, "it is called with training=True; call it without.")
-        if function_name(layer) == "Pad" and any((*node.arguments.args[1:], *node.arguments.kwargs.values())):
+        kind = function_name(layer)
+        if kind == "Stack":
+            return [selections.stack(self.tracer, layer, inputs)]
+        if any(name in self.tracer.singles for name in inputs):
+            refuse(layer, "it reads a channel on its own; only a stack of channels may.")
+        if kind == "GetItem":
+            return [selections.item(self.tracer, layer, inputs, node.arguments.args)]
+        if kind == "Pad" and any((*node.arguments.args[1:], *node.arguments.kwargs.values())):
             refuse(layer, "it pads with another value than zero.")
-        if function_name(layer) in values.WITH_CONSTANT and len(inputs) == 1:
+        if kind in values.WITH_CONSTANT and len(inputs) == 1:
             return [values.with_constant(self.tracer, layer, inputs, node.arguments.args)]
         return [self.tracer.layer(layer, inputs)]

@@ -15,7 +15,7 @@ _SUPPORTED = (
     "Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D, Dense and their masked forms, BatchNormalization, "
     "Rescaling, Normalization, ReLU, LeakyReLU, ELU and other functions of one value, Add, Subtract, Multiply, "
     "Concatenate, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, "
-    "Cropping2D, UpSampling2D, Flatten, Reshape to a vector, Dropout and a last Softmax"
+    "Cropping2D, UpSampling2D, Flatten, Reshape to a vector, parts and orders of channels, Dropout and a last Softmax"
 )
 DEFAULT_BLOCK = BlockShape(8, 8)  # of layers that were never made sparse
 
@@ -25,6 +25,7 @@ class Tracer:
 
     Attributes:
         operations: by name, every operation after its inputs.
+        singles: by a name that is no operation's: a channel on its own, as the tensor that it is of and its number.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Tracer:
     ) -> None:
         """Handlers by class of layer and by name of a function of `keras.ops`, and those that take several tensors."""
         self.operations: dict[str, Operation] = {}
+        self.singles: dict[str, tuple[str, int]] = {}
         self._layers, self._functions, self._of_several = layers, functions, of_several
 
     def add(self, operation: Operation) -> str:
@@ -41,6 +43,12 @@ class Tracer:
             number += 1
             name = f"{operation.name}_{number}"
         self.operations[name] = replace(operation, name=name)
+        return name
+
+    def single_channel(self, source: str, number: int) -> str:
+        """A channel on its own, which only a stack may read: its name."""
+        name = f"channel {number} of {source}"
+        self.singles[name] = source, number
         return name
 
     def shape(self, name: str) -> tuple[int, ...]:

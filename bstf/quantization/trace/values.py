@@ -1,4 +1,4 @@
-"""Layers that map every value by itself: functions, and scales and offsets, one number or one a channel."""
+"""Layers that map every value by itself: functions, and scales and offsets: a number, one a channel or one a value."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -82,7 +82,7 @@ def _batch_norm(tracer: Tracer, layer: Any, inputs: list[str]) -> str:
 
 def _rescaling(tracer: Tracer, layer: Any, inputs: list[str]) -> str:
     shape = tracer.shape(inputs[0])
-    scale, offset = (_by_channel(layer, getattr(layer, what), shape, what) for what in ("scale", "offset"))
+    scale, offset = (_constant(layer, getattr(layer, what), shape, what) for what in ("scale", "offset"))
     return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=offset))
 
 
@@ -90,16 +90,16 @@ def _normalization(tracer: Tracer, layer: Any, inputs: list[str]) -> str:
     shape = tracer.shape(inputs[0])
     if layer.invert:
         refuse(layer, "it inverts a normalisation; use Rescaling.")
-    mean, variance = (_by_channel(layer, getattr(layer, what), shape, what) for what in ("mean", "variance"))
+    mean, variance = (_constant(layer, getattr(layer, what), shape, what) for what in ("mean", "variance"))
     scale = 1 / np.maximum(np.sqrt(variance), keras.backend.epsilon())
     return tracer.add(BatchNorm(name=layer.name, inputs=(inputs[0],), shape=shape, scale=scale, offset=-mean * scale))
 
 
 def with_constant(tracer: Tracer, layer: Any, inputs: list[str], arguments: Sequence[Any]) -> str:
-    """A tensor and a number, or a number a channel: a batch normalisation of sorts."""
+    """A tensor and a constant: a batch normalisation of sorts."""
     source, shape = inputs[0], tracer.shape(inputs[0])
     first = not isinstance(arguments[0], keras.KerasTensor)
-    constant = _by_channel(layer, arguments[0 if first else 1], shape, "constant")
+    constant = _constant(layer, arguments[0 if first else 1], shape, "constant")
     kind, one, zero = function_name(layer), np.ones(shape[-1]), np.zeros(shape[-1])
     if kind in ("Divide", "TrueDivide") and (first or not constant.all()):
         refuse(layer, "it divides by a tensor or by zero.")
@@ -113,15 +113,16 @@ def with_constant(tracer: Tracer, layer: Any, inputs: list[str], arguments: Sequ
     return tracer.add(BatchNorm(name=layer.name, inputs=(source,), shape=shape, scale=scale, offset=offset))
 
 
-def _by_channel(layer: Any, value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """A number, or a number a channel, as float64 (channels,)."""
+def _constant(layer: Any, value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A number or one a channel as float64 (channels,); other constants of a tensor's shape, a mean image, in that."""
     values = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
-    one_a_channel = values.shape[-1:] == shape[-1:] and values.size == shape[-1] and values.ndim <= len(shape) + 1
-    if values.size != 1 and not one_a_channel:
-        refuse(layer, f"its {what} has the shape {values.shape}; supported are a number and one a channel.")
     if not np.isfinite(values.astype(np.float32)).all():
         refuse(layer, f"its {what} holds NaN or infinite values.")
-    return np.broadcast_to(values.ravel(), shape[-1:])
+    axes = (1,) * (len(shape) + 1 - values.ndim) + values.shape  # with that of the batch
+    if len(axes) != len(shape) + 1 or any(size not in (1, whole) for size, whole in zip(axes, (1, *shape))):
+        refuse(layer, f"its {what} has the shape {values.shape}, which doesn't fit images {shape}.")
+    one_a_channel = max(axes[:-1]) == 1
+    return np.broadcast_to(values.ravel(), shape[-1:]) if one_a_channel else np.broadcast_to(values, (1, *shape))[0]
 
 
 def _identity(tracer: Tracer, layer: Any, inputs: list[str]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
 
 import numba
 import numpy as np
@@ -50,8 +51,6 @@ _KERNEL = [
 ]
 _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 _ELEMENTS = SIDE**2
-# What an element of a vector of tiles costs in the transforms of a channel, in multiplications of vectors.
-_TRANSFORM = 33
 # Tiles that go through a transform together, if a row of them isn't longer: what they hold stays in the first cache.
 _TOGETHER = 48
 
@@ -64,23 +63,55 @@ def fits(weights: ConvWeights, op: Conv) -> bool:
     return of_pixels and min(weights.shape[2:]) >= DEPTH and max(window.padding) <= TILE
 
 
-def pays(weights: ConvWeights, output: tuple[int, int], isa: Isa) -> bool:
-    """Whether a convolution of one image that fits takes less time this way than directly.
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, but for a common factor, of the parts of a convolution both ways.
+
+    Attributes:
+        weight: reading one weight of the direct way.
+        product: multiplying one weight with one vector of pixels.
+        tiled_weight: reading one transformed weight.
+        tiled_product: multiplying one of them with one vector of tiles.
+        transform: one element of a vector of tiles of a channel, to or from tiles.
+    """
+
+    weight: float
+    product: float
+    tiled_weight: float
+    tiled_product: float
+    transform: float
+
+    @property
+    def are_positive(self) -> bool:
+        """Whether they can be costs: no part takes no or endless time, weights aside that the caches hold."""
+        rest = (self.product, self.tiled_product, self.transform)
+        return all(map(math.isfinite, astuple(self))) and min(astuple(self)) >= 0 and min(rest) > 0
+
+    def pays(self, weights: ConvWeights, output: tuple[int, int], isa: Isa) -> bool:
+        """Whether a convolution of one image that fits takes less time this way than directly.
+
+        Args:
+            weights: packed for the direct way.
+            output: height and width of its result.
+            isa: what the kernels are compiled for.
+        """
+        direct, tiled = work(weights.macs // 9, sum(weights.shape[2:]), output, isa)
+        prices = astuple(self)
+        return np.dot(tiled, prices[2:]) < np.dot(direct, prices[:2])
+
+
+def work(kept: int, channels: int, output: tuple[int, int], isa: Isa) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """How much of each part (see `Costs`) a convolution has: directly (2 parts), and by this method (3).
 
     Args:
-        weights: packed for the direct way.
-        output: height and width of its result.
+        kept: pairs of channels in kept blocks.
+        channels: of the input and the output together.
+        output: height and width of the result.
         isa: what the kernels are compiled for.
     """
-    cin, cout = weights.shape[2:]
-
-    def cost(taps: int, pixels: int, transforms: int) -> float:
-        """Cycles of a core, but for a factor: a weight is read once, and multiplied with every vector of pixels."""
-        kept = weights.macs / 9
-        return taps * (kept + -(-pixels // FLOATS.lanes(isa)) * (kept + transforms * _TRANSFORM))
-
-    tiles = math.prod(-(-length // TILE) for length in output)
-    return cost(_ELEMENTS, tiles, cin + cout) < cost(9, math.prod(output), 0)
+    pixels = -(-math.prod(output) // FLOATS.lanes(isa))
+    tiles = -(-math.prod(-(-length // TILE) for length in output) // FLOATS.lanes(isa))
+    return (9 * kept, 9 * kept * pixels), (_ELEMENTS * kept, _ELEMENTS * kept * tiles, _ELEMENTS * channels * tiles)
 
 
 def transform_kernel(kernel: np.ndarray) -> np.ndarray:

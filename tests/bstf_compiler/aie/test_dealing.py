@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import bstf_compiler
 from bstf_compiler.aie import codegen, schedule, text, tiling
-from bstf_compiler.aie.dealing import Piece, balanced, contiguous, refined
+from bstf_compiler.aie.dealing import Piece, balanced, by_parts, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Compute
 from bstf_compiler.graph import Window
@@ -65,6 +65,16 @@ def test_deals_are_near_the_best_of_all(blocks, rounds, rows):
         made = refined(balanced(costs, rounds, rows), costs)
         found.append(peaks(made, costs) / best)
     assert max(found) <= 1.15 and np.median(found) == 1
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_columns_of_cores_with_parts_of_the_channels_have_even_shares(blocks, rounds, parts, rows):
+    pieces = by_parts(blocks, rounds, parts, rows)
+    assert [number for row in pieces for piece in row for number in piece.numbers] == list(range(blocks))
+    assert [len(row) for row in pieces] == [parts * rows] * rounds
+    sizes = np.array([[piece.blocks for piece in row] for row in pieces]).reshape(rounds * parts, rows)
+    assert np.ptp(sizes.sum(axis=1)) <= 1 and np.ptp(sizes, axis=1).max() <= 1
+    assert (np.diff(sizes.reshape(rounds, parts, rows), axis=0) <= 0).all()  # who has none has none later
 
 
 def test_equal_blocks_and_what_works_channel_by_channel_stay_together():
@@ -146,7 +156,8 @@ def test_the_search_counts_what_the_program_has(network, seed):
                 compared += 1
         if layer.window.kernel == layer.window.strides == (1, 1):
             loaded = sum(i.bytes * i.iterations for i in step.instructions if i.unit == "loadfm.0")
-            pixels = (step.rows[1] - step.rows[0]) * -(-layer.output_shape[1] // device.columns)
+            first, *_ = tiles.split.regions(step.rows[1] - step.rows[0], layer.output_shape[1], device.columns)
+            pixels = sum((bottom - top) * (right - left) for (top, bottom), (left, right) in first)
             assert loaded == 8 * pixels * dealt.loads.sum()
     assert compared or not any(stage.layer.sums_channels for stage in plan.placement.stages)
 

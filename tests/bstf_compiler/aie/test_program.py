@@ -1,12 +1,12 @@
 import dataclasses
+import errno
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bstf_compiler
-from bstf_compiler import integer
+from bstf_compiler import files, integer
 from bstf_compiler.aie import text
 from bstf_compiler.aie.isa import Compute, LockAction, Transfer
 from bstf_compiler.aie.memory import Allocation
@@ -38,7 +38,7 @@ def test_write_and_load(tmp_path):
         "data.bin",
         "layers.csv",
         "trace.json",
-        "timeline.html",
+        "report.html",
         "timeline.png",
     }
     again = bstf_compiler.Program.load(folder)
@@ -71,15 +71,12 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 def test_a_write_that_fails_leaves_the_earlier_program(tmp_path, monkeypatch):
     folder = program_of(1).write(tmp_path / "program")
     before = (folder / "program.asm").read_bytes()
-    rename = Path.rename
 
-    def fail(path, target):
-        if path.name == "new":
-            raise OSError("disk full")
-        return rename(path, target)
+    def fail(one, other):
+        raise OSError(errno.EIO, "disk lost")
 
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(files, "_exchange", fail)
+    with pytest.raises(OSError, match="Can't write .*: input/output error"):
         program_of(2).write(folder)
     assert (folder / "program.asm").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["program"]
@@ -194,16 +191,21 @@ def test_a_deadlocked_program_says_so_when_simulated():
         program.simulate(random_images(2, graph))
 
 
-def test_the_hosts_part_is_in_the_text_and_named(tmp_path):
+@pytest.mark.parametrize("image", [False, True])
+def test_the_hosts_part_is_in_the_text_and_named(image, tmp_path):
     build = Builder(np.random.default_rng(0))
-    x = build.affine(build.input(6, 5, 3))
+    x = build.affine(build.input(6, 5, 3), image=image)
     graph = build.finish(build.conv(x, 10, Window((3, 3))), softmax=True)
     program = bstf_compiler.compile(graph, "aie2_2x2")
     assert program.host_parts == ("affine 'affine0' of input 'image'", "softmax of 'conv1'")
     assert (
-        f'.host_affine {{"input":"image","tensor":"affine0","scale":[{graph.tensors["image scale"].data[0]}'
+        f'.host_affine {{"input":"image","tensor":"affine0","scale":[{graph.tensors["image scale"].data.flat[0]}'
         in program.assembly
     )
     again = bstf_compiler.Program.load(program.write(tmp_path / "program"))
     images = random_images(0, graph, 2)
     assert again == program and np.array_equal(again.simulate(images), integer.run(graph, images))
+    (affine,) = again.affines
+    edited = dataclasses.replace(again, affines=[dataclasses.replace(affine, offset=affine.offset[:2])])
+    with pytest.raises(ValueError, match=r"'affine0'.*constant of 2 numbers for images \(6, 5, 3\).*compile again"):
+        edited.simulate(images)

@@ -1,15 +1,11 @@
-"""PNG, HTML and CSV of estimates made by hand."""
+"""PNG and CSV of estimates made by hand."""
 
 import csv
-import json
 import math
 import random
-import shutil
-import subprocess
 import time
 from collections import defaultdict
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import numpy as np
@@ -19,41 +15,9 @@ from matplotlib.image import imread
 
 from bstf_compiler import files
 from bstf_compiler.aie import timeline, trace
-from bstf_compiler.aie.estimate import Estimate, LayerEstimate, Span
+from bstf_compiler.aie.estimate import Estimate, LayerEstimate
 from bstf_compiler.aie.isa import KINDS
-from bstf_compiler.aie.usage import curves
-from tests.bstf_compiler.aie.estimates import ODD_NAME, estimate, layer, many, span
-
-
-class Page(HTMLParser):
-    """Collects the scripts, the tags and the text of buttons; checks that tags nest."""
-
-    VOID = frozenset({"meta", "br", "link", "img", "input"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.scripts, self.tags, self.buttons = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "script":
-            self.scripts.append("")
-        if tag == "button":
-            self.buttons.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += text
-        if self.open and self.open[-1] == "button":
-            self.buttons[-1] += text
+from tests.bstf_compiler.aie.estimates import estimate, many, span
 
 
 def test_merge_joins_touching_spans_of_one_layer_and_lane():
@@ -152,57 +116,7 @@ def test_curves_stand_at_their_heights(tmp_path):
 def test_empty_program_can_be_drawn(tmp_path):
     empty = Estimate("aie2_1x1", "exact", (), ())
     timeline.timeline_png(empty, tmp_path / "empty.png")
-    timeline.timeline_html(empty, tmp_path / "empty.html")
     assert imread(tmp_path / "empty.png").shape[1] >= 1200
-    Page((tmp_path / "empty.html").read_text(encoding="utf-8"))
-
-
-def html_of(folder, *args, **kwargs):
-    timeline.timeline_html(*args, folder / "timeline.html", **kwargs)
-    return (folder / "timeline.html").read_text(encoding="utf-8")
-
-
-def test_html_embeds_every_span(tmp_path):
-    both = [estimate(), estimate(0.5)]
-    page = Page(html_of(tmp_path, both, titles=["dense", "sparse < dense"]))
-    data = json.loads(page.scripts[0])
-    assert data["kinds"] == list(KINDS) and data["horizon"] == pytest.approx(3e-4)
-    for subject, panel in zip(both, data["panels"]):
-        spans = {
-            Span(panel["names"][name], KINDS[kind], panel["units"][kind][unit], *numbers)
-            for name, kind, unit, *numbers in panel["spans"]
-        }
-        assert spans == set(subject.spans) and len(panel["spans"]) == len(subject.spans)
-        bars = (timeline.Bar(panel["names"][n], KINDS[kind], *numbers) for n, kind, *numbers in panel["bars"])
-        assert tuple(bars) == timeline.merge(subject.spans)
-        assert panel["layers"] == [[e.name, e.start, e.seconds, e.bound] for e in subject.layers]
-        assert panel["units"][0] == ["core 2,0", "core 10,0"]
-        for shown, curve in zip(panel["curves"], curves(subject), strict=True):
-            assert (shown["name"], shown["unit"], shown["limit"]) == (curve.name, curve.unit, curve.limit)
-            assert shown["times"] == curve.times.tolist()
-            assert {name: amounts for name, _, amounts in shown["parts"]} == {
-                name: amounts.tolist() for name, amounts in curve.parts.items()
-            }
-
-
-def test_html_is_self_contained_and_accessible(tmp_path):
-    text = html_of(tmp_path, estimate(), titles=["dense"])
-    page = Page(text)
-    assert "http:" not in text and "https:" not in text and "@import" not in text
-    assert not [tag for tag, attrs in page.tags if "src" in attrs or tag == "link"]
-    canvases = [attrs for tag, attrs in page.tags if tag == "canvas"]
-    assert len(canvases) == 1
-    assert canvases[0]["tabindex"] == "0"
-    assert canvases[0]["aria-label"].startswith("dense: 0.300 ms on aie2_4x4")
-    assert any(attrs.get("aria-live") == "polite" for _, attrs in page.tags)
-    assert page.buttons[2:] == ["conv1", ODD_NAME, "fc"]
-
-
-def test_layer_named_like_a_placeholder_of_the_page(tmp_path):
-    names = ("@DATA@", "@SECTIONS@")
-    subject = Estimate("aie2_1x1", "exact", tuple(layer(name, 0.0, 1e-6) for name in names), ())
-    page = Page(html_of(tmp_path, subject))
-    assert page.buttons[2:] == json.loads(page.scripts[0])["panels"][0]["names"] == list(names)
 
 
 def test_eighty_thousand_spans(tmp_path):
@@ -212,91 +126,11 @@ def test_eighty_thousand_spans(tmp_path):
     start = time.process_time()
     trace.write_chrome_trace(subject, tmp_path / "trace.json")
     timeline.timeline_png(subject, tmp_path / "timeline.png")
-    text = html_of(tmp_path, subject)
     assert time.process_time() - start < 5
-    assert (tmp_path / "trace.json").stat().st_size < 20e6 and len(text) < 10e6
-    panel = json.loads(Page(text).scripts[0])["panels"][0]
-    assert len(panel["spans"]) == len(subject.spans) > 79_000
-    assert len(panel["bars"]) == 70 * len(KINDS)  # the first view draws these
+    assert (tmp_path / "trace.json").stat().st_size < 20e6
 
 
-# Runs the page's script on a stand-in for the browser and reports what it draws and says.
-STUB = r"""
-const page = require("fs").readFileSync(process.argv[1], "utf8");
-const json = page.match(/id="data">([\s\S]*?)<\/script>/)[1];
-const code = page.match(/<script>\n([\s\S]*?)<\/script>/)[1];
-const element = extra => ({
-  style: {}, textContent: "", dataset: {}, on: {}, setAttribute() {}, setPointerCapture() {},
-  addEventListener(name, act) { this.on[name] = act; }, ...extra});
-const rects = [], ink = {
-  save() {}, restore() {}, scale() {}, beginPath() {}, rect() {}, clip() {}, fillText() {}, strokeRect() {},
-  fillRect(...box) { if (!box.every(Number.isFinite)) throw Error(box); rects.push(box); }};
-const ids = {data: element({textContent: json})};
-for (const id of ["fit", "units", "range", "tip", "status"]) ids[id] = element();
-const canvas = element({clientWidth: 1280, getContext: () => ink});
-const button = element({dataset: {panel: "0", layer: "1"}});
-let frames = [];
-globalThis.document = {
-  getElementById: id => ids[id], querySelectorAll: what => what === "canvas" ? [canvas] : [button]};
-globalThis.window = {innerWidth: 1280, innerHeight: 720, addEventListener() {}};
-globalThis.getComputedStyle = () => ({getPropertyValue: () => ""});
-globalThis.requestAnimationFrame = act => frames.push(act);
-const drawn = () => {
-  const now = frames;
-  rects.length = 0; frames = []; now.forEach(act => act());
-  return rects.length;
-};
-const range = () => { drawn(); return ids.range.textContent; };
-const key = name => canvas.on.keydown({key: name, preventDefault() {}});
-const drag = (from, to, shiftKey) => {
-  canvas.on.pointerdown({pointerId: 1, offsetX: from, shiftKey}); canvas.on.pointermove({offsetX: to});
-  canvas.on.pointerup({});
-};
-(0, eval)(code);
-const seen = {start: drawn()};
-key("u"); seen.units = drawn(); key("u");
-button.on.click(); seen.chosen = range(); seen.status = ids.status.textContent;
-key("n"); key("+"); key("ArrowLeft"); key("Home"); seen.home = range();
-canvas.on.wheel({preventDefault() {}, deltaX: 0, deltaY: -400, offsetX: 80}); seen.wheel = range();
-drag(680, 80, false); seen.drag = range(); key("0");
-drag(680, 80, true); seen.select = range(); key("0");
-canvas.on.pointermove({offsetX: 81, offsetY: 30, clientX: 0, clientY: 0}); seen.tip = ids.tip.textContent;
-canvas.on.pointermove({offsetX: 80 + 600, offsetY: 222, clientX: 0, clientY: 0}); seen.tile = ids.tip.textContent;
-canvas.on.pointermove({offsetX: 81, offsetY: 270, clientX: 0, clientY: 0}); seen.ddr = ids.tip.textContent;
-console.log(JSON.stringify(seen));
-"""
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
-def test_html_script_zooms_pans_and_explains(tmp_path):
-    html_of(tmp_path, estimate())
-    command = ["node", "-e", STUB, str(tmp_path / "timeline.html")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert run.returncode == 0, run.stderr
-    seen = json.loads(run.stdout)
-    assert seen["units"] - seen["start"] == 3 * len(KINDS) * 2  # a pale and a solid box more per bar
-    assert seen["chosen"] == "0.095000 ms to 0.2050 ms"
-    assert seen["status"].startswith(f"{ODD_NAME}: from 0.1000 ms, takes 0.1000 ms, bound by WRITE")
-    assert seen["home"] == "0.000000 ms to 0.3000 ms"
-    assert seen["wheel"] == "0.000000 ms to 0.1104 ms"  # exp(-1) of the whole
-    assert seen["drag"] == "0.055182 ms to 0.1655 ms"  # half a window further
-    assert seen["select"] == "0.000000 ms to 0.1500 ms"
-    assert seen["tip"].split("\n") == [
-        "LOAD conv1",
-        "2 of 2 units",
-        "0.000000 ms to 0.010000 ms",
-        "0.010000 ms, 50.0 % at work",
-        "1,280 bytes, 2,560 multiply-adds",
-    ]
-    assert seen["tile"].split("\n") == [
-        "MemTile at 0.1500 ms", "tensors: 500", "staging: 0", "weight chunks: 100", "600 of 1,000 bytes",
-    ]  # fmt: skip
-    assert seen["ddr"].split("\n")[1:] == [
-        "LOAD: 128,000,000", "LOADW: 0", "WRITE: 0", "128,000,000 of 200,000,000 bytes/s",
-    ]  # fmt: skip
-
-
-WRITERS = [trace.write_chrome_trace, timeline.layers_csv, timeline.timeline_png, timeline.timeline_html]
+WRITERS = [trace.write_chrome_trace, timeline.layers_csv, timeline.timeline_png]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -323,7 +157,7 @@ def test_missing_folder_is_named(tmp_path, write):
         write(estimate(), tmp_path / "nowhere" / "out")
 
 
-@pytest.mark.parametrize("write", [timeline.timeline_png, timeline.timeline_html, trace.write_chrome_trace])
+@pytest.mark.parametrize("write", [timeline.timeline_png, trace.write_chrome_trace])
 def test_titles_must_match_estimates(tmp_path, write):
     with pytest.raises(ValueError, match="one title for each estimate: 1 for 2"):
         write([estimate(), estimate()], tmp_path / "out", titles=["dense"])

@@ -1,11 +1,15 @@
+import io
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import keras
 import numpy as np
 import pytest
+import rich.console
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +18,8 @@ import bstf
 import bstf_compiler
 from bstf.applications import small_resnet
 from bstf_compiler import Engine, graph_file
-from bstf_compiler.cpu.kernels import winograd
+from bstf_compiler.cpu import calibration
+from bstf_compiler.cpu.kernels.winograd import Costs
 from bstf_compiler.cpu.layout import FLOATS, round_up
 from bstf_compiler.cpu.operations import operations
 from bstf_compiler.cpu.plan import Weights, make_plan
@@ -126,7 +131,7 @@ def test_convolution(data):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_convolution_by_winograd(monkeypatch, data):
-    monkeypatch.setattr(winograd, "pays", lambda weights, output, isa: True)
+    monkeypatch.setattr(Engine, "_winograd_pays", lambda *_: True)
 
     def draw(low, high):
         return data.draw(st.integers(low, high))
@@ -147,6 +152,27 @@ def test_convolution_by_winograd(monkeypatch, data):
     x = rng.normal(size=(images, height, width, cin)).astype(np.float32)
     # The numbers in between are larger than those of the direct way, and so are the errors.
     network.check(x, out, total, last, threads=draw(1, 2), tolerance=5e-5)
+
+
+def test_a_machine_is_measured_in_about_a_second_and_its_choices_change_rounding_only(monkeypatch, tmp_path):
+    rng, shape = np.random.default_rng(0), (20, 18, 32)
+    network = Network(shape)
+    out = network.conv("x", blocks(rng, (3, 3, 32, 32), 0.5), np.zeros(32, np.float32), padding=(1, 1, 1, 1))
+    network.check(rng.normal(size=(1, *shape)).astype(np.float32), out)  # compiles
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibration, "_known", {})
+    start = time.process_time()
+    engine = Engine(network.graph, recalibrate=True)
+    assert time.process_time() - start < 10  # of all threads, while others use the machine
+    (found,) = json.loads(calibration.cache_file().read_text()).values()
+    assert calibration.costs(host_isa()) == Costs(**found) and Costs(**found).are_positive
+    x, results = rng.normal(size=(2, *shape)).astype(np.float32), [engine]
+    for choice in (True, False):
+        monkeypatch.setattr(Engine, "_winograd_pays", lambda *_, choice=choice: choice)
+        results.append(Engine(network.graph))
+    assert [len(one.profile(x, repeats=1).layers) for one in results[1:]] == [4, 2]
+    first, *others = (one(x) for one in results)
+    assert all(np.abs(first - other).max() < 1e-5 * np.abs(first).max() for other in others)
 
 
 def test_winograd_where_it_pays():
@@ -316,7 +342,10 @@ def test_images_that_start_anywhere_have_room_for_whole_vectors(width):
     network = Network((3, width, 8))
     pixel = network.add(MaxPool(Window((3, width))), ["x"], lambda x: x.max((1, 2), keepdims=True))
     network.add(Product(), ["x", pixel], lambda a, b: a * b, name="y")
-    made, shapes = operations(network.graph, host_isa()), {"x": (3, width, 8), pixel: (1, 1, 8), "y": (3, width, 8)}
+    made, shapes = (
+        operations(network.graph, host_isa(), lambda *_: False),
+        {"x": (3, width, 8), pixel: (1, 1, 8), "y": (3, width, 8)},
+    )
     plan = make_plan(made, shapes, ["y"], Weights.of(made, FLOATS), 3, 1, FLOATS, host_isa())
     (step,) = plan.steps[plan.steps["other_image"] > 0]
     first, lanes = 2 * step["y_rows"] * step["y_pitch"], FLOATS.lanes(host_isa())
@@ -450,8 +479,16 @@ def test_memory_is_shared_by_tensors_that_are_not_alive_together():
     for _ in range(10):
         name = network.conv(name, blocks(rng, (3, 3, 8, 8), 1), np.zeros(8, np.float32), padding=(1, 1, 1, 1))
     network.graph.outputs, network.graph.output_shapes = [name], [(16, 16, 8)]
-    used, live = Engine(network.graph).memory_bytes()
+    engine = Engine(network.graph)
+    used, live = engine.memory_bytes()
     assert used == live < 3 * 4 * 8 * 500
+    profile = engine.profile(np.ones((2, 16, 16, 8)), repeats=1)
+    assert (profile.memory_bytes, profile.live_bytes) == engine.memory_bytes(2)
+    layer, of_tensor = profile.layers[-1], 4 * 2 * 16 * 16 * 8
+    assert layer.bytes == layer.weight_bytes + 2 * of_tensor and profile.layers[0].bytes == 2 * of_tensor
+    console = rich.console.Console(width=200, file=io.StringIO())
+    console.print(profile)
+    assert f"activations take {profile.memory_bytes / 2**20:.2f} MiB" in console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -584,7 +621,12 @@ def test_same_bits_for_any_number_of_threads(saved):
         (lambda engine, x: engine(x[:0]), "at least one"),
         (lambda engine, x: engine(x * np.nan), "NaN"),
         (lambda engine, x: engine(x.astype(complex)), "complex128"),
+        (lambda engine, x: engine(x.astype(str)), "takes numbers; got <U"),
+        (lambda engine, x: engine([x, x]), r"got \(2, 2, 28, 28, 1\)"),
+        (lambda engine, x: engine({"y": x}), "inputs are 'image'.*images of 'y'"),
         (lambda engine, x: Engine(engine.graph, threads=0), "threads is 0"),
+        (lambda engine, x: Engine(engine.graph, precision="int8"), "is float; quantise it with bstf.quantize"),
+        (lambda engine, x: Engine(engine.graph, precision="bfloat16"), "'float32', 'int8' and None"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(saved, call, words):

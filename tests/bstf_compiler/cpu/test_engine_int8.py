@@ -213,6 +213,12 @@ def test_activations_take_a_quarter_of_the_bytes(saved, tmp_path):
     assert Engine(saved[1]).memory_bytes()[0] <= 0.3 * Engine(tmp_path / "float").memory_bytes()[0]
 
 
+def test_a_fixed_point_network_is_computed_in_int8_only(saved):
+    assert Engine(saved[1], precision="int8").graph.is_fixed_point
+    with pytest.raises(ValueError, match="'.*' is fixed-point and computed in int8.*export the float model"):
+        Engine(saved[1], precision="float32")
+
+
 def test_softmax_is_computed_in_float():
     graph = Graph("n", [], {"x": Tensor("x", (1, 1, 1, 9), "int8", 3)}, {"x": (9,)}, ["p"], [(9,)])
     graph.tensors["k"] = Tensor("k", (1, 1, 9, 9), "int8", 7, np.eye(9, dtype=np.int8).reshape(1, 1, 9, 9) * 64)

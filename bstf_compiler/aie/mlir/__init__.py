@@ -1,0 +1,1 @@
+"""Programs for real parts as mlir-aie designs with C++ kernels: written, checked, read back and executed."""
