@@ -37,7 +37,7 @@ def road(folder: Path) -> None:
     simulated = program.simulate(images)
     assert np.array_equal(simulated, bstf_compiler.integer.run(graph, images))
     assert np.array_equal(simulated, bstf_compiler.Engine(graph)(images))
-    assert (program.write(folder / "program") / "timeline.html").is_file()
+    assert (program.write(folder / "program") / "report.html").is_file()
 
 
 def main() -> None:
