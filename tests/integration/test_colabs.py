@@ -6,7 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
-COLABS = sorted((Path(__file__).parents[2] / "colabs").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+COLABS = sorted((ROOT / "colabs").glob("*.ipynb"))
 # What a notebook's cell of sizes says in a test: small, for the tests' time.
 SIZES = {
     "block_sparsity_gflops": "SIZE, ROUNDS, BLOCKS = 128, 1, (8,)",
@@ -39,6 +40,7 @@ def test_notebook_is_committed_without_outputs(path):
 @pytest.mark.parametrize("path", COLABS, ids=lambda path: path.stem)
 def test_notebook_runs_and_what_it_computes_is_right(path, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # what the notebook writes goes where pytest cleans up
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # this clone, wherever bstf is installed from
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
