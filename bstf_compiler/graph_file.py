@@ -102,6 +102,7 @@ def read(path: str | Path) -> Graph:
         ValueError: the file is damaged, or is none of these.
     """
     try:
+        _check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             text = json.loads(arrays["graph"].tobytes())
             constants = {name: arrays[f"constant{place}"] for place, name in enumerate(text["constants"])}
@@ -109,11 +110,27 @@ def read(path: str | Path) -> Graph:
             raise ValueError(f"version {text['version']}, where this reads {_VERSION}")
         graph = _graph(text, constants)
         _check(graph)
-    except (zipfile.BadZipFile, EOFError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        MemoryError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"'{path}' is damaged or no saved engine ({reason}); save it again") from error
     check_sums(graph)
     return graph
+
+
+def _check_archive(path: str | Path) -> None:
+    """`write` compresses nothing: what would grow when it is read isn't its file."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its arrays are compressed")
 
 
 def _graph(text: dict[str, Any], constants: dict[str, np.ndarray]) -> Graph:

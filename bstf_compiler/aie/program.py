@@ -198,8 +198,8 @@ class Program(Code):
     def parse(cls, content: bytes, data: bytes) -> Program:
         """The program of a text form (see text.py) and a data image, as they are in `program.asm` and `data.bin`.
 
-        They may come from anybody: a program that is returned is sound, and simulating it reaches no memory but that of
-        its device.
+        They may come from anybody: a program that is returned is sound as far as its instructions say. What chunks of
+        weights hold isn't looked at, so simulate only those of people you trust.
 
         Raises:
             ValueError: they are damaged, or the program is unsound.

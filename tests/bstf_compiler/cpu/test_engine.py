@@ -583,6 +583,16 @@ def test_damaged_files_are_refused(saved, tmp_path):
         assert len(found.graph.nodes) == len(engine.graph.nodes)
 
 
+def test_compressed_files_are_refused(saved, tmp_path):
+    """A few bytes of them may be many when they are read."""
+    path = tmp_path / "engine.npz"
+    Engine(saved[1]).save(path)
+    with np.load(path) as arrays:
+        np.savez_compressed(path, **arrays)
+    with pytest.raises(ValueError, match="damaged or no saved engine .its arrays are compressed."):
+        Engine(path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
