@@ -17,11 +17,11 @@ from bstf_compiler.aie.memory import Allocation, Packing, Place, packing
 class Port:
     """An input or output of the network: tensor in DDR, logical shape (h, w, c), position, shape for the user without
     batch, and what the host does to it after the array ("none" or "softmax"). An input without a position is float:
-    the host makes others of it, or nobody reads it.
+    the host makes others of it, or nobody reads it; in the latter case it may have any shape.
     """
 
     tensor: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     position: int | None
     user_shape: tuple[int, ...]
     host: str = "none"
