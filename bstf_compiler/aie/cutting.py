@@ -96,7 +96,6 @@ class _Links:
     ) -> None:
         self._axes, self._device = (rows, columns), device
         self._spans = tuple((a / blocks, b / blocks) for _, a, b in layout.spans(width, blocks, device))
-        self._of_link = -(-device.columns // len(device.activation_tiles))
         self._high: dict[tuple, np.ndarray] = {}
         self._wide: dict[tuple, np.ndarray] = {}
 
@@ -107,7 +106,10 @@ class _Links:
             high = [_reached(self._axes[0], *span, height) for span, _ in regions]
             wide = [_reached_of(self._axes[1], *span, columns, self._spans) for _, span in regions]
             self._high[split, height], self._wide[split, columns] = np.array(high), np.array(wide)
-        return float((self._high[split, height] @ self._wide[split, columns]).max()) / self._of_link
+        return (
+            float((self._high[split, height] @ self._wide[split, columns]).max())
+            / self._device.columns_of_activation_tile
+        )
 
 
 def runs(start: int, stop: int, length: int) -> list[tuple[int, int]]:

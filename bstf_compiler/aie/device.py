@@ -143,6 +143,11 @@ class DeviceSpec:
         return self.weight_tiles[place], slot
 
     @property
+    def columns_of_activation_tile(self) -> int:
+        """The most columns of cores that share one memory tile of activations and its link."""
+        return -(-self.columns // len(self.activation_tiles))
+
+    @property
     def rows_of_weight_tile(self) -> int:
         """The most rows of cores that one memory tile feeds with weights."""
         return -(-self.rows // len(self.weight_tiles))

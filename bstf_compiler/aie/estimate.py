@@ -198,7 +198,6 @@ def _slower(device: DeviceSpec, step: Step) -> dict[tuple[str, str], float]:
     units: dict[tuple[str, str], float] = defaultdict(float)
     tiles: dict[tuple[str, str], float] = defaultdict(float)
     met: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
-    share = -(-device.columns // len(device.activation_tiles))  # of a link
     for instruction in step.instructions:
         if (kind := instruction.kind) in ("LOADFM", "WRITEFM"):
             unit = kind, instruction.unit
@@ -206,7 +205,7 @@ def _slower(device: DeviceSpec, step: Step) -> dict[tuple[str, str], float]:
                 moved = move.source.bytes * instruction.iterations
                 tile = kind, (move.source if kind == "LOADFM" else move.target).tiles[0]
                 units[unit] += moved
-                tiles[tile] += moved / share
+                tiles[tile] += moved / device.columns_of_activation_tile
                 met[unit].add(tile)
     found = {unit: max(tiles[tile] for tile in met[unit]) / moved for unit, moved in units.items() if moved}
     return {unit: factor for unit, factor in found.items() if factor > 1}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from math import prod
 from pathlib import Path
 
@@ -15,45 +16,15 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import node_def_pb2, tensor_pb2, tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
-from tensorflow.python.ops import (
-    gen_array_ops,
-    gen_bitwise_ops,
-    gen_control_flow_ops,
-    gen_functional_ops,
-    gen_image_ops,
-    gen_linalg_ops,
-    gen_list_ops,
-    gen_manip_ops,
-    gen_math_ops,
-    gen_nn_ops,
-    gen_random_ops,
-    gen_resource_variable_ops,
-    gen_special_math_ops,
-    gen_stateful_random_ops,
-    gen_stateless_random_ops,
-    gen_stateless_random_ops_v2,
-    gen_string_ops,
-)
 
-_COMPUTING = (
-    gen_array_ops,
-    gen_bitwise_ops,
-    gen_control_flow_ops,
-    gen_functional_ops,
-    gen_image_ops,
-    gen_linalg_ops,
-    gen_list_ops,
-    gen_manip_ops,
-    gen_math_ops,
-    gen_nn_ops,
-    gen_random_ops,
-    gen_resource_variable_ops,
-    gen_special_math_ops,
-    gen_stateful_random_ops,
-    gen_stateless_random_ops,
-    gen_stateless_random_ops_v2,
-    gen_string_ops,
-)
+_COMPUTING = tuple(
+    import_module(f"tensorflow.python.ops.gen_{name}")
+    for name in (
+        "array_ops", "bitwise_ops", "control_flow_ops", "functional_ops", "image_ops", "linalg_ops", "list_ops",
+        "manip_ops", "math_ops", "nn_ops", "random_ops", "resource_variable_ops", "special_math_ops",
+        "stateful_random_ops", "stateless_random_ops", "stateless_random_ops_v2", "string_ops",
+    )
+)  # fmt: skip
 """TensorFlow's modules of operations that compute."""
 REFUSED = {"ImmutableConst", "Abort", "RemoteCall", "SymbolicGradient"}
 """Those of them that do something else: map a file, end the process, reach another machine."""
