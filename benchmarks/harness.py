@@ -227,20 +227,20 @@ def fma_peak(case: tuple[str, int]) -> Work:
     word = np.dtype(np.int32 if dtype == "int8" else dtype)
     outer = simd.fma_outer if dtype != "int8" else simd.dot_outer if isa.dot else simd.widened_outer
     one = (1,) if dtype != "int8" else ()
-    lanes, rows, count = isa.lanes(word), 4, 3 if isa.registers >= 16 else 2
+    lanes, rows, count = isa.lanes(word), 4, 2 if outer is simd.widened_outer else 3
     steps = FMA_COUNT // (lanes * rows * count) // (4 if dtype == "int8" else 1)
 
     def burn(values, out, workers):
         for worker in numba.prange(workers):
             tile = simd.zeros(values, lanes, rows, count)
             vectors = simd.load(values, worker, lanes, count)
-            for _ in range(steps):
-                tile = outer(tile, vectors, values, 0, *one)
+            for step in range(steps):  # with the same weights in every step, products would be taken out of the loop
+                tile = outer(tile, vectors, values, step & 7, *one)
             simd.store_transposed(tile, count, out, worker * rows * count * lanes, rows)
 
     numba.config.THREADING_LAYER = "threadsafe"
     compiled = numba.njit(parallel=True, nogil=True)(burn)
-    values = np.zeros(4 * lanes * count, word)
+    values = np.zeros(threads + lanes * count + 16, word)
     out = np.zeros(threads * rows * count * lanes, word)
     compiled(values, out, threads)
     return Work(lambda: compiled(values, out, threads), 0.0)
