@@ -141,7 +141,7 @@ def take_blocks(
         if not layer.built:
             raise ValueError(f"Layer '{path}' has no weights yet: call the model on data once, or let it load them.")
     previous = {path: ops.convert_to_numpy(layer.gamma) for path, layer in masked}
-    how = {"scope": scope, "previous": previous}
+    how = {"scope": scope, "previous": previous, "lasting": True}
     possible = select_all(previous, ratio, min_per_line, **how)  # how many blocks go, without any scores
     if all((possible[path] == gamma).all() for path, gamma in previous.items()):
         return

@@ -9,9 +9,11 @@ exchanged, see `bstf.exchange`.
 import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 
 from bstf.exchange import Exchange
 from bstf.suggestion import suggestion
@@ -66,6 +68,7 @@ def select(
     *,
     scope: str = "layer",
     previous: np.ndarray | None = None,
+    lasting: bool = False,
 ) -> np.ndarray:
     """Chooses the blocks that one layer keeps.
 
@@ -77,6 +80,9 @@ def select(
             cost the same and cores or threads that share them have even loads. "row": every row does.
         previous: an earlier Γ of the layer: blocks that are zero in it stay zero. If it has more zeros than
             wanted it comes back as it is; a line that keeps too few in it keeps those.
+        lasting: this Γ will be the `previous` of others: it holds one that is as sparse as `min_per_line` allows,
+            so that every ratio can be reached from here. Where the best Γ holds none, the best of those that are
+            as sparse as that is kept within it, and the sum is less than the largest.
 
     Returns:
         Γ: float32 (rows, cols) whose scores have the largest sum possible (to one part in 2**36 of the
@@ -99,12 +105,14 @@ def select(
     if alive.shape != scores.shape:
         raise ValueError(f"previous is a Γ of shape {alive.shape}, but the scores are {scores.shape}.")
     if check_scope(scope) == "row":
-        return _best_of_columns(scores.T, ratio, min_per_line, alive.T).T.astype(np.float32)
+        turned = select(scores.T, ratio, min_per_line, scope="column", previous=alive.T, lasting=lasting)
+        return np.ascontiguousarray(turned.T)
     if scope == "column":
-        return _best_of_columns(scores, ratio, min_per_line, alive).astype(np.float32)
+        count = len(scores) - _zeros(ratio, len(scores))
+        return _chosen(_best_of_columns, scores, count, min_per_line, alive, lasting)
     if scope == "global":
         raise ValueError("scope='global' compares layers with each other: use select_all.")
-    return _best(scores, scores.size - _zeros(ratio, scores.size), min_per_line, alive).astype(np.float32)
+    return _chosen(_best, scores, scores.size - _zeros(ratio, scores.size), min_per_line, alive, lasting)
 
 
 def select_all(
@@ -114,6 +122,7 @@ def select_all(
     *,
     scope: str = "layer",
     previous: Mapping[str, np.ndarray] | None = None,
+    lasting: bool = False,
 ) -> dict[str, np.ndarray]:
     """Chooses the blocks that every layer of a model keeps.
 
@@ -128,6 +137,7 @@ def select_all(
         min_per_line: kept blocks that every row and column of a Γ needs at least.
         scope: "layer", "global", "column" or "row".
         previous: earlier Γ by layers' names, for all layers or some; blocks that are zero in it stay zero.
+        lasting: these Γ will be the `previous` of others, see `select`.
 
     Returns:
         Γ: float32 (rows, cols) for each layer.
@@ -142,7 +152,7 @@ def select_all(
     if check_scope(scope) != "global":
         ratios = ratio if isinstance(ratio, Mapping) else dict.fromkeys(scores, ratio)
         return {
-            name: select(layer, ratios[name], min_per_line, scope=scope, previous=previous.get(name))
+            name: select(layer, ratios[name], min_per_line, scope=scope, previous=previous.get(name), lasting=lasting)
             for name, layer in scores.items()
         }
     if isinstance(ratio, Mapping):
@@ -150,7 +160,7 @@ def select_all(
     alive = {name: np.asarray(previous.get(name, np.ones(layer.shape))) != 0 for name, layer in scores.items()}
     counts = _global_counts(scores, ratio, min_per_line, alive)
     return {
-        name: _best(np.asarray(layer, dtype=np.float64), counts[name], min_per_line, alive[name]).astype(np.float32)
+        name: _chosen(_best, np.asarray(layer, dtype=np.float64), counts[name], min_per_line, alive[name], lasting)
         for name, layer in scores.items()
     }
 
@@ -219,6 +229,43 @@ def layer_ratios(names: Sequence[str], ratio: Mapping[str, float]) -> dict[str, 
     return found
 
 
+def _chosen(
+    best: Callable[[np.ndarray, int, int, np.ndarray], np.ndarray],
+    scores: np.ndarray,
+    count: int,
+    min_per_line: int,
+    alive: np.ndarray,
+    lasting: bool,
+) -> np.ndarray:
+    """Γ, float32, of `count` blocks, in all or in a column as `best` counts them."""
+    keep = best(scores, count, min_per_line, alive)
+    if lasting and not _lasts(keep, min_per_line, best):
+        sparsest = best(scores, 0, min_per_line, alive)
+        reserved = np.where(sparsest, 2 * (np.abs(scores).max() or 1.0), scores)
+        keep = best(reserved, count, min_per_line, alive)
+    return keep.astype(np.float32)
+
+
+def _lasts(keep: np.ndarray, min_per_line: int, best: Callable) -> bool:
+    """Whether Γ holds one that is as sparse as a full Γ could become.
+
+    Such a one has lines of one direction with their floor exactly, and all others with theirs at least. It is there
+    if and only if a flow fills the lines of the other direction without more than that floor anywhere (Ford and
+    Fulkerson, Flows in Networks, section II.10, feasible subgraphs).
+    """
+    (rows, cols), (per_row, per_col) = keep.shape, _floors(*keep.shape, min_per_line)
+    if best is _best_of_columns:
+        per_col = max(per_col, -(-rows * per_row // cols))
+    source, sink = rows + cols, rows + cols + 1
+    at_row, at_col = np.nonzero(keep)
+    lines = np.arange(rows + cols)
+    tails = np.concatenate([at_row, np.full(rows, source), lines[rows:]])
+    heads = np.concatenate([rows + at_col, lines[:rows], np.full(cols, sink)])
+    capacities = np.repeat([1, per_row, per_col], [len(at_row), rows, cols]).astype(np.int32)
+    network = csr_array((capacities, (tails, heads)), shape=(sink + 1, sink + 1))
+    return maximum_flow(network, source, sink).flow_value == min(rows * per_row, cols * per_col)
+
+
 def _best(scores: np.ndarray, count: int, min_per_line: int, alive: np.ndarray) -> np.ndarray:
     """The `count` blocks of largest sum, or more, that leave no line short: bool (rows, cols)."""
     row_floor, col_floor = _floors_of(alive, min_per_line)
@@ -238,11 +285,11 @@ def _best(scores: np.ndarray, count: int, min_per_line: int, alive: np.ndarray) 
     return keep if wide else keep.T
 
 
-def _best_of_columns(scores: np.ndarray, ratio: float, min_per_line: int, alive: np.ndarray) -> np.ndarray:
-    """The blocks of largest sum, as many in every column, that leave no row short: bool (rows, cols)."""
+def _best_of_columns(scores: np.ndarray, count: int, min_per_line: int, alive: np.ndarray) -> np.ndarray:
+    """The `count` blocks in every column of largest sum, or more, that leave no row short: bool (rows, cols)."""
     rows, cols = scores.shape
     row_floor, col_floor = _floors_of(alive, min_per_line)
-    count = max(rows - _zeros(ratio, rows), col_floor.max(), -(-row_floor.sum() // cols))
+    count = max(count, col_floor.max(), -(-row_floor.sum() // cols))
     values = _whole_numbers(scores, alive)
     ranks = np.argsort(np.argsort(-values, axis=0, kind="stable"), axis=0, kind="stable")
     keep = (ranks < count) & alive

@@ -187,6 +187,30 @@ def test_ratios_that_grow_only_take_away(shape, least, seed, scope):
         previous = gamma
 
 
+@settings(max_examples=200, deadline=None)
+@given(shape=GRIDS, least=st.integers(0, 3), seed=st.integers(0, 99), scope=st.sampled_from(["layer", "column", "row"]))
+def test_lasting_selections_reach_every_ratio(shape, least, seed, scope):
+    previous, ratios = None, (0.2, 0.5, 0.6, 0.7, 0.99)
+    for step, ratio in enumerate(ratios):
+        scores = scores_of(shape, seed + step)
+        gamma = select(scores, ratio, least, scope=scope, previous=previous, lasting=True)
+        assert previous is None or (gamma <= previous).all()
+        assert gamma.sum() == select(scores, ratio, least, scope=scope).sum()
+        previous = gamma
+
+
+def test_a_selection_that_could_not_go_on_is_not_taken():
+    """The four best blocks fill all lines, but each is alone in its row or column: none could go later."""
+    star = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    scores = star + np.array([[0.1, 0, 0], [0, 0, 0.2], [0, 0.3, 0]])
+    np.testing.assert_array_equal(select(scores, 0.55), star)
+    lasting = select(scores, 0.55, lasting=True)
+    assert lasting.sum() == 4
+    at_the_end = select(scores, 0.99, previous=lasting)
+    assert at_the_end.sum() == 3 and (at_the_end <= lasting).all()
+    assert (at_the_end * scores).sum() == (select(scores, 0.99) * scores).sum()
+
+
 def test_previous_of_another_shape_is_a_sentence():
     with pytest.raises(ValueError, match=r"previous is a Γ of shape \(2, 3\), but the scores are \(3, 2\)"):
         select(np.ones((3, 2)), 0.5, previous=np.ones((2, 3)))
