@@ -6,11 +6,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bstf_compiler.cpu.simd import call_intrinsic, element_address
+from bstf_compiler.cpu.simd import call_intrinsic, element_address, is_memory
 
 
 def _prefetch(array: types.Type, write: int) -> tuple | None:
-    if not isinstance(array, types.Array):
+    if not is_memory(array):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -38,7 +38,7 @@ def prefetch_to_write(typing, array, index):
 @intrinsic
 def fetch_add(typing, array, index, amount):
     """Adds to array[index] (int64) and returns what it was; atomic, for what threads share."""
-    if not isinstance(array, types.Array):
+    if not is_memory(array):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -51,7 +51,7 @@ def fetch_add(typing, array, index, amount):
 @intrinsic
 def atomic_load(typing, array, index):
     """array[index] (int64), as other threads have left it."""
-    if not isinstance(array, types.Array):
+    if not is_memory(array):
         return None
 
     def generate(context, builder, signature, arguments):

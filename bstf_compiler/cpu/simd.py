@@ -104,11 +104,34 @@ def are_literals(*values: types.Type) -> bool:
     return all(isinstance(value, types.IntegerLiteral) for value in values)
 
 
+def is_memory(kind: types.Type) -> bool:
+    """Whether these functions can read and write it: an array, or what `pointer` makes of one."""
+    return isinstance(kind, (types.Array, types.CPointer))
+
+
 def element_address(
-    context: object, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value
+    context: object, builder: ir.IRBuilder, kind: types.Type, array: ir.Value, index: ir.Value
 ) -> ir.Value:
     """The address of array[index]."""
+    if isinstance(kind, types.CPointer):
+        return builder.gep(array, [index])
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+@intrinsic
+def pointer(typing, array):
+    """Where an array's elements are, for what is called for every tile.
+
+    Functions count their references to the arrays that they are given, in memory shared by all threads; such a count
+    takes longer than some tiles do. Who makes a pointer keeps the array.
+    """
+    if not isinstance(array, types.Array):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        return context.make_array(array)(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
 
 
 def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
@@ -159,7 +182,7 @@ def fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Valu
 @intrinsic(prefer_literal=True)
 def load(typing, array, index, lanes, count):
     """A tuple of `count` vectors of `lanes` elements that follow one another from array[index]."""
-    if not (isinstance(array, types.Array) and are_literals(lanes, count)):
+    if not (is_memory(array) and are_literals(lanes, count)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), count.literal_value)
 
@@ -174,7 +197,7 @@ def load(typing, array, index, lanes, count):
 @intrinsic(prefer_literal=True)
 def load_rows(typing, like, array, index, stride, rows, lanes):
     """A square: `lanes` vectors of the type of `like`, vector i from array[index + min(i, rows - 1) * stride] on."""
-    if not (isinstance(like, types.Array) and isinstance(array, types.Array) and are_literals(lanes)):
+    if not (is_memory(like) and is_memory(array) and are_literals(lanes)):
         return None
     vectors = types.UniTuple(Vector(like.dtype, lanes.literal_value), lanes.literal_value)
 
@@ -196,7 +219,7 @@ def load_rows(typing, like, array, index, stride, rows, lanes):
 @intrinsic(prefer_literal=True)
 def store(typing, vectors, array, index, stride):
     """Stores vector i of a tuple at array[index + i * stride]."""
-    if not (isinstance(vectors, types.UniTuple) and isinstance(array, types.Array)):
+    if not (isinstance(vectors, types.UniTuple) and is_memory(array)):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -212,7 +235,7 @@ def store(typing, vectors, array, index, stride):
 @intrinsic(prefer_literal=True)
 def zeros(typing, array, lanes, rows, count):
     """A tile of zeros of the array's type: `rows` rows of `count` vectors of `lanes` elements."""
-    if not (isinstance(array, types.Array) and are_literals(lanes, rows, count)):
+    if not (is_memory(array) and are_literals(lanes, rows, count)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
 
@@ -358,7 +381,7 @@ def largest(typing, tile, others):
 @intrinsic
 def fma_outer(typing, tile, vectors, weights, index, stride):
     """tile[r, v] + weights[index + r * stride] * vectors[v] for every row r and vector v of a tile of floats."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(weights, types.Array)):
+    if not (isinstance(tile, types.UniTuple) and is_memory(weights)):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -455,7 +478,7 @@ def widened_outer(typing, tile, vectors, weights, index):
 @intrinsic(prefer_literal=True)
 def rows_of(typing, values, index, lanes, rows, count):
     """A tile of which every element of row r is values[index + r]."""
-    if not (isinstance(values, types.Array) and are_literals(lanes, rows, count)):
+    if not (is_memory(values) and are_literals(lanes, rows, count)):
         return None
     tile = types.UniTuple(Vector(values.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
 
@@ -474,7 +497,7 @@ def rows_of(typing, values, index, lanes, rows, count):
 @intrinsic(prefer_literal=True)
 def add_rows(typing, tile, count, values, index):
     """tile[r] + values[index + r] for every row r of a tile of `count` vectors a row."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(values, types.Array) and are_literals(count)):
+    if not (isinstance(tile, types.UniTuple) and is_memory(values) and are_literals(count)):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -517,7 +540,7 @@ def requantise(typing, tile, shift):
 @intrinsic(prefer_literal=True)
 def load_tile(typing, array, index, stride, lanes, rows, count):
     """A tile: row r is `count` vectors that follow one another from array[index + r * stride]."""
-    if not (isinstance(array, types.Array) and are_literals(lanes, rows, count)):
+    if not (is_memory(array) and are_literals(lanes, rows, count)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), rows.literal_value * count.literal_value)
 
@@ -535,7 +558,7 @@ def load_tile(typing, array, index, stride, lanes, rows, count):
 @intrinsic(prefer_literal=True)
 def store_tile(typing, tile, count, array, index, stride):
     """Stores a tile of `count` vectors a row: row r from array[index + r * stride] on."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and are_literals(count)):
+    if not (isinstance(tile, types.UniTuple) and is_memory(array) and are_literals(count)):
         return None
 
     def generate(context, builder, signature, arguments):
@@ -587,7 +610,7 @@ def keep(typing, tile, mask):
 @intrinsic(prefer_literal=True)
 def store_transposed(typing, tile, count, array, index, stride):
     """Stores a tile of `count` vectors a row: its column c at array[index + c * stride :][:rows]."""
-    if not (isinstance(tile, types.UniTuple) and isinstance(array, types.Array) and are_literals(count)):
+    if not (isinstance(tile, types.UniTuple) and is_memory(array) and are_literals(count)):
         return None
 
     def generate(context, builder, signature, arguments):

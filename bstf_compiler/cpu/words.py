@@ -16,6 +16,7 @@ from bstf_compiler.cpu.simd import (
     call_intrinsic,
     constant,
     element_address,
+    is_memory,
     limit,
     shuffle,
     splat,
@@ -194,7 +195,7 @@ def look_up(typing, words, table):
 @intrinsic(prefer_literal=True)
 def load_strided(typing, array, index, stride, lanes):
     """A vector, as a tuple of one: array[index], array[index + stride], array[index + 2 * stride], ..."""
-    if not (isinstance(array, types.Array) and are_literals(lanes)):
+    if not (is_memory(array) and are_literals(lanes)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), 1)
 
@@ -213,7 +214,7 @@ def load_strided(typing, array, index, stride, lanes):
 @intrinsic(prefer_literal=True)
 def load_every(typing, array, index, step, lanes):
     """`load_strided` by whole vectors, for a step that the compiler knows; it reads step * lanes elements."""
-    if not (isinstance(array, types.Array) and are_literals(step, lanes)):
+    if not (is_memory(array) and are_literals(step, lanes)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), 1)
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import access, team
+from bstf_compiler.cpu import access, simd, team
 from bstf_compiler.cpu.kernels import conv, enlarge, functions, planes, pools, winograd, word_planes
 from bstf_compiler.cpu.kernels.conv import DEEP, SHALLOW, THIN
 from bstf_compiler.cpu.kernels.elementwise import elementwise
@@ -125,16 +125,18 @@ def _convolution(isa: Isa, format: Format) -> Callable:
         part, piece = task % step.parts, task // step.parts
         first, last = part * tiles // step.parts, (part + 1) * tiles // step.parts
         top, bottom = piece * step.tiles // slices, (piece + 1) * step.tiles // slices
+        activations, weights, places = simd.pointer(memory), simd.pointer(values), simd.pointer(offsets)
+        begins, sums, insides = simd.pointer(starts), simd.pointer(biases), simd.pointer(masks)
         if step.channels_first:
             for channels in range(top, bottom):
                 plane = channels * step.tile_planes + channels // step.part
                 for pixels in range(first, last):
-                    tile(step, pixels, channels, plane, memory, values, offsets, starts, biases, masks)
+                    tile(step, pixels, channels, plane, activations, weights, places, begins, sums, insides)
         else:
             for pixels in range(first, last):
                 for channels in range(top, bottom):
                     plane = channels * step.tile_planes + channels // step.part
-                    tile(step, pixels, channels, plane, memory, values, offsets, starts, biases, masks)
+                    tile(step, pixels, channels, plane, activations, weights, places, begins, sums, insides)
         if step.mask >= 0 and part == 0:
             for plane in range(top * step.tile_planes, min(bottom * step.tile_planes, step.planes)):
                 planes.clear(step, memory, step.y + plane * step.y_plane, step.length)

@@ -182,7 +182,7 @@ def _take_apart(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value
 @intrinsic(prefer_literal=True)
 def load_columns(typing, array, index, lanes):
     """The SIDE columns of `lanes` tiles side by side: vector j holds array[index + TILE * tile + j]."""
-    if not (isinstance(array, types.Array) and simd.are_literals(lanes)):
+    if not (simd.is_memory(array) and simd.are_literals(lanes)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), SIDE)
 
