@@ -28,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo --output=build/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 $(if $(PAPER_TABLES),--paper-tables=$(PAPER_TABLES))
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(PAPER_TABLES),--paper-tables=$(PAPER_TABLES))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -101,9 +101,10 @@ class Engine:
     bit.
 
     It may be called from several threads at once. Layouts, tasks and the memory of activations are planned once for
-    each number of images. The first call compiles the kernels, which takes seconds. Float networks compute a 3x3
-    convolution directly or by Winograd's method, whatever takes less time by what a second of measurements told, the
-    first time on a machine; these are kept (`bstf_compiler.cpu.calibration`), so results stay the same.
+    each number of images. The first call on a machine compiles the kernels, which takes half a minute; later processes
+    find them. Float networks compute a 3x3 convolution directly or by Winograd's method, whatever takes less time by
+    what a second of measurements told, the first time on a machine; these are kept (`bstf_compiler.cpu.calibration`),
+    so results stay the same.
 
     Args:
         source: folder of a SavedModel, file that `save` wrote, or a graph that `bstf_compiler.load` has read.

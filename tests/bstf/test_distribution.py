@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 def start(name, *arguments, backend):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    settings = {"KERAS_BACKEND": backend, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they take longer than what is computed here
+    environment = os.environ | settings
     command = [sys.executable, str(WORKERS / name), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

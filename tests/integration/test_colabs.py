@@ -12,7 +12,7 @@ COLABS = sorted((ROOT / "colabs").glob("*.ipynb"))
 SIZES = {
     "block_sparsity_gflops": "SIZE, ROUNDS, BLOCKS = 128, 1, (8,)",
     "choosing_gamma": "EPOCHS, IMAGES, TESTED, RATIOS = 1, 256, 100, (0.5,)",
-    "cpu_engine": "SIDE, WIDTHS, ROUNDS, INT8 = 16, (8, 16), 1, False",
+    "cpu_engine": "SIDE, WIDTHS, ROUNDS = 16, (8, 16), 1",
     "keras_to_aie2": "SIDE, WIDTHS, DEVICES = 16, (8, 16), ('aie2_1x1', 'aie2_4x4')",
     "quickstart": "",
 }

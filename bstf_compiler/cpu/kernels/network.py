@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import access, simd, team
+from bstf_compiler.cpu import access, kept, simd, team
 from bstf_compiler.cpu.kernels import conv, enlarge, functions, planes, pools, winograd, word_planes
 from bstf_compiler.cpu.kernels.conv import DEEP, SHALLOW, THIN
 from bstf_compiler.cpu.kernels.elementwise import elementwise
@@ -179,4 +179,4 @@ def executor(isa: Isa, format: Format) -> Callable:
                 team.wait_for(counts, len(steps) + place, step.tasks)
             team.leave(members)
 
-    return numba.njit(nogil=True, error_model="numpy", parallel=True)(execute)
+    return kept.kernel(isa, format)(execute)

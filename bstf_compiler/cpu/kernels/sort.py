@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import team
+from bstf_compiler.cpu import kept, team
 
 # Runs of so many keys are sorted by insertion.
 _RUN = 32
@@ -39,7 +39,7 @@ def sort(keys: np.ndarray, threads: int | None = None) -> np.ndarray:
     return order
 
 
-@numba.njit(nogil=True, parallel=True)
+@kept.kernel()
 def _sort_shares(keys, order, to_keys, to_order, bounds):
     """Sorts each share in place."""
     for share in prange(len(bounds) - 1):
@@ -60,7 +60,7 @@ def _sort_shares(keys, order, to_keys, to_order, bounds):
             order[first:last] = to_order[first:last]
 
 
-@numba.njit(nogil=True, parallel=True)
+@kept.kernel()
 def _merge_shares(keys, order, to_keys, to_order, bounds, parts):
     """Merges shares 0 and 1, 2 and 3 and so on, each pair in `parts` parts."""
     pairs = len(bounds) // 2

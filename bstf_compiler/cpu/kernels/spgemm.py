@@ -22,7 +22,7 @@ import numpy as np
 from numba import prange
 
 from bstf_compiler.bsr import BlockColumns
-from bstf_compiler.cpu import simd, team
+from bstf_compiler.cpu import kept, simd, team
 from bstf_compiler.cpu.kernels.sort import sort
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import empty
@@ -131,7 +131,7 @@ def coo_merge(a: Coordinates, b: Coordinates, isa: Isa, threads: int | None = No
     return Coordinates((height, width), rows, columns[place].astype(np.int64), blocks.reshape(-1, bi, bo))
 
 
-@numba.njit(nogil=True, parallel=True)
+@kept.kernel()
 def _count_column_blocks(a_starts, a_rows, b_starts, b_rows, height, counts, workers, members):
     """The symbolic pass: counts[j + 1] blocks in column j of C."""
     width = len(counts) - 1
@@ -193,10 +193,10 @@ def _gustavson(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> Callab
                             at += 1
             team.leave(members)
 
-    return numba.njit(nogil=True, parallel=True, error_model="numpy")(kernel)
+    return kept.kernel(dtype, block, isa)(kernel)
 
 
-@numba.njit(nogil=True, parallel=True)
+@kept.kernel()
 def _merge_lines(
     a_starts, a_columns, b_starts, b_rows, before, left, right, following, columns, heads, counts, workers, members
 ):
@@ -249,7 +249,7 @@ def _multiply_lines(dtype: np.dtype, block: tuple[int, int, int], isa: Isa) -> C
                     multiply(a_blocks, b_blocks, left, right, following, head, blocks, at * size)
             team.leave(members)
 
-    return numba.njit(nogil=True, parallel=True, error_model="numpy")(kernel)
+    return kept.kernel(dtype, block, isa)(kernel)
 
 
 @team.once

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import access, simd, team
+from bstf_compiler.cpu import access, kept, simd, team
 from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 
 # Tasks a thread should find, so that all end at about the same time.
@@ -353,4 +353,4 @@ def _kernel(tile: Tile, out: np.dtype) -> Callable:
                     team.done(members)
             team.leave(members)
 
-    return numba.njit(nogil=True, error_model="numpy", parallel=True)(kernel)
+    return kept.kernel(tile, out)(kernel)

@@ -1,0 +1,92 @@
+"""Compiled kernels that later processes find again.
+
+Numba keeps a function for later processes (`cache=True`) under its byte code and what it encloses. The kernels here
+enclose other compiled functions, which are new ones in every process, so none would ever be found. But all that they
+enclose follows from a kernel's options and the sources of this package, and so does the name that it is kept under.
+
+The folder is the one that Numba chooses: `NUMBA_CACHE_DIR`, else `__pycache__` beside the source, else one of the user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
+
+from bstf_compiler.files import replacing
+
+
+def kernel(*options: object) -> Callable[[Callable], Callable]:
+    """Compiles the decorated function for several threads, or finds that an earlier process did.
+
+    Args:
+        options: all that decides what the function encloses; their `repr` says what they are.
+
+    Example:
+        >>> @kernel(dtype, isa)
+        ... def multiply(x, y, workers, members): ...
+    """
+
+    def compile(function: Callable) -> Callable:
+        compiled = numba.njit(nogil=True, error_model="numpy", parallel=True)(function)
+        with suppress(RuntimeError):  # there is no folder to write to
+            compiled._cache = _Kernels(function, options)
+        return compiled
+
+    return compile
+
+
+def _digest_of_sources() -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+# Taken while they are imported: they may be edited before a kernel is compiled.
+_SOURCES = _digest_of_sources()
+
+
+class _Kernels(FunctionCache):
+    """The kernels of one function with the same options, one for each type of arguments."""
+
+    def __init__(self, function: Callable, options: tuple) -> None:
+        super().__init__(function)
+        self._options = options
+        self._cache_file = _Files(Path(self.cache_path) / self._impl.filename_base)
+
+    def _index_key(self, signature: object, codegen: object) -> str:
+        return repr((self._options, signature, codegen.magic_tuple(), numba.__version__))
+
+    def save_overload(self, signature: object, compiled: object) -> None:
+        with suppress(OSError):  # a full disk: it will be compiled again
+            super().save_overload(signature, compiled)
+
+
+class _Files:
+    """A file for each key: processes that compile different kernels at once don't meet."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+
+    def _path(self, key: str) -> Path:
+        return self._base.with_name(f"{self._base.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
+
+    def load(self, key: str) -> object | None:
+        """What was saved, if it was made of the same sources."""
+        try:
+            content = self._path(key).read_bytes()
+        except OSError:
+            return None
+        return pickle.loads(content[len(_SOURCES) :]) if content.startswith(_SOURCES) else None
+
+    def save(self, key: str, data: object) -> None:
+        """Writes over what other sources made."""
+        with replacing(self._path(key)) as temporary:
+            temporary.write_bytes(_SOURCES + dumps(data))
