@@ -270,10 +270,11 @@ def _forget_cores(space: AddressSpace, code: Code, number: int, written: np.ndar
         return
     goes_on = WEIGHTS if following and following[0].stage == step.stage else WEIGHTS_AHEAD
     cores = written[space.starts["c0.0"] :].reshape(-1, code.device.core.memory_bytes)
-    kept = np.zeros(cores.shape[1], bool)
-    for name, address, size in step.buffers:
-        kept[address : address + size] |= name == goes_on
-    cores[:, ~kept] = 0
+    forgotten = 0  # up to here
+    for address, size in sorted((address, size) for name, address, size in step.buffers if name == goes_on):
+        cores[:, forgotten:address] = 0
+        forgotten = max(forgotten, address + size)
+    cores[:, forgotten:] = 0
 
 
 def _box_of(space: AddressSpace, code: Code, name: str) -> np.ndarray:
