@@ -156,6 +156,8 @@ def _fits(do: Compute) -> bool:
         return False
     (rows, pixels, channels), (in_rows, in_pixels, in_channels) = do.output.sizes, do.inputs[0].sizes
     if do.op in ("add", "product"):
+        if len(do.inputs) != 2:
+            return False
         one, two = do.inputs
         return one.sizes == do.output.sizes and two.sizes in (do.output.sizes, (1, 1, channels))
     if do.op == "conv" and len(do.inputs) > 1 and not (do.finish and do.inputs[1].sizes == do.output.sizes):
