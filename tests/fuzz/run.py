@@ -40,7 +40,7 @@ atheris.Fuzz()
 
 def fuzz(target: str, runs: int, work: Path, seed: int) -> dict[str, object]:
     """Runs the fuzzer until there were so many executions, those of earlier runs in the work folder among them; returns
-    the record, with `ending` "whole" if nothing was found.
+    the record, with `ending` "whole" if nothing was found, and `seconds` of this run alone.
     """
     before = [_read(log) for log in sorted(work.glob(f"{target}.*.log"))]
     seed, runs = seed + len(before), runs - sum(before)
