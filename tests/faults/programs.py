@@ -27,7 +27,8 @@ from benchmarks import accuracy, aie_sweep
 from bstf_compiler import main as compiler
 from bstf_compiler.files import is_leftover
 
-OWN_FLAGS = ("program", "kills", "seed", "seconds", "output")  # of kills.py; the programs have some of the same names
+# Of kills.py and limits.py; the programs have some of the same names.
+OWN_FLAGS = ("program", "kills", "runs", "seed", "seconds", "output")
 NAMES = ("export", "compile", "train", "sweep", "study")
 
 
@@ -156,7 +157,7 @@ def _export(work: Path) -> Program:
 
 def _with_flags(module: Any, program: str, **values: Any) -> int:
     """Runs a program's main with these flags, in a process that needs no others."""
-    for flag in OWN_FLAGS:
+    for flag in set(OWN_FLAGS) & set(flags.FLAGS):
         delattr(flags.FLAGS, flag)
     module.define_flags()
     flags.FLAGS([program, *(f"--{name}={value}" for name, value in values.items())])
