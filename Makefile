@@ -79,9 +79,11 @@ bench: $(VENV)/.benched
 		--output=$(RESULTS)/fig1
 	$(BIN)/python -m benchmarks.trainable_gamma --output=benchmarks/results/trainable_gamma
 
-# Kills train, export, compile, sweep and study 50 times each at random moments (an hour on two cores).
+# Kills train, export, compile, sweep and study 50 times each at random moments (an hour on two cores); then runs train
+# and compile on full disks (a superuser mounts them) and with little memory.
 kills: $(STAMP)
 	$(BIN)/python -m tests.faults.kills --output=benchmarks/results/faults
+	$(BIN)/python -m tests.faults.limits --output=benchmarks/results/faults
 
 $(VENV)/.fuzzed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"

@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -314,6 +314,11 @@ _SECTIONS = {
 }  # fmt: skip
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _parse(kind: type, entries: dict, where: str):
     if not isinstance(entries, dict):
         raise ValueError(f"{where} must be a table of entries")
@@ -322,7 +327,7 @@ def _parse(kind: type, entries: dict, where: str):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     if unknown := sorted(entries.keys() - {field.name for field in fields(kind)}):
         raise ValueError(f"{where} holds unknown entries: {_shown(', '.join(unknown))[1:-1]}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values = {}
     for name, value in entries.items():
         if value is None and name not in needed:

@@ -42,11 +42,17 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """What a hint is of, its arguments, and whether it is a data class."""
+    return get_origin(hint), get_args(hint), is_dataclass(hint)
+
+
 def value(found: Any, hint: Any) -> Any:
     """A value of the type of a hint; a ValueError if it can't be."""
-    if is_dataclass(hint):
+    origin, inner, is_class = _parts(hint)
+    if is_class:
         return read(hint, found)
-    origin, inner = get_origin(hint), get_args(hint)
     if origin is UnionType:
         return None if found is None and NoneType in inner else value(found, inner[0])
     if origin in (list, tuple) and isinstance(found, list):

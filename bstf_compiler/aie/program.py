@@ -71,7 +71,8 @@ class Program(Code):
             The network's outputs, float32, bit for bit those of `integer.run`; a list if there are several.
 
         Raises:
-            ValueError: if the images have another shape or hold NaN.
+            ValueError: the images have another shape or hold NaN, or the program came from somewhere and its weights
+                name blocks or channels that its tiles don't have.
         """
         return simulate.simulate(self, x, seed)
 
@@ -199,7 +200,7 @@ class Program(Code):
         """The program of a text form (see text.py) and a data image, as they are in `program.asm` and `data.bin`.
 
         They may come from anybody: a program that is returned is sound as far as its instructions say. What chunks of
-        weights hold isn't looked at, so simulate only those of people you trust.
+        weights hold is looked at when it is simulated (see chunks.py).
 
         Raises:
             ValueError: they are damaged, or the program is unsound.

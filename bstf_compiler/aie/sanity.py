@@ -15,8 +15,11 @@ from bstf_compiler.aie.memory import Place, layout_of
 from bstf_compiler.aie.reach import BLOCK
 
 _MOST_BYTES = 2**29  # of activations in DDR
-_MOST_EVENTS = 2**22  # iterations of all instructions of a step, and what its locks are given in them
+_MOST_EVENTS = 2**22  # iterations of all instructions of a step, and the locks taken and given in them
+_MOST_EVENTS_IN_ALL = 2**24
+_MOST_LOOKS = 2**36  # at locks that units wait for, if in every iteration of a step all units wait
 _MOST_WORK = 2**34  # bytes, and runs of bytes times 16, that all iterations of a program reach
+_MOST_WINDOW = 2**16  # in each number of a window
 _MOST_ALLOCATIONS = 2**13
 _MOST_BUFFERS = 2**8
 _MOST_POSITION = 200  # no float32 has more bits behind or before its point
@@ -38,6 +41,10 @@ def insane(code: Code) -> Iterator[str]:
     for number, step in enumerate(code.steps):
         for sentence in (*_step(code, number, step), *_instructions(code, step)):
             yield f"layer '{step.layer}': {sentence}"
+    if (events := sum(_events(step) for step in code.steps)) > _MOST_EVENTS_IN_ALL:
+        yield f"its steps have {events:,} iterations and locks given in them, {_MOST_EVENTS_IN_ALL:,} are the most"
+    if (looks := sum(_looks(step) for step in code.steps)) > _MOST_LOOKS:
+        yield f"its instructions may have to look at locks {looks:,} times, {_MOST_LOOKS:,} are the most"
     if (work := sum(_work(do) for step in code.steps for do in step.instructions)) > _MOST_WORK:
         yield f"its instructions reach {work:,} bytes, {_MOST_WORK:,} are the most"
 
@@ -103,11 +110,25 @@ def _step(code: Code, number: int, step: Step) -> Iterator[str]:
     for name, address, size in step.buffers:
         if min(address, size) < 0 or address + size > code.device.core.memory_bytes:
             yield f"buffer '{name}' leaves the core's memory"
-    given = sum(abs(value) for value in step.locks.values())
-    for do in step.instructions:
-        given += do.iterations * (1 + sum(action.count for action in (*do.acquire, *do.release)))
+    given = _events(step)
     if given > _MOST_EVENTS or min(step.locks.values(), default=0) < 0:
         yield f"it has {given:,} iterations and locks given in them, {_MOST_EVENTS:,} are the most"
+
+
+def _events(step: Step) -> int:
+    """Iterations of a step's instructions, and all that its locks are given and taken in them."""
+    given = sum(abs(value) for value in step.locks.values())
+    for do in step.instructions:
+        given += do.iterations * (1 + sum(1 + action.count for action in (*do.acquire, *do.release)))
+    return given
+
+
+def _looks(step: Step) -> int:
+    """Looks at locks if one instruction goes on at a time, and all other units wait for the last of their locks."""
+    waits: dict[str, int] = {}  # the longest by unit
+    for do in step.instructions:
+        waits[do.unit] = max(waits.get(do.unit, 1), len(do.acquire))
+    return sum(do.iterations for do in step.instructions) * sum(waits.values())
 
 
 def _instructions(code: Code, step: Step) -> Iterator[str]:
@@ -144,8 +165,11 @@ def _computation(code: Code, do: Compute) -> Iterator[str]:
     """A computation stays in one core, and its windows and blocks are some."""
     if {access.tiles for access in accesses(do)} != {(do.unit.replace("core.", "c"),)}:
         yield "reaches other memories than its core's"
-    if {len(do.kernel), len(do.strides), len(do.dilation)} != {2} or min(*do.kernel, *do.strides, *do.dilation) < 1:
-        yield f"has a window of {do.kernel}, {do.strides}, {do.dilation}"
+    window = (*do.kernel, *do.strides, *do.dilation)
+    if min(window) < 1 or max(*window, *map(abs, do.padding)) > _MOST_WINDOW:
+        yield f"has a window of {do.kernel}, {do.strides}, {do.dilation}, {do.padding} before it"
+    if any(access.extent != access.bytes for access in accesses(do)):
+        yield "reads or makes a tile whose bytes don't lie one after the other"
     ends = [place for run in do.blocks for place in run]
     if any(stop <= start for start, stop in do.blocks) or ends != sorted(ends) or max(ends) * BLOCK > _MOST_BYTES:
         yield "makes output blocks in no order"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bstf_compiler import integer
-from bstf_compiler.aie import events, kernels, pointwise
+from bstf_compiler.aie import chunks, events, kernels, pointwise
 from bstf_compiler.aie.code import Code, Port, Step
 from bstf_compiler.aie.isa import Compute, Transfer
 from bstf_compiler.aie.memory import Place, layout_of
@@ -47,7 +47,7 @@ class Machine:
                 if isinstance(instruction, Transfer):
                     self._transfer(instruction, int(iteration))
                 else:
-                    self._compute(instruction, int(iteration))
+                    self._compute(step, instruction, int(iteration))
             yield step
 
     def inputs(self, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -102,11 +102,13 @@ class Machine:
                     item.source.sizes,
                 )  # fmt: skip
 
-    def _compute(self, instruction: Compute, iteration: int) -> None:
-        """One operation on a core's memory."""
+    def _compute(self, step: Step, instruction: Compute, iteration: int) -> None:
+        """One operation on a core's memory; a ValueError if its chunk would lead out of its tiles."""
         do, memory = instruction, self._memories[instruction.parameters.tiles[0]]
         x, *others = (access.start(iteration) for access in do.inputs)
         y, chunk = do.output.start(iteration), do.parameters.start(iteration)
+        if fault := chunks.misfit(do, memory, chunk):
+            raise ValueError(f"layer '{step.layer}': {fault}; the program is damaged: compile again")
         shape, out_shape = do.inputs[0].sizes, do.output.sizes
         window, block = (do.kernel, do.strides, do.dilation, do.padding), do.blocks[0][0]
         if do.op == "conv":

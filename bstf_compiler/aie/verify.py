@@ -156,6 +156,8 @@ def _fits(do: Compute) -> bool:
         return False
     (rows, pixels, channels), (in_rows, in_pixels, in_channels) = do.output.sizes, do.inputs[0].sizes
     if do.op in ("add", "product"):
+        if len(do.inputs) != 2:
+            return False
         one, two = do.inputs
         return one.sizes == do.output.sizes and two.sizes in (do.output.sizes, (1, 1, channels))
     if do.op == "conv" and len(do.inputs) > 1 and not (do.finish and do.inputs[1].sizes == do.output.sizes):
@@ -270,10 +272,11 @@ def _forget_cores(space: AddressSpace, code: Code, number: int, written: np.ndar
         return
     goes_on = WEIGHTS if following and following[0].stage == step.stage else WEIGHTS_AHEAD
     cores = written[space.starts["c0.0"] :].reshape(-1, code.device.core.memory_bytes)
-    kept = np.zeros(cores.shape[1], bool)
-    for name, address, size in step.buffers:
-        kept[address : address + size] |= name == goes_on
-    cores[:, ~kept] = 0
+    forgotten = 0  # up to here
+    for address, size in sorted((address, size) for name, address, size in step.buffers if name == goes_on):
+        cores[:, forgotten:address] = 0
+        forgotten = max(forgotten, address + size)
+    cores[:, forgotten:] = 0
 
 
 def _box_of(space: AddressSpace, code: Code, name: str) -> np.ndarray:

@@ -27,7 +27,8 @@ from benchmarks import accuracy, aie_sweep
 from bstf_compiler import main as compiler
 from bstf_compiler.files import is_leftover
 
-OWN_FLAGS = ("program", "kills", "seed", "seconds", "output")  # of kills.py; the programs have some of the same names
+# Of kills.py and limits.py; the programs have some of the same names.
+OWN_FLAGS = ("program", "kills", "runs", "seed", "seconds", "output")
 NAMES = ("export", "compile", "train", "sweep", "study")
 
 
@@ -82,19 +83,6 @@ def saved_model(folder: Path) -> str | None:
     return sums.hexdigest()
 
 
-class Close:
-    """Networks that are equal if their weights are, up to the order in which threads add."""
-
-    def __init__(self, networks: list[dict[str, np.ndarray]]) -> None:
-        self.networks = networks
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Close) and all(
-            one.keys() == two.keys() and all(np.allclose(one[name], two[name], 1e-3, 1e-4) for name in one)
-            for one, two in zip(self.networks, other.networks, strict=True)
-        )
-
-
 def weights(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a .keras or .weights.h5 file by name."""
     found = {}
@@ -113,6 +101,14 @@ def weights(file: Path) -> dict[str, np.ndarray]:
         with h5py.File(file) as content:
             content.visititems(add)
     return found
+
+
+def _sum(arrays: dict[str, np.ndarray]) -> str:
+    """What tells networks from another: a checksum of their weights."""
+    sums = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        sums.update(name.encode() + value.tobytes())
+    return sums.hexdigest()
 
 
 def whole(place: Path) -> None:
@@ -136,12 +132,19 @@ def whole(place: Path) -> None:
 # --- the programs ---
 
 
-def _network(side: int = 8) -> keras.Model:
+def _network(side: int = 8, classes: int = 3) -> keras.Model:
     keras.utils.set_random_seed(0)
     image = keras.Input((side, side, 3))
     x = keras.layers.Conv2D(16, 3, strides=2, activation="relu")(image)
     x = keras.layers.Conv2D(32, 1, activation="relu")(x)
-    return keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    return keras.Model(image, keras.layers.Dense(classes)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def _in_order() -> None:
+    """Computes in one thread and in one order: equal runs have equal results, bit for bit."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
 
 
 def _export(work: Path) -> Program:
@@ -154,7 +157,7 @@ def _export(work: Path) -> Program:
 
 def _with_flags(module: Any, program: str, **values: Any) -> int:
     """Runs a program's main with these flags, in a process that needs no others."""
-    for flag in OWN_FLAGS:
+    for flag in set(OWN_FLAGS) & set(flags.FLAGS):
         delattr(flags.FLAGS, flag)
     module.define_flags()
     flags.FLAGS([program, *(f"--{name}={value}" for name, value in values.items())])
@@ -195,23 +198,25 @@ def _train(work: Path) -> Program:
     images = _images(work / "images", 2, 16, 12)
 
     def run(place: Path, version: int) -> int:
+        _in_order()
         how = {
             "dataset": images,
-            "epochs": 2,
+            "epochs": 0,
+            "retrain_epochs": 2,
             "batch_size": 16,
             "image_size": 12,
             "calibration": 8,
             "network": work / "small.keras",
         }
         if not (work / "small.keras").exists():
-            bstf.applications.small_resnet((12, 12, 3), 2, widths=(8, 16), depth=1).save(work / "small.keras")
+            _network(12, 2).save(work / "small.keras")
         return _with_flags(bstf.train, "bstf-train", output=place, **how)
 
-    def read(place: Path) -> "Close | None":
+    def read(place: Path) -> tuple[str | None, ...] | None:
         if not (place / "sparsity.csv").exists():
             return None
-        assert saved_model(place / "int8") and saved_model(place / "float")
-        return Close([weights(place / f"{name}.keras") for name in ("dense", "sparse")])
+        sums = [_sum(weights(place / f"{name}.keras")) for name in ("dense", "sparse")]
+        return *sums, saved_model(place / "int8"), saved_model(place / "float")
 
     return Program("train", run, read, whole, True, 0.3)
 
@@ -240,17 +245,19 @@ class _Here(futures.Executor):
 
 
 def _study(work: Path) -> Program:
-    images = _images(work / "images", 10, 5, 32)
+    images = _images(work / "images", 2, 24, 8)
 
     def run(place: Path, version: int) -> int:
+        _in_order()
         accuracy.concurrent.futures.ProcessPoolExecutor = _Here
-        accuracy.STUDIES["short"] = lambda epochs: [accuracy.Trial(ratio=0, epochs=1), accuracy.Trial(epochs=1)]
-        how = {"network": "resnet8", "dataset": images, "study": "short", "start_epochs": 1, "batch_size": 16}
+        accuracy.STUDIES["short"] = lambda epochs: [accuracy.Trial(ratio=0), accuracy.Trial(epochs=2)]
+        accuracy.NETWORKS["small"] = accuracy.Network(lambda weights: _network(8, 2), lambda images: images, ("flip",))
+        how = {"network": "small", "dataset": images, "study": "short", "start_epochs": 2, "batch_size": 8}
         return _with_flags(accuracy, "accuracy", output=place, calibration=16, **how)
 
-    def read(place: Path) -> list[str] | None:
-        lines = (_text(place / "summary.csv") or "").splitlines()
-        return [line.rsplit(",", 4)[0] for line in lines] or None  # accuracies depend on the order of threads
+    def read(place: Path) -> tuple[str, ...] | None:
+        table = _text(place / "summary.csv")
+        return table and (table, *(_sum(weights(file)) for file in sorted((place / "weights").iterdir())))
 
     return Program("study", run, read, whole, True, 0.3)
 

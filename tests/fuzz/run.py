@@ -2,8 +2,9 @@
 
     python -m tests.fuzz.run --target=device --runs=1000000 --output=benchmarks/results/fuzz
 
-An input that ends in another way than it may (an exception that is no sentence, more than 1 GiB, 20 seconds) stops the
-run; libFuzzer leaves it in the work folder. `tests/fuzz/corpus/TARGET` holds the inputs to begin with.
+An input that ends in another way than it may (an exception that is no sentence, more than 1 GiB, 120 seconds) stops the
+run; libFuzzer leaves it in the work folder. `tests/fuzz/corpus/TARGET` holds the inputs to begin with. With --work a
+run that was stopped goes on where it was: its inputs are kept, its executions count.
 """
 
 import json
@@ -24,12 +25,12 @@ from bstf_compiler.files import replacing
 FLAGS = flags.FLAGS
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = ("assembly", "program", "device", "bstf_json")
-_LIMITS = {"rss_limit_mb": 1024, "timeout": 20, "max_len": 8192}
+_LIMITS = {"rss_limit_mb": 1024, "timeout": 120, "max_len": 8192}
 # In a process of its own, since libFuzzer ends its process.
 _FUZZER = """
 import sys, atheris
-compiled = ["cpu", "aie.events", "aie.footprint", "aie.kernels", "aie.pointwise"]  # Numba takes no instruments
-compiled = ["bstf_compiler." + name for name in compiled]
+rooms = "cpu aie.chunks aie.events aie.footprint aie.kernels aie.pointwise"  # compiled: Numba takes no instruments
+compiled = ["bstf_compiler." + name for name in rooms.split()]
 with atheris.instrument_imports(include=["bstf_compiler", "tomllib"], exclude=compiled, enable_loader_override=False):
     from tests.fuzz.targets import TARGETS
 atheris.Setup(sys.argv[1:], TARGETS["{target}"])
@@ -38,7 +39,13 @@ atheris.Fuzz()
 
 
 def fuzz(target: str, runs: int, work: Path, seed: int) -> dict[str, object]:
-    """Runs the fuzzer; returns the record, with `ending` "whole" if nothing was found."""
+    """Runs the fuzzer until there were so many executions, those of earlier runs in the work folder among them; returns
+    the record, with `ending` "whole" if nothing was found, and `seconds` of this run alone.
+    """
+    before = [_read(log) for log in sorted(work.glob(f"{target}.*.log"))]
+    seed, runs = seed + len(before), runs - sum(before)
+    if runs < 1:
+        raise ValueError(f"'{work}' holds {sum(before):,} executions already; give more --runs, or another folder")
     grown = work / "corpus" / target
     grown.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", _FUZZER.format(target=target), f"-atheris_runs={runs}", f"-seed={seed}"]
@@ -47,18 +54,18 @@ def fuzz(target: str, runs: int, work: Path, seed: int) -> dict[str, object]:
     if (tokens := CORPUS / f"{target}.dict").is_file():
         command.insert(-2, f"-dict={tokens}")
     began = time.monotonic()
-    log = work / f"{target}.log"
+    log = work / f"{target}.{seed}.log"
     with log.open("wb") as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     text = log.read_text(encoding="utf-8", errors="replace")
-    done = re.search(r"^Done (\d+) in", text, re.MULTILINE)  # then its own alarm may end it
+    done = re.search(r"^Done \d+ in", text, re.MULTILINE)  # then its own alarm may end it
     stopped = "run interrupted" in text
-    counted = re.findall(r"^#(\d+)\s", text, re.MULTILINE)
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", text)
     return {
         "target": target,
         "ending": "whole" if done else "stopped by a user" if stopped else f"exit code {code}",
-        "executions": int(done[1] if done else counted[-1]) if done or counted else 0,
+        "executions": sum(before) + _read(log),
+        "runs": len(before) + 1,
         "seconds": round(time.monotonic() - began),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
         "seed": seed,
@@ -68,6 +75,12 @@ def fuzz(target: str, runs: int, work: Path, seed: int) -> dict[str, object]:
         "atheris": version("atheris"),
         "python": sys.version.split()[0],
     }
+
+
+def _read(log: Path) -> int:
+    """How many executions a log tells of."""
+    counted = re.findall(r"^(?:#|Done )(\d+)\s", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return int(counted[-1]) if counted else 0
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from bstf_compiler.aie.program import Program
 from bstf_compiler.graph import Conv, FakeQuant, Graph, Node, Tensor, Window
 
 _LONGEST = 2000  # letters of a sentence
+_MOST_EVENTS, _MOST_NUMBERS = 2000, 100_000  # of a program that is simulated, so that an execution stays short
 _DATA = re.compile(rb"\.data \{[^\n]*")
 _NEEDED = b"\n----\n"  # between a program's text and its data
 
@@ -29,9 +31,17 @@ def assembly(content: bytes) -> None:
 
 
 def program(content: bytes) -> None:
-    """The loader of program folders: the parser, and the rules that a program must keep."""
+    """The loader of program folders: the parser, the rules that a program must keep, and a run of what keeps them."""
     body, data = _parts(content)
-    _in_a_sentence(lambda: Program.parse(body, data))
+
+    def load() -> None:
+        found = Program.parse(body, data)
+        events = sum(do.iterations for step in found.steps for do in step.instructions)
+        shapes = [port.user_shape for port in found.inputs]
+        if events < _MOST_EVENTS and sum(map(prod, shapes)) < _MOST_NUMBERS:
+            found.simulate([np.ones((1, *shape), np.float32) for shape in shapes])
+
+    _in_a_sentence(load)
 
 
 def device(content: bytes) -> None:

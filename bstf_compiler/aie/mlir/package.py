@@ -101,12 +101,12 @@ def _proven(code: Code, made: Design, text: str, images: list[np.ndarray]) -> np
         raise RuntimeError("the mlir-aie design isn't what its text says; please report it")
     if violations := check(again):
         raise RuntimeError(f"the mlir-aie design breaks a rule, {violations[0]}; please report it")
-    after = host.host_image(code, images)
+    expected, after = host.expected(code, images), host.host_image(code, images)  # what it reads is looked at here
     try:
         Machine(again, after).run()
     except Stuck as error:
         raise RuntimeError(f"the mlir-aie design doesn't run: {error}; please report it") from error
-    pairs = zip(host.outputs(code, after), host.expected(code, images))
+    pairs = zip(host.outputs(code, after), expected)
     if not all(np.array_equal(found, wanted) for found, wanted in pairs):
         raise RuntimeError("the mlir-aie design computes something else than the program; please report it")
     return after
