@@ -25,9 +25,10 @@ def within(box: Access, column: int, block: int, sizes: tuple[int, int, int]) ->
 
 def slot(tiles: tuple[str, ...], ring: Ring, size: int, use: int, moves_on: bool = True) -> Access:
     """A ring's slot for the `use`-th chunk; `moves_on`: iterations walk the ring."""
+    first = (ring.first + use) % ring.slots
     if not moves_on or ring.slots == 1:
-        return Access(tiles, ring.address + use % ring.slots * ring.bytes, (1, 1, size))
-    return Access(tiles, ring.address, (1, 1, size), advance=ring.bytes, ring=ring.slots, first=use % ring.slots)
+        return Access(tiles, ring.address + first * ring.bytes, (1, 1, size))
+    return Access(tiles, ring.address, (1, 1, size), advance=ring.bytes, ring=ring.slots, first=first)
 
 
 def slot_of_round(ring: Ring, k: int, sizes: tuple[int, int, int]) -> Access:

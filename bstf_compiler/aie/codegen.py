@@ -66,7 +66,7 @@ def _steps(
             if number > 0:
                 writer.weights = writer.weights.after(before.weights)
             elif before is not None and stage.ahead:
-                room = cut.stop + tiles.weights.total <= core_bytes
+                room = tiles.weights.room(core_bytes - cut.stop)
                 writer.weights = before.following = writer.weights.begun(cut.idle, room)
             writers.append((index, writer))
             before = writer

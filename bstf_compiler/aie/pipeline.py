@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba as nb
 import numpy as np
 
 from bstf_compiler.aie.device import DeviceSpec
+
+
+class Idle(NamedTuple):
+    """For how many seconds at a layer's end LOADW has nothing to load for it, and LOADWM nothing to send."""
+
+    loadw: float
+    loadwm: float
+
+
+BUSY = Idle(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -22,26 +33,38 @@ class Ahead:
     late: float
 
 
-def ahead(chunks: np.ndarray, device: DeviceSpec, slots: int, idle: float) -> Ahead:
+def ahead(chunks: np.ndarray, device: DeviceSpec, slots: int, room: int, idle: Idle) -> Ahead:
     """What LOADW and LOADWM can do of a layer while the one before is computed.
 
     Args:
         chunks: bytes, in the order of their use.
         device: the array.
         slots: of a core, and of a memory tile.
-        idle: seconds in which LOADW has nothing else to do. A chunk for which they don't suffice comes if it is the
-            first: better late than later.
+        room: how many of the core's are free then.
+        idle: what is left of the time of the layer before. The first chunk is loaded even if it isn't there in time:
+            better late than later.
     """
-    ends = np.cumsum(chunks[: 2 * slots]) / device.rate("LOADW")
-    sent = int(np.count_nonzero(ends[:slots] + chunks[:slots] / device.rate("LOADWM") <= idle))
-    loaded = max(int(np.count_nonzero(ends[: sent + slots] <= idle)), int(idle > 0))
-    return Ahead(loaded, sent, int(chunks[:loaded].sum()), max(0.0, ends[loaded - 1] - idle) if loaded else 0.0)
+    loadw, loadwm = -idle.loadw, -idle.loadwm  # when the links are free; the layer begins at 0
+    loaded, moved, late, sent = 0, 0, 0.0, []
+    for use, size in enumerate(chunks[: 2 * slots].tolist()):
+        if use >= slots + len(sent):  # the memory tile has no slot left
+            break
+        begin = max(loadw, sent[use - slots]) if use >= slots else loadw
+        loadw = begin + size / device.rate("LOADW")
+        if (loadw if use else begin) >= 0:
+            break
+        loaded, moved, late = use + 1, moved + size, max(late, loadw)
+        loadwm = max(loadw, loadwm) + size / device.rate("LOADWM")
+        if use == len(sent) < room and loadwm <= 0:
+            sent.append(loadwm)
+    return Ahead(loaded, len(sent), moved, late)
 
 
 @nb.njit(cache=True)
 def pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, output_slots, ahead, sent):  # noqa: ANN001, ANN201
-    """When the last tile is written, and when the last chunk has left DDR: five units in a row, each one waiting for
-    data and for free slots. The first chunks are there already: `ahead` of them in the memory tile, `sent` in the core.
+    """When the last tile is written, when the last chunk has left DDR, and when it has left the memory tile: five units
+    in a row, each one waiting for data and for free slots. The first chunks are there already: `ahead` of them in the
+    memory tile, `sent` in the core.
 
     `load`, `compute`: seconds by (round, tile, input chunk); `write` by (round, tile); `loadw`, `loadwm` by (round,
     input chunk), zero where there is no chunk.
@@ -79,4 +102,4 @@ def pipeline(load, compute, write, loadw, loadwm, weight_slots, input_slots, out
             t_write = max(t_write, t_comp) + write[k, t]
             output_free[tile % output_slots] = t_write
             tile += 1
-    return t_write, t_loadw
+    return t_write, t_loadw, t_loadwm

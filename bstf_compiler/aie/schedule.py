@@ -8,7 +8,7 @@ from itertools import pairwise
 from bstf_compiler.aie import memory, tiling, weights
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, inputs_of, layers_of, outputs_of
-from bstf_compiler.aie.tiling import Tiling
+from bstf_compiler.aie.tiling import NOTHING, Spare, Tiling
 from bstf_compiler.graph import Graph
 
 
@@ -53,14 +53,17 @@ def _plan(graph: Graph, device: DeviceSpec, layers: list[Layer]) -> Schedule:
     chosen: dict[tuple[str, int], Tiling] = {}
     computing = [layer.name for layer in layers if layer.sources]
     before = dict(pairwise([None, *computing][::-1]))
-    idle = {None: 0.0}  # of the tiling that was asked for last
+    latest: dict[str | None, Tiling] = {}  # that was asked for
 
     def tile(layer: Layer, rows: int) -> Tiling:
         if (layer.name, rows) not in chosen:
             size = len(parameters.get(layer.name, b""))
-            whole = rows == layer.output_shape[0]  # but the first of several bands finds no weights
-            chosen[layer.name, rows] = tiling.choose(layer, device, size, rows, whole * idle[before[layer.name]])
-        idle[layer.name] = chosen[layer.name, rows].idle
+            earlier = latest.get(before[layer.name])
+            spare = NOTHING
+            if earlier is not None and rows == layer.output_shape[0]:  # the first of several bands finds no weights
+                spare = Spare(earlier.idle, tiling.buffer_bytes(device) - earlier.stop)
+            chosen[layer.name, rows] = tiling.choose(layer, device, size, rows, spare)
+        latest[layer.name] = chosen[layer.name, rows]
         return chosen[layer.name, rows]
 
     outputs = outputs_of(graph)

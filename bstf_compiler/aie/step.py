@@ -93,7 +93,7 @@ class StepWriter:
         self._step.locks |= following.locks_ahead()
         self._step.instructions += following.transfers_ahead()
         if following.sent:
-            self._step.buffers.append((WEIGHTS_AHEAD, following.ring.address, following.ring.total))
+            self._step.buffers.append((WEIGHTS_AHEAD, *following.ring.first_slots(following.sent)))
 
     def _pieces_of_columns(self) -> list[list[tuple[Piece, ...]]]:
         """The output blocks of each core by column, round and row."""

@@ -13,6 +13,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numba as nb
 import numpy as np
@@ -22,7 +23,7 @@ from bstf_compiler.aie.cutting import Cut, Cuts, divisions
 from bstf_compiler.aie.dealing import Piece, Pieces, balanced, by_parts, contiguous, refined
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import DoesNotFit, Layer, share
-from bstf_compiler.aie.pipeline import Ahead, ahead, pipeline
+from bstf_compiler.aie.pipeline import BUSY, Ahead, Idle, ahead, pipeline
 from bstf_compiler.aie.reach import BLOCK, Source
 from bstf_compiler.aie.splitting import Split, splits
 
@@ -37,11 +38,12 @@ _MOVE_CYCLES = 8
 
 @dataclass(frozen=True)
 class Ring:
-    """A buffer in a core, `slots` of `bytes` each."""
+    """A buffer in a core, `slots` of `bytes` each, used in turn from the `first` on."""
 
     address: int
     slots: int
     bytes: int
+    first: int = 0
 
     @property
     def total(self) -> int:
@@ -53,14 +55,26 @@ class Ring:
         """First byte after the buffer."""
         return self.address + self.total
 
+    def room(self, free: int) -> int:
+        """How many slots fit into so many bytes."""
+        return min(self.slots, free // self.bytes) if self.bytes else self.slots
+
+    def first_slots(self, count: int) -> tuple[int, int]:
+        """Address and bytes of the slots that are used first."""
+        return self.address + (self.slots - count if self.first else 0) * self.bytes, count * self.bytes
+
+
+_TWO_SLOTS = Ring(0, 2, 0)
+"""What no buffer of weights has more of: room for all slots."""
+
 
 @dataclass(frozen=True)
 class Tiling:
     """How a layer is cut, and the buffers in each core: weights, one ring an input image, output, partial sums.
 
     `split`: between columns of cores; `pieces`: by round and row of cores, or where columns of cores have parts of the
-    channels by round, part and row; `seconds`: of its pipeline; `idle`: for how many of the last of them LOADW has
-    nothing to load for it.
+    channels by round, part and row; `seconds`: of its pipeline; `idle`: how long the links of weights have nothing to
+    do for it at its end.
     """
 
     pieces: Pieces
@@ -73,7 +87,7 @@ class Tiling:
     sums: Ring
     split: Split
     seconds: float = 0.0
-    idle: float = 0.0
+    idle: Idle = BUSY
 
     @property
     def rounds(self) -> int:
@@ -91,18 +105,31 @@ class Tiling:
         return self.sums.stop
 
     def mirrored(self, memory: int) -> Tiling:
-        """The same buffers at the other end of `memory` bytes, so that the weights are the last of them."""
+        """The same buffers at the other end of `memory` bytes, so that the weights' first slot is the last of all."""
 
         def moved(ring: Ring) -> Ring:
             return replace(ring, address=memory - ring.stop)
 
         return replace(
-            self, weights=moved(self.weights), inputs=tuple(map(moved, self.inputs)), output=moved(self.output),
+            self,
+            weights=replace(moved(self.weights), first=self.weights.slots - 1),
+            inputs=tuple(map(moved, self.inputs)),
+            output=moved(self.output),
             sums=moved(self.sums),
-        )  # fmt: skip
+        )
 
 
-def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, idle: float = 0.0) -> Tiling:
+class Spare(NamedTuple):
+    """What the layer before leaves: time of the links of weights, and bytes of a core."""
+
+    idle: Idle
+    bytes: int
+
+
+NOTHING = Spare(BUSY, 0)
+
+
+def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, spare: Spare = NOTHING) -> Tiling:
     """The legal tiling with the shortest pipeline.
 
     Args:
@@ -110,31 +137,31 @@ def choose(layer: Layer, device: DeviceSpec, parameter_bytes: int, rows: int, id
         device: the array.
         parameter_bytes: size of the chunk of a layer without weights.
         rows: output rows that are computed at once (fewer than the image's if it comes from DDR in bands).
-        idle: seconds in which LOADW has nothing to load for the layer before: the first chunks come then.
+        spare: what the layer before leaves: the first chunks come then, into its bytes.
 
     Raises:
         DoesNotFit: if even the smallest sub-volume is too large for a core.
     """
     budget, cuts = buffer_bytes(device), Cuts(layer, device, rows)
     best, shortest, smallest = None, (True, math.inf), None
-    for least, dealt, cut in _candidates(layer, device, parameter_bytes, cuts, idle):
+    for least, dealt, cut in _candidates(layer, device, parameter_bytes, cuts, spare):
         if (False, least) >= shortest:
             break
         tiling = _lay_out(layer, dealt, cut)
         smallest, crowds = min(smallest or tiling.stop, tiling.stop), _crowds(tiling, device)
-        calls = dealt.call_seconds * cut.tiles + dealt.ahead(tiling.weights.slots, idle).late
+        calls = dealt.call_seconds * cut.tiles + dealt.ahead(tiling.weights, spare).late
         if tiling.stop > budget or (crowds, least) >= shortest:
             continue
-        seconds, idle_seconds = _seconds(layer, device, dealt, cuts, cut, tiling, idle)
+        seconds, left = _seconds(layer, device, dealt, cuts, cut, tiling, spare)
         if (crowds, seconds + calls) < shortest:
-            best, shortest = replace(tiling, seconds=seconds, idle=idle_seconds), (crowds, seconds + calls)
+            best, shortest = replace(tiling, seconds=seconds, idle=left), (crowds, seconds + calls)
     if best is None:
         raise DoesNotFit(
             layer,
             f"its smallest sub-volume takes {smallest} bytes of a core, of which {device.name} "
             f"has {budget} for buffers; use a smaller window, fewer channels or a device with larger cores",
         )
-    return _dealt_well(layer, device, parameter_bytes, cuts, idle, best)
+    return _dealt_well(layer, device, parameter_bytes, cuts, spare, best)
 
 
 def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
@@ -143,7 +170,7 @@ def _crowds(tiling: Tiling, device: DeviceSpec) -> bool:
 
 
 def _dealt_well(
-    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, idle: float, best: Tiling
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, spare: Spare, best: Tiling
 ) -> Tiling:
     """The tiling with its blocks dealt as well as can be; in shares of neighbours unless others save time."""
     costs = _costs(layer, device, best.input_chunks)
@@ -155,8 +182,8 @@ def _dealt_well(
         tiling = _lay_out(layer, dealt, cut)
         if tiling.stop <= buffer_bytes(device) and _crowds(tiling, device) <= _crowds(best, device):
             moves = cut.tiles * sum(len(piece.runs) for row in pieces for piece in row)
-            seconds, idle_seconds = _seconds(layer, device, dealt, cuts, cut, tiling, idle)
-            tiling = replace(tiling, seconds=seconds, idle=idle_seconds)
+            seconds, left = _seconds(layer, device, dealt, cuts, cut, tiling, spare)
+            tiling = replace(tiling, seconds=seconds, idle=left)
             found.append((tiling.seconds + moves * _MOVE_CYCLES / device.clock_hz, tiling))
     return min(found, key=lambda one: one[0])[1]
 
@@ -193,7 +220,7 @@ def _input_chunk_counts(layer: Layer) -> Iterator[int]:
 
 
 def _candidates(
-    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, idle: float
+    layer: Layer, device: DeviceSpec, parameter_bytes: int, cuts: Cuts, spare: Spare
 ) -> list[tuple[float, _Dealt, Cut]]:
     """Ways to deal and to cut a layer with the least time of each, the most promising first."""
     found: list[tuple[float, _Dealt, Cut]] = []
@@ -204,12 +231,12 @@ def _candidates(
         costs = _costs(layer, device, input_chunks)
         for rounds in sorted({-(-channel_parts // size) for size in divisions(channel_parts)}):
             for dealt in _deals(layer, device, parameter_bytes, rounds, costs):
-                found += dealt.with_bounds(by_pixels, idle)
+                found += dealt.with_bounds(by_pixels, spare)
     for split in every:
         if split.parts < device.columns:
             by_channels = list(cuts.of(split))
             for dealt in _dealt_to_parts(layer, device, parameter_bytes, device.columns // split.parts):
-                found += dealt.with_bounds(by_channels, idle)
+                found += dealt.with_bounds(by_channels, spare)
     return sorted(found, key=lambda one: one[0])
 
 
@@ -263,7 +290,7 @@ class _Dealt:
     ) -> None:
         self.pieces, self.rounds, self.input_chunks = pieces, len(pieces), input_chunks
         self._layer, self._device = layer, device
-        self._ahead: dict[tuple[int, float], Ahead] = {}
+        self._ahead: dict[tuple[int, int], Ahead] = {}
         blocks = np.array([[piece.blocks for piece in row] for row in self.pieces])
         self.outputs = int(blocks.max())
         # Blocks of each pixel by round, of the column of cores that has most.
@@ -313,15 +340,16 @@ class _Dealt:
             self.loads = np.stack([loads, added])
             self.most.append(self.outputs)
 
-    def ahead(self, slots: int, idle: float) -> Ahead:
+    def ahead(self, ring: Ring, spare: Spare) -> Ahead:
         """Chunks that the step before loads."""
-        if (slots, idle) not in self._ahead:  # asked again for every tiling
+        slots, room = ring.slots, ring.room(spare.bytes)
+        if (slots, room) not in self._ahead:  # asked again for every tiling
             first = np.resize(self.weight_bytes[0], 2 * slots)
             chunks = first if self.input_chunks > 1 else self.weight_bytes[:, 0]
-            self._ahead[slots, idle] = ahead(chunks, self._device, slots, idle)
-        return self._ahead[slots, idle]
+            self._ahead[slots, room] = ahead(chunks, self._device, slots, room, spare.idle)
+        return self._ahead[slots, room]
 
-    def with_bounds(self, cuts: list[Cut], idle: float) -> Iterator[tuple[float, _Dealt, Cut]]:
+    def with_bounds(self, cuts: list[Cut], spare: Spare) -> Iterator[tuple[float, _Dealt, Cut]]:
         """Each cut with the time of the busiest unit and of all calls: no pipeline of such tiles is shorter."""
         rate = self._device.rate
         tiles, pixels, read, written = (np.array([cut[n] for cut in cuts]) for n in (3, 4, 6, 7))
@@ -331,7 +359,7 @@ class _Dealt:
                 read @ np.array(self.total_loads) * (BLOCK / rate("LOADFM")),
                 pixels * (self.total_cycles / self._device.clock_hz),
                 written * (self.total_written * BLOCK / rate("WRITEFM")),
-                (weight_bytes - self.ahead(2, idle).bytes) / min(rate("LOADW"), rate("LOADWM")),
+                (weight_bytes - self.ahead(_TWO_SLOTS, spare).bytes) / min(rate("LOADW"), rate("LOADWM")),
             )
         )
         least += tiles * self.call_seconds
@@ -437,10 +465,10 @@ def _lay_out(layer: Layer, dealt: _Dealt, cut: Cut) -> Tiling:
 
 
 def _seconds(
-    layer: Layer, device: DeviceSpec, dealt: _Dealt, cuts: Cuts, cut: Cut, tiling: Tiling, idle: float
-) -> tuple[float, float]:
-    """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores; and how long LOADW has
-    nothing to do at its end.
+    layer: Layer, device: DeviceSpec, dealt: _Dealt, cuts: Cuts, cut: Cut, tiling: Tiling, spare: Spare
+) -> tuple[float, Idle]:
+    """Time of the tiling's pipeline: the widest column, in each step the slowest row of cores; and how long links of
+    weights have nothing to do at its end.
     """
     sizes = cuts.sizes(cut.split, cut.rows, cut.columns)
     pixels = np.concatenate([np.outer(wide, high).ravel() for high, wide in sizes])
@@ -456,9 +484,9 @@ def _seconds(
     compute = np.ceil(pixels[None, :, None] * dealt.cycles[:, None, :]) / device.clock_hz
     through = pixels * (cut.written / cut.pixels)
     write = through[None, :] * dealt.written[:, None] * (BLOCK / device.rate("WRITEFM"))
-    there = dealt.ahead(tiling.weights.slots, idle)
-    seconds, loaded = pipeline(
+    there = dealt.ahead(tiling.weights, spare)
+    seconds, loaded, sent = pipeline(
         load, compute, write, dealt.weight_bytes / device.rate("LOADW"), dealt.weight_bytes / device.rate("LOADWM"),
         tiling.weights.slots, tiling.input_slots, tiling.output.slots, there.loaded, there.sent,
     )  # fmt: skip
-    return seconds, seconds - loaded
+    return seconds, Idle(seconds - loaded, seconds - sent)

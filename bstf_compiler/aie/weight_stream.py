@@ -18,7 +18,7 @@ import numpy as np
 from bstf_compiler.aie.boxes import slot
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.isa import Access, LockAction, Move, Transfer
-from bstf_compiler.aie.pipeline import ahead
+from bstf_compiler.aie.pipeline import Idle, ahead
 from bstf_compiler.aie.tiling import Ring
 
 
@@ -54,19 +54,17 @@ class WeightStream:
         """Chunks of the row that has most."""
         return max(map(len, self.chunks.values()))
 
-    def begun(self, idle: float, room: bool) -> WeightStream:
+    def begun(self, idle: Idle, room: int) -> WeightStream:
         """The stream when the step before has gone on to load its first chunks.
 
         Args:
-            idle: seconds in which LOADW has nothing else to do there.
-            room: whether the slots in the cores are free then.
+            idle: what is left of its time.
+            room: how many slots of the cores are free then.
         """
         longest = np.array(
             [max(chunk.bytes for chunk in row) for row in zip_longest(*self.chunks.values(), fillvalue=_NONE)]
         )
-        there = ahead(longest, self.device, self.ring.slots, idle)
-        if not room:
-            return replace(self, loaded=min(there.loaded, self.ring.slots), sent=0)
+        there = ahead(longest, self.device, self.ring.slots, room, idle)
         return replace(self, loaded=there.loaded, sent=there.sent)
 
     def after(self, band: WeightStream) -> WeightStream:
