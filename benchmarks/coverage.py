@@ -4,8 +4,9 @@
 
 Networks have random weights (seed 0) and small images; the last layer of a classifier gives logits. For each one: the
 refusing sentence or "ok", layers that became sparse, layers whose outputs are equal in Keras' fixed-point model and in
-the integer graph that was read from its SavedModel, whether the program for an array gives the same in simulation, the
-signal-to-noise ratio of the outputs against the float model, seconds.
+the integer graph that was read from its SavedModel, whether TensorFlow's run of the SavedModel gives the same outputs
+and the program for an array the same layers in simulation, the signal-to-noise ratio of the outputs against the float
+model, seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import flags
 from rich.console import Console
 
@@ -130,10 +132,16 @@ def cover(name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             bstf.export(quantised, Path(folder) / "model")
             graph = bstf_compiler.load(Path(folder) / "model")
+            saved_model = tf.saved_model.load(Path(folder) / "model")
+            entries = [images[one.name] for one in quantised.inputs] if isinstance(images, dict) else images
+            loaded = _outputs(saved_model.serve(entries))
     except ValueError as error:
         return record | {"result": str(error), "seconds": round(time.perf_counter() - began)}
     equal, compared = _equal_layers(quantised, graph, images)
-    record |= {"result": "ok" if equal == compared > 0 else "NOT EQUAL", "equal": equal, "compared": compared}
+    others = _outputs(quantised.predict(images, verbose=0)), _outputs(integer.run(graph, images))
+    same = all(np.array_equal(*pair) for other in others for pair in zip(loaded, other, strict=True))
+    ok = same and equal == compared > 0
+    record |= {"result": "ok" if ok else "NOT EQUAL", "equal": equal, "compared": compared, "saved_model": same}
     record["array"] = _on_array(graph, keras.tree.map_structure(lambda array: array[:1], images))
     worst = min(bstf.quantization.report(sparse, quantised, images).layers, key=lambda layer: layer.sqnr)
     record |= {"worst_sqnr_db": round(worst.sqnr, 1), "worst_layer": worst.layer}
@@ -164,6 +172,10 @@ def _settle(model: keras.Model, images: Any) -> None:
             weight.assign(weight + rng.uniform(-0.3, 0.3, weight.shape))
     if norms:
         bstf.recovery.reestimate_batch_norm(model, images)
+
+
+def _outputs(values: Any) -> list[np.ndarray]:
+    return [np.asarray(value) for value in keras.tree.flatten(values)]
 
 
 def _equal_layers(quantised: keras.Model, graph: Graph, images: integer.Images) -> tuple[int, int]:
@@ -210,6 +222,7 @@ def main(argv: Sequence[str]) -> None:
         "result": lambda one: one["result"].split(":")[0],
         "layers": lambda one: f"{one.get('sparse_layers', '')} of {one.get('layers', '')}",
         "equal": lambda one: f"{one['equal']} of {one['compared']}" if "equal" in one else "",
+        "in TensorFlow": lambda one: ("ok" if one["saved_model"] else "NOT EQUAL") if "saved_model" in one else "",
         "on the array": lambda one: one.get("array", "").split(":")[0],
         "worst layer, dB": lambda one: f"{one['worst_sqnr_db']} {one['worst_layer']}" if "worst_layer" in one else "",
         "output, dB": lambda one: str(one.get("output_sqnr_db", "")),
