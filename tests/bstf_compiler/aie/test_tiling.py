@@ -6,9 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bstf_compiler.aie import tiling
+from bstf_compiler.aie.boxes import slot
 from bstf_compiler.aie.device import DeviceSpec
 from bstf_compiler.aie.layer import Layer, layers_of, share
+from bstf_compiler.aie.pipeline import Idle, ahead
 from bstf_compiler.aie.reach import Sliding, Source
+from bstf_compiler.aie.splitting import Split
+from bstf_compiler.aie.tiling import Ring, Tiling
 from bstf_compiler.graph import Window
 from tests.bstf_compiler.aie.devices import small_device
 from tests.bstf_compiler.networks import Builder, network_of_everything
@@ -73,3 +77,36 @@ def test_what_fits_no_core_is_refused_with_its_numbers():
     graph = build.finish(build.conv(build.input(60, 60, 8), 8, Window((60, 60))))
     with pytest.raises(ValueError, match=r"layer 'conv0': its smallest sub-volume takes \d+ bytes .* 65408"):
         tiling.choose(layers_of(graph)[0], small_device(1, 1, 65536, 524288), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("room", "loadw", "loadwm", "loaded", "sent", "late"),
+    [
+        (2, 10, 10, 4, 2, 0),  # two chunks in the core, two in the memory tile
+        (1, 10, 10, 3, 1, 0),
+        (0, 10, 10, 2, 0, 0),
+        (2, 2.5, 10, 2, 1, 0),  # the third waits for the first one's slot
+        (2, 10, 0.5, 2, 0, 0),
+        (2, 0.25, 10, 1, 0, 0.75),  # better late than later
+        (2, 0, 10, 0, 0, 0),
+    ],
+)
+def test_chunks_come_ahead_as_links_and_slots_allow(room, loadw, loadwm, loaded, sent, late):
+    device = DeviceSpec.load("aie2_2x2")
+    one = 4096 / device.rate("LOADW")
+    assert device.rate("LOADWM") == device.rate("LOADW")
+    found = ahead(np.full(4, 4096), device, 2, room, Idle(loadw * one, loadwm * one))
+    assert (found.loaded, found.sent, found.bytes) == (loaded, sent, 4096 * loaded)
+    assert found.late == pytest.approx(late * one)
+
+
+def test_the_first_slots_of_a_mirrored_ring_are_its_last():
+    ring = Ring(0, 2, 100)
+    tiling = Tiling((), 1, 1, 1, ring, (), Ring(200, 1, 50), Ring(250, 1, 0), Split(1))
+    mirrored = tiling.mirrored(1000).weights
+    boxes = [slot(("c0.0",), mirrored, 10, use, moves_on=False).address for use in range(3)]
+    assert boxes == [900, 800, 900]
+    assert mirrored.first_slots(1) == (900, 100)
+    assert mirrored.first_slots(2) == (800, 200)
+    assert ring.first_slots(1) == (0, 100)
+    assert [ring.room(free) for free in (0, 99, 100, 199, 500)] == [0, 0, 1, 1, 2]
