@@ -1,5 +1,6 @@
 """Options and fixtures for the whole suite."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,26 @@ def paper_tables(request) -> Path:
     if not (path / "totals.csv").is_file():
         pytest.fail(f"--paper-tables: {path} holds no totals.csv.")
     return path
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own, of so many KiB; the fixture gives a function that mounts it."""
+    mounted = []
+
+    def mount(kib, options="rw"):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k,{options}", "none", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("there is no program mount")
+        if done.returncode:
+            pytest.skip("only a superuser may mount a small disk")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)

@@ -22,29 +22,6 @@ from bstf_compiler.graph import Window
 from tests.bstf_compiler.networks import Builder
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of its own, of so many KiB; the fixture gives a function that mounts it."""
-    mounted = []
-
-    def mount(kib, options="rw"):
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k,{options}", "none", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("there is no program mount")
-        if done.returncode:
-            pytest.skip("only a superuser may mount a small disk")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def graph():
     build = Builder(np.random.default_rng(0))
     return build.finish(build.conv(build.input(6, 6, 8), 64, Window((3, 3))))

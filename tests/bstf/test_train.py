@@ -281,6 +281,53 @@ def test_interrupting_leaves_complete_files(tmp_path, capsys, monkeypatch):
     keras.models.load_model(tmp_path / "out" / "dense.keras")
 
 
+def untrained(monkeypatch):
+    """The program without its data and trainings; the rest is real."""
+    monkeypatch.setattr(train.datasets, "load", lambda *_, **__: stripes())
+    monkeypatch.setattr(train, "network", lambda name, data: small(data))
+    monkeypatch.setattr(train, "train", lambda *_, **__: None)
+    monkeypatch.setattr(train, "accuracy", lambda *_: 0.5)
+
+
+@pytest.mark.parametrize(
+    ("room", "function", "left"),
+    [
+        (train.datasets, "load", None),
+        (train, "quantize", None),  # before the training it is tried
+        (train, "train", {"flags.json"}),
+        (train, "export", {"flags.json", "dense.keras", "sparse.keras"}),
+    ],
+)
+def test_no_memory_is_one_sentence_and_leaves_whole_files(room, function, left, tmp_path, capsys, monkeypatch):
+    untrained(monkeypatch)
+
+    def greedy(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(room, function, greedy)
+    code, _, err = run_main(capsys, output=str(tmp_path / "out"))
+    assert code == 1 and re.fullmatch(r"bstf-train: there is not enough memory; give a smaller --batch_size .*\n", err)
+    assert (left is None) == (not (tmp_path / "out").exists())
+    assert {path.name for path in tmp_path.glob("out/*")} == (left or set())
+    for path in tmp_path.glob("out/*.keras"):
+        keras.models.load_model(path)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room(tmp_path, capsys, monkeypatch, disk):
+    untrained(monkeypatch)
+    place = disk(320)
+    code, _, err = run_main(capsys, output=str(place / "out"))
+    assert code == 1 and re.fullmatch(r"bstf-train: Can't write .*: no space left on device; make room there.*\n", err)
+    assert {path.name for path in place.rglob("*")} == {"out", "flags.json", "dense.keras", "sparse.keras"}
+    for path in place.glob("out/*.keras"):
+        keras.models.load_model(path)
+    subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
+    code, _, err = run_main(capsys, output=str(place / "out"))
+    assert (code, err) == (0, "")
+    names = {"dense.keras", "sparse.keras", "sparsity.csv", "flags.json", "float", "int8"}
+    assert {path.name for path in (place / "out").iterdir()} == names
+
+
 def killed_once(monkeypatch, kill_after):
     """Kills the training (as SIGKILL would: no more code of its own runs) after so many epochs, once."""
     left = [kill_after]

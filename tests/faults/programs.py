@@ -257,7 +257,11 @@ def _study(work: Path) -> Program:
 
     def read(place: Path) -> tuple[str, ...] | None:
         table = _text(place / "summary.csv")
-        return table and (table, *(_sum(weights(file)) for file in sorted((place / "weights").iterdir())))
+        # Trials come in the order in which they ended.
+        return table and (
+            *sorted(table.splitlines()),
+            *(_sum(weights(file)) for file in sorted((place / "weights").iterdir())),
+        )
 
     return Program("study", run, read, whole, True, 0.3)
 
