@@ -45,7 +45,11 @@ class LayerExplanation:
             return f"zero blocks leave {' and '.join(self.left)} as it was"
         if self.busy < 0.8 * self.seconds:
             return f"no unit works longer than {self.busy / self.seconds:.0%} of the time: units wait for each other"
-        return f"{self.bound} works {self.busy / self.seconds:.0%} of the time" if self.seconds else "takes no time"
+        if not self.seconds:
+            return "takes no time"
+        if self.busy > self.seconds:  # weights come under the layers before
+            return f"{self.bound} works {self.busy * 1e6:,.1f} us for it, and began earlier"
+        return f"{self.bound} works {self.busy / self.seconds:.0%} of the time"
 
 
 @dataclass(frozen=True)
