@@ -65,7 +65,10 @@ def auto_ratios(
     costs, total = _costs(model, layers, block, macs is not None)
     previous = previous or {}
     gammas = {
-        path: [select(one, ratio, min_per_line, scope=scope, previous=previous.get(path)) for ratio in (0, *RATIOS)]
+        path: [
+            select(one, ratio, min_per_line, scope=scope, previous=previous.get(path), lasting=True)
+            for ratio in (0, *RATIOS)
+        ]
         for path, one in scores.items()
     }
     saved = {

@@ -125,7 +125,7 @@ def sparsify(
     elif ratio == "auto":
         wanted = {"macs": target_macs, "weights": target_bytes, "min_per_line": min_per_line, "scope": scope}
         ratio = auto_ratios(model, targets, scores, shape, data, loss, previous=previous, **wanted)
-    chosen = select_all(scores, ratio, min_per_line, scope=scope, previous=previous)
+    chosen = select_all(scores, ratio, min_per_line, scope=scope, previous=previous, lasting=True)
     paths = {id(layer): path for path, layer in targets}
     training = {"trainable_gamma": trainable_gamma, "gamma_regularizer": gamma_regularizer, "group_lasso": group_lasso}
 

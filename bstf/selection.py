@@ -82,7 +82,7 @@ def select(
             wanted it comes back as it is; a line that keeps too few in it keeps those.
         lasting: this Γ will be the `previous` of others: it holds one that is as sparse as `min_per_line` allows,
             so that every ratio can be reached from here. Where the best Γ holds none, the best of those that are
-            as sparse as that is kept within it, and the sum is less than the largest.
+            as sparse as that is kept within it, and the sum is less than the largest (to one part in 2**35).
 
     Returns:
         Γ: float32 (rows, cols) whose scores have the largest sum possible (to one part in 2**36 of the

@@ -119,8 +119,8 @@ class Machine:
         elif do.op in ("maxpool", "averagepool"):
             getattr(kernels, do.op)(memory, x, y, chunk, shape, out_shape, *window)
         elif do.op in ("add", "product"):
-            step = 0 if do.inputs[1].sizes != shape else shape[2]
-            getattr(pointwise, do.op)(memory, x, others[0], y, chunk, shape, step)
+            pixel = 0 if do.inputs[1].sizes != shape else shape[2]
+            getattr(pointwise, do.op)(memory, x, others[0], y, chunk, shape, pixel)
         elif do.op in ("requantize", "lookup"):
             getattr(pointwise, do.op)(memory, x, y, chunk, do.output.bytes)
         elif do.op in ("nearest", "bilinear"):

@@ -60,7 +60,7 @@ class Ring:
         return min(self.slots, free // self.bytes) if self.bytes else self.slots
 
     def first_slots(self, count: int) -> tuple[int, int]:
-        """Address and bytes of the slots that are used first."""
+        """Address and bytes of the slots that are used first, of two at most."""
         return self.address + (self.slots - count if self.first else 0) * self.bytes, count * self.bytes
 
 

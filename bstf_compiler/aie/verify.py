@@ -56,7 +56,9 @@ def _moves(code: Code, step: Step) -> Iterator[str]:
 
 
 def _computations(code: Code, step: Step) -> Iterator[str]:
-    """A computation reads boxes that fit what it writes; sums over several chunks stay in the buffer for sums."""
+    """A computation reads boxes that fit what it writes, and leaves its chunk alone; sums over several chunks stay in
+    the buffer for sums.
+    """
     sums = [(address, size) for name, address, size in step.buffers if name == "sums"]
     for instruction in step.instructions:
         if not isinstance(instruction, Compute):
@@ -72,6 +74,17 @@ def _computations(code: Code, step: Step) -> Iterator[str]:
             address == instruction.scratch and 4 * instruction.output.bytes <= size for address, size in sums
         ):
             yield f"{_place(instruction)} keeps sums at {instruction.scratch:#x}, outside the buffer for sums"
+        low, high = _range(instruction.parameters, instruction.iterations)
+        for first, last in _writes(instruction):
+            if max(first, low) < min(last, high):
+                yield f"{_place(instruction)} writes [{first:#x}, {last:#x}) over its chunk at [{low:#x}, {high:#x})"
+
+
+def _writes(do: Compute) -> Iterator[tuple[int, int]]:
+    """What a computation writes of its core in all iterations: its output, and sums that another one goes on with."""
+    yield _range(do.output, do.iterations)
+    if not (do.begin and do.finish):
+        yield do.scratch, do.scratch + 4 * do.output.bytes
 
 
 def _dealing(code: Code, step: Step) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,7 @@ def _digest_of_sources() -> bytes:
 
 # Taken while they are imported: they may be edited before a kernel is compiled.
 _SOURCES = _digest_of_sources()
+_DIGEST = len(_SOURCES)
 
 
 class _Kernels(FunctionCache):
@@ -59,7 +61,8 @@ class _Kernels(FunctionCache):
     def __init__(self, function: Callable, options: tuple) -> None:
         super().__init__(function)
         self._options = options
-        self._cache_file = _Files(Path(self.cache_path) / self._impl.filename_base)
+        name = f"{Path(function.__code__.co_filename).stem}.{function.__qualname__}"  # without the line, which moves
+        self._cache_file = _Files(Path(self.cache_path) / re.sub(r"[^\w.]", "", name))
 
     def _index_key(self, signature: object, codegen: object) -> str:
         return repr((self._options, signature, codegen.magic_tuple(), numba.__version__))
@@ -79,14 +82,21 @@ class _Files:
         return self._base.with_name(f"{self._base.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
 
     def load(self, key: str) -> object | None:
-        """What was saved, if it was made of the same sources."""
+        """What was saved, if it is whole and was made of the same sources."""
         try:
             content = self._path(key).read_bytes()
         except OSError:
             return None
-        return pickle.loads(content[len(_SOURCES) :]) if content.startswith(_SOURCES) else None
+        head, data = content[: 2 * _DIGEST], content[2 * _DIGEST :]
+        return pickle.loads(data) if head == _SOURCES + hashlib.sha256(data).digest() else None
 
     def save(self, key: str, data: object) -> None:
         """Writes over what other sources made."""
+        content = dumps(data)
         with replacing(self._path(key)) as temporary:
-            temporary.write_bytes(_SOURCES + dumps(data))
+            temporary.write_bytes(_SOURCES + hashlib.sha256(content).digest() + content)
+
+    def flush(self) -> None:
+        """Forgets them all."""
+        for path in self._base.parent.glob(f"{self._base.name}-*.nbc"):
+            path.unlink(missing_ok=True)

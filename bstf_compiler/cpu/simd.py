@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import llvmlite.binding as llvm
 import numba
@@ -401,7 +402,14 @@ def fma_outer(typing, tile, vectors, weights, index, stride):
 
 # `pmaddwd` by vector width. LLVM finds it in plain products, too, but when it knows something of the operands it first
 # takes them apart: then it multiplies twice, by zeros for half of the pairs.
-_PAIR_PRODUCTS = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
+_PAIR_PRODUCTS = {512: ("avx512bw", "llvm.x86.avx512.pmaddw.d.512"), 256: ("avx2", "llvm.x86.avx2.pmadd.wd")}
+
+
+@cache
+def _pair_product(bits: int) -> str | None:
+    """The intrinsic for vectors of so many bits, None if the target has none: LLVM can't take it apart."""
+    feature, name = _PAIR_PRODUCTS.get(bits, (None, None))
+    return name if feature in target_features() else None
 
 
 def _dot_bytes(builder: ir.IRBuilder, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
@@ -415,8 +423,8 @@ def _dot_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     lanes = a.type.count
     pairs = ir.VectorType(ir.IntType(16), 2 * lanes)
     halves = [builder.bitcast(value, pairs) for value in (a, b)]
-    if 32 * lanes in _PAIR_PRODUCTS:
-        return call_intrinsic(builder, _PAIR_PRODUCTS[32 * lanes], a.type, halves)
+    if name := _pair_product(32 * lanes):
+        return call_intrinsic(builder, name, a.type, halves)
     products = []
     for first in (0, 1):
         order = list(range(first, 2 * lanes, 2))

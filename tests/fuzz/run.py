@@ -54,7 +54,7 @@ def fuzz(target: str, runs: int, work: Path, seed: int) -> dict[str, object]:
     if (tokens := CORPUS / f"{target}.dict").is_file():
         command.insert(-2, f"-dict={tokens}")
     began = time.monotonic()
-    log = work / f"{target}.{seed}.log"
+    log = work / f"{target}.{len(before)}.log"
     with log.open("wb") as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     text = log.read_text(encoding="utf-8", errors="replace")

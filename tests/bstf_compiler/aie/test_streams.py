@@ -148,7 +148,7 @@ class Streams:
                     if others:
                         self.give((f"{core}:{end}_free", others))
                         passed[end] = False
-                self.machine._compute(do, iteration)
+                self.machine._compute(self.step, do, iteration)
                 for action in do.release:
                     end = action.lock.partition(":")[2].partition("_")[0]
                     if action.applies(iteration, do.iterations) and end not in left_out:

@@ -106,3 +106,17 @@ def test_sound_programs_read_nothing_before_it_is_written(network, memtile):
         assert program.verify() == []
         sound += 1
     assert sound > 3
+
+
+@pytest.mark.parametrize("what", ["output", "sums"])
+def test_a_chunk_that_its_own_computation_writes_over(what):
+    """Its indices are looked at before the computation begins, so they have to stay as they are."""
+    program = program_of()
+    step = program.steps[0]
+    step.buffers[:] = [("sums", 0, program.device.core.memory_bytes)]
+    index, do = next((n, i) for n, i in enumerate(step.instructions) if i.kind == "COMP")
+    chunk = do.parameters.address
+    changes = {"scratch": chunk, "finish": False} if what == "sums" else {}
+    output = dataclasses.replace(do.output, address=chunk if what == "output" else do.output.address)
+    step.instructions[index] = dataclasses.replace(do, output=output, **changes)
+    assert any(f"[{chunk:#x}, " in text and "over its chunk at" in text for text in program.verify())

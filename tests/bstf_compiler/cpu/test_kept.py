@@ -50,6 +50,22 @@ def test_other_sources_take_the_place_of_what_was_compiled(folder, monkeypatch):
     assert len(list(folder.rglob("*.nbc"))) == 1
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:-1] + b"x", lambda _: b""])
+def test_damaged_files_are_compiled_again(folder, damage):
+    assert not found(adder(1), 1)
+    (path,) = folder.rglob("*.nbc")
+    path.write_bytes(damage(path.read_bytes()))
+    assert not found(adder(1), 1)
+    assert found(adder(1), 1)
+
+
+def test_recompiled_kernels_are_kept_anew(folder):
+    kernel = adder(1)
+    assert not found(kernel, 1)
+    kernel.recompile()
+    assert found(adder(1), 1)
+
+
 def test_without_a_folder_kernels_are_compiled_each_time(folder, monkeypatch):
     kernel = adder(1)
     (inner,) = folder.iterdir()
