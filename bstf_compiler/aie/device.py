@@ -314,9 +314,7 @@ _SECTIONS = {
 }  # fmt: skip
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+_hints = cache(get_type_hints)
 
 
 def _parse(kind: type, entries: dict, where: str):

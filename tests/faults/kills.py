@@ -27,7 +27,8 @@ from typing import Any
 
 from absl import app, flags
 
-from bstf_compiler.files import is_leftover, replacing
+from bstf_compiler.files import is_leftover
+from tests import records
 from tests.faults import programs
 
 FLAGS = flags.FLAGS
@@ -171,10 +172,7 @@ def main(argv: Sequence[str]) -> int:
             counts = kill(programs.made(name, Path(work)), FLAGS.kills, FLAGS.seed, Path(work), FLAGS.seconds)
         record = vars(counts) | {"seed": FLAGS.seed, "seconds": round(time.monotonic() - began)}
         print(json.dumps(record), flush=True)
-        folder = Path(FLAGS.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"kills_{name}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        records.write(record, Path(FLAGS.output) / f"kills_{name}.json")
         lost |= bool(counts.broken)
     return int(lost)
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from bstf_compiler.files import is_leftover, replacing
+from bstf_compiler.files import is_leftover
+from tests import records
 from tests.faults import programs
 from tests.faults.kills import ended, started
 
@@ -148,10 +149,7 @@ def main(argv: Sequence[str]) -> int:
                     counts = starve(programs.made(name, work), want, FLAGS.runs, work, folder)
             record = vars(counts) | {"seconds": round(time.monotonic() - began)}
             print(json.dumps(record), flush=True)
-            folder = Path(FLAGS.output)
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / f"no_{want}_{name}.json") as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            records.write(record, Path(FLAGS.output) / f"no_{want}_{name}.json")
             lost |= bool(counts.broken)
     return int(lost)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from bstf_compiler.files import replacing
+from tests import records
 
 FLAGS = flags.FLAGS
 CORPUS = Path(__file__).parent / "corpus"
@@ -90,10 +90,7 @@ def main(argv: Sequence[str]) -> int:
     work = Path(FLAGS.work or tempfile.mkdtemp(prefix="fuzz-"))
     record = fuzz(FLAGS.target, FLAGS.runs, work, FLAGS.seed)
     print(json.dumps(record), f"\nlog and inputs: {work}")
-    folder = Path(FLAGS.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{FLAGS.target}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    records.write(record, Path(FLAGS.output) / f"{FLAGS.target}.json")
     return 0 if record["ending"] == "whole" else 1
 
 

@@ -51,6 +51,12 @@ def test_slow_cores_want_more_work_a_cycle_or_a_faster_clock():
     assert all(found.doubled[link] > 0.9 * found.seconds for link in LINKS)
 
 
+def test_a_unit_that_began_under_the_layer_before_works_longer_than_the_layer_takes():
+    (layer,) = convolution(device("LOADW", macs=10**6)).explain().layers
+    early = dataclasses.replace(layer, seconds=layer.busy / 6.5)
+    assert early.reason == f"LOADW works {layer.busy * 1e6:,.1f} us for it, and began earlier"
+
+
 def test_zero_blocks_gain_where_cores_are_slow():
     (layer,) = convolution(device(), 0.75).explain(convolution(device())).layers
     assert layer.gain > 2 and layer.left == ()
