@@ -134,8 +134,7 @@ def main(_: Sequence[str]) -> None:
     found = rows(layers, roofs)
     output = Path(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
-    table = output / "roofline.csv"
-    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(output / "roofline.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, found[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)

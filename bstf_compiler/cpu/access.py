@@ -1,9 +1,13 @@
-"""What Numba lacks for memory that is far away or shared: prefetches and atomic counters."""
+"""What Numba lacks for memory that is far away or shared: prefetches, atomic counters and a clock."""
 
 from __future__ import annotations
 
+import time
+
+import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bstf_compiler.cpu.simd import call_intrinsic, element_address, is_memory
@@ -59,3 +63,43 @@ def atomic_load(typing, array, index):
         return builder.load_atomic(address, "seq_cst", align=8)
 
     return types.int64(array, types.intp), generate
+
+
+@numba.njit(inline="always")
+def on_a_line(array):
+    """The part of an array from its first cache line on, at most 15 elements of four bytes later."""
+    return array[-array.ctypes.data // 4 % 16 :]
+
+
+if hasattr(time, "CLOCK_MONOTONIC"):
+    _CLOCK = time.CLOCK_MONOTONIC
+
+    @intrinsic
+    def now(typing):
+        """Nanoseconds that all threads count alike, as `nanoseconds` does."""
+
+        def generate(context, builder, signature, arguments):
+            long, number = ir.IntType(64), ir.IntType(32)
+            place = cgutils.alloca_once(builder, long, size=2)  # struct timespec: seconds and nanoseconds
+            kind = ir.FunctionType(number, [number, long.as_pointer()])
+            function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+            builder.call(function, [ir.Constant(number, _CLOCK), place])
+            seconds, rest = (builder.load(builder.gep(place, [ir.Constant(number, part)])) for part in (0, 1))
+            return builder.add(builder.mul(seconds, ir.Constant(long, 1_000_000_000)), rest)
+
+        return types.int64(), generate
+
+    def nanoseconds() -> int:
+        """What `now` tells compiled code."""
+        return time.clock_gettime_ns(_CLOCK)
+
+else:  # other systems have their own clocks
+
+    @numba.njit(inline="always")
+    def now():
+        """Nothing, as `nanoseconds` does."""
+        return 0
+
+    def nanoseconds() -> int:
+        """What `now` tells compiled code."""
+        return 0

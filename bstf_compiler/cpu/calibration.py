@@ -6,7 +6,6 @@ import json
 import math
 import os
 import threading
-import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,8 +27,10 @@ from bstf_compiler.files import replacing
 from bstf_compiler.graph import Conv, Graph, Node, Tensor, Window
 
 # Layers that are measured: rows and columns, channels in and out, part of the 8x8 blocks that is kept.
-_LAYERS = ((56, 32, 1.0), (28, 64, 1.0), (14, 128, 1.0), (7, 256, 1.0), (28, 128, 0.25), (7, 384, 0.25))
-_REPEATS = 9
+_LAYERS = ((56, 64, 0.5), (28, 128, 0.5), (14, 256, 0.5), (7, 512, 0.5), (28, 64, 1.0), (14, 128, 1.0))
+_REPEATS = 5
+# Bytes that fill the caches.
+_OTHERS = 2**25
 # Where others use the machine, times may fit no costs; then they are taken again, so often at most.
 _TRIES = 3
 _known: dict[tuple[str, ...], Costs] = {}
@@ -73,15 +74,18 @@ def measure(isa: Isa, threads: int) -> Costs:
 
 
 def _measure(isa: Isa, threads: int) -> Costs:
-    direct, tiled = [], []
+    direct, tiled, transforms = [], [], []
     for side, channels, density in _LAYERS:
         graph = _layer(side, channels, density)
-        for way, rows in ((False, direct), (True, tiled)):
-            made = operations(graph, isa, lambda weights, output, way=way: way)
-            kept = sum(one.kept_macs for one in made) // (9 * side**2)
-            row = winograd.work(kept, 2 * channels, (side, side), isa)[way]
-            rows.append((row, _seconds(made, graph, threads, isa)))
-    return Costs(*_fit(direct), *_fit(tiled))
+        one = operations(graph, isa, lambda weights, output: False)
+        three = operations(graph, isa, lambda weights, output: True)
+        kept = sum(operation.kept_macs for operation in one) // (9 * side**2)
+        work, (*tiled_work, transform) = winograd.work(kept, 2 * channels, (side, side), isa)
+        before, products, after = _seconds(three, graph, threads, isa)
+        direct.append((work, _seconds(one, graph, threads, isa).sum()))
+        tiled.append((tiled_work, products))
+        transforms.append(([transform], before + after))
+    return Costs(*_fit(direct), *_fit(tiled), *_fit(transforms))
 
 
 def _fit(measured: list[tuple[tuple[float, ...], float]]) -> list[float]:
@@ -108,19 +112,20 @@ def _layer(side: int, channels: int, density: float) -> Graph:
     return graph
 
 
-def _seconds(made: list[Operation], graph: Graph, threads: int, isa: Isa) -> float:
-    """What the operations after the load take, the fastest of some times: others may use the machine, too."""
+def _seconds(made: list[Operation], graph: Graph, threads: int, isa: Isa) -> np.ndarray:
+    """What each operation after the load takes, the shortest of some times: others may use the machine, too.
+
+    Networks find their weights in DRAM, so before each time other things take their places in the caches.
+    """
     weights = Weights.of(made, FLOATS)
     (shape,) = graph.inputs.values()
     plan = make_plan(made, {"x": shape, "y": shape}, ["y"], weights, 1, threads, FLOATS, isa)
     memory, images = memory_of(plan, FLOATS), np.ones(math.prod(shape), np.float32)
-    run(plan, weights, images, memory, 0, len(made), threads, FLOATS, isa)
-    times = []
+    others, times = np.zeros(_OTHERS // 8), []
     for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run(plan, weights, images, memory, 1, len(made), threads, FLOATS, isa)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        others += 1
+        times.append(run(plan, weights, images, memory, threads, FLOATS, isa)[1:])
+    return np.min(times, axis=0) * 1e-9
 
 
 def _version() -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,8 +83,8 @@ class Profile:
                 one.name,
                 one.kind,
                 f"{one.seconds * 1e3:.3f}",
-                f"{one.operations / one.seconds / 1e9:.1f}" if one.operations else "",
-                f"{one.dense_operations / one.seconds / 1e9:.1f}" if one.operations else "",
+                f"{one.operations / one.seconds / 1e9:.1f}" if one.operations and one.seconds else "",
+                f"{one.dense_operations / one.seconds / 1e9:.1f}" if one.operations and one.seconds else "",
                 f"{one.weight_bytes / 1024:.0f}" if one.weight_bytes else "",
                 f"{one.input_bytes / 1024:.0f}",
                 f"{one.output_bytes / 1024:.0f}",
@@ -199,26 +197,24 @@ class Engine:
         return sum(one.weights.nbytes for one in self._operations if one.weights is not None)
 
     def profile(self, x: integer.Images, repeats: int = 10) -> Profile:
-        """Times every operation on images as for a call, at most `_MOST_IMAGES`; medians of `repeats` inferences."""
+        """Times every operation on images as for a call, at most `_MOST_IMAGES`; medians of `repeats` inferences.
+
+        The times are taken inside of whole inferences, so their sum is close to an inference's.
+        """
         self(x)
         arrays = [array[:_MOST_IMAGES] for array in integer.require_images(self.graph.inputs, x)]
         count, flat = len(arrays[0]), self._flat(arrays)
-        plan, seconds = self._plan(count), []
+        plan = self._plan(count)
         with self._memory(count, plan) as memory:
-            for _ in range(repeats):
-                seconds.append([])
-                for place in range(len(plan.steps)):
-                    start = time.perf_counter()
-                    self._run(plan, flat, memory, place, place + 1)
-                    seconds[-1].append(time.perf_counter() - start)
+            times = [self._run(plan, flat, memory) for _ in range(repeats)]
         layers = []
-        for one, times in zip(self._operations, zip(*seconds)):
+        for one, nanoseconds in zip(self._operations, np.median(times, axis=0)):
             read, written = ([plan.layouts[name].used_bytes for name in names] for names in (one.inputs, [one.output]))
             layers.append(
                 LayerTime(
                     one.name,
                     one.kind_name,
-                    statistics.median(times),
+                    float(nanoseconds) * 1e-9,
                     2 * one.kept_macs * count,
                     2 * one.macs * count,
                     one.weights.nbytes if one.weights is not None else 0,
@@ -261,9 +257,9 @@ class Engine:
         finally:
             free.append(memory)
 
-    def _run(self, plan: Plan, flat: np.ndarray, memory: np.ndarray, first: int, last: int) -> None:
-        """Runs the steps [first, last) on the images of all inputs, one after another."""
-        run(plan, self._weights, flat, memory, first, last, self.threads, self._format, self._isa)
+    def _run(self, plan: Plan, flat: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        """Runs the steps on the images of all inputs, one after another; returns the nanoseconds of each."""
+        return run(plan, self._weights, flat, memory, self.threads, self._format, self._isa)
 
     def _flat(self, arrays: list[np.ndarray]) -> np.ndarray:
         """The elements of all inputs and of what the host computes, float32, one array after another; of one array
@@ -280,7 +276,7 @@ class Engine:
         count = len(arrays[0])
         plan = self._plan(count)
         with self._memory(count, plan) as memory:
-            self._run(plan, self._flat(arrays), memory, 0, len(plan.steps))
+            self._run(plan, self._flat(arrays), memory)
             found = [_images(memory, plan.layouts[name], self._isa) for name in self._ends]
         results = []
         for name, end, values, shape in zip(self.graph.outputs, self._ends, found, self.graph.output_shapes):

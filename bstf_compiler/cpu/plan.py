@@ -30,6 +30,8 @@ from bstf_compiler.cpu.tiles import empty
 
 # Tasks a thread should find in a step.
 _TASKS_OF_A_THREAD = 32
+# Multiply-adds with a packed pixel of a channel that are worth the copy.
+_PACKED_MACS = 48
 # What is read again and again costs little if it fits this part of a level-2 cache.
 _CACHED_BYTES = 2**19
 
@@ -171,6 +173,10 @@ def make_plan(
             entries = slice(step["offsets"], step["offsets"] + len(one.weights.channels))
             offsets[entries] = _offsets(one, x, lanes)
             _cut(step, one.weights, x, threads, lanes, conv.tile_vectors(isa, format))
+            plane = one.weights.channels // format.channels
+            if _packing_pays(one.weights) and np.array_equal(offsets[entries], plane * step["stride"]):
+                _pack(step, x, lanes)
+                offsets[entries] = plane * step["stride"]
     return Plan(steps, offsets, masks, layouts, elements, live)
 
 
@@ -400,3 +406,18 @@ def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lane
     others = min(inner, -(-wanted // parts))
     step["parts"] = others if step["channels_first"] else parts
     step["tasks"] = parts * others
+    step["stride"] = x.plane(lanes)
+
+
+def _packing_pays(weights: conv.ConvWeights) -> bool:
+    """Whether panels are read often enough, if the convolution reads the pixel that it computes and no other."""
+    return weights.shape_of_tiles == conv.DEEP and weights.macs >= _PACKED_MACS * weights.shape[2]
+
+
+def _pack(step: np.void, x: Layout, lanes: int) -> None:
+    """Lets a convolution pack panels of the pixels of a tile."""
+    tiles = step["wide"] + step["middle"] + step["narrow"]
+    step["stride"] = lanes * (conv.VECTORS if step["wide"] else 2 if step["middle"] else 1)
+    step["panel"] = x.planes * step["stride"]
+    # Where weights are the inner loop's operand one panel is in use, else those of all tiles of a task.
+    step["scratch"] = step["panel"] * (-(-tiles // step["parts"]) if step["channels_first"] else 1)

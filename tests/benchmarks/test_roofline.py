@@ -1,10 +1,10 @@
-import io
+import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from benchmarks import network, roofline
+from benchmarks import harness, network, roofline
 from bstf.applications import small_resnet
 from bstf_compiler.cpu.engine import LayerTime, Profile
 
@@ -26,12 +26,17 @@ def test_the_bound_of_a_layer_is_the_longest_of_its_least_times():
     assert cached[0]["bound"] == "multiply-adds"
 
 
-def test_a_network_is_measured_layer_by_layer(monkeypatch, tmp_path):
+def test_a_network_is_measured_layer_by_layer(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(network, "build", lambda name: small_resnet((12, 12, 1), widths=(8, 16), depth=1))
-    profile = roofline.profile("small", 0.5, "float32", 2, 1, 1)
-    found = roofline.rows(profile, ROOFS)
-    assert profile.images == 2 and found[0]["does"] == "load" and all(one["bytes"] for one in found)
-    console = Console(width=200, file=io.StringIO())
-    console.print(roofline.table(found, "small"))
-    assert sum(" layers " in line for line in console.file.getvalue().splitlines()) >= 1
+    monkeypatch.setattr(harness, "roofs", lambda dtypes, threads: {"float32": 100e9, "bandwidth": 10e9})
+    monkeypatch.setattr(harness, "bandwidth", lambda size, threads: 100e9)
+    given = {"network": "small", "density": 0.5, "dtype": "float32", "batch": 2, "threads": 1, "repeats": 1}
+    monkeypatch.setattr(roofline, "FLAGS", SimpleNamespace(**given, output=str(tmp_path / "found")))
+    roofline.main([])
+    with (tmp_path / "found" / "roofline.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert found[0]["does"] == "load" and all(float(one["bytes"]) for one in found)
+    shown = capsys.readouterr().out
+    assert "small, float32, density 0.5, batch 2" in shown and "operations: 100.0 G operations/s" in shown
+    assert sum(" layers " in line for line in shown.splitlines()) >= 1

@@ -3,6 +3,10 @@
 A tile is `columns` output channels times some vectors of pixels; it stays in registers over all kept blocks and kernel
 positions, which are entries of a list: the weights, and an offset from the output pixel to the input one. Bias,
 residual, rectifier and the zeros around the image are part of the tile's end, so an activation is written once.
+
+A 1x1 kernel reads some pixels of many planes, and does so again for every tile of output channels: from as many pages,
+and with lines of the cache whose other pixels it doesn't need. Tiles of such kernels read panels instead, in which the
+pixels of a tile of all planes follow one another.
 """
 
 from __future__ import annotations
@@ -145,7 +149,8 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
     """Compiles the computation of a tile of so many vectors of pixels.
 
     Its arguments: the step (`STEP`); the tile's first pixel, its place among the tiles of output channels, and its
-    first plane; the memory of all activations; the values, offsets, starts and biases of all layers; and the masks.
+    first plane; where its pixels are read, and from which element on; the memory of all activations; the values,
+    offsets, starts and biases of all layers; and the masks.
     """
     lanes, (depth, columns) = format.lanes(isa), tile_shape(isa, format, shape)
     in_planes, out_planes = depth // format.channels, columns // format.channels
@@ -153,7 +158,7 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
     multiply = _multiply(isa, format)
     finish = (_finish_floats if format == FLOATS else _finish_words)(lanes, columns, vectors)
 
-    def tile(step, pixel, channels, first, memory, values, offsets, starts, biases, masks):
+    def tile(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks):
         y = step.y + pixel + first * step.y_plane
         other = step.other + pixel + first * step.other_plane if step.other >= 0 else -1
         for plane in range(out_planes):  # what the end needs comes from afar, and is asked for before the work
@@ -165,14 +170,29 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
         start, stop = starts[step.starts + channels], starts[step.starts + channels + 1]
         weight = step.values + start * (in_planes * plane_size)
         for entry in range(step.offsets + start, step.offsets + stop):
-            place = step.x + pixel + offsets[entry]
+            place = base + offsets[entry]
             for plane in range(in_planes):
-                pixels = simd.load(memory, place + plane * step.x_plane, lanes, vectors)
+                pixels = simd.load(source, place + plane * step.stride, lanes, vectors)
                 sums = multiply(sums, pixels, values, weight)
                 weight += plane_size
         finish(step, sums, memory, other, masks, step.mask + pixel if step.mask >= 0 else -1, y)
 
     return _compile(tile)
+
+
+def pack_panel(isa: Isa, format: Format) -> Callable:
+    """Compiles the copy of the pixels of a tile of all planes, from `pixel` on, to the panel at `panel`."""
+    lanes, planes = format.lanes(isa), DEPTH // format.channels
+
+    def pack_(step, pixel, memory, panel, at):
+        for first in range(step.x + pixel, step.x + pixel + step.channels * step.x_plane, planes * step.x_plane):
+            for vector in range(0, step.stride, lanes):
+                for plane in range(planes):
+                    copied = simd.load(memory, first + plane * step.x_plane + vector, lanes, 1)
+                    simd.store(copied, panel, at + plane * step.stride + vector, lanes)
+            at += planes * step.stride
+
+    return _compile(pack_)
 
 
 def _multiply(isa: Isa, format: Format) -> Callable:

@@ -1,7 +1,9 @@
 """A whole network in one call: compiled code that walks through a table of steps.
 
-A small layer takes some 10 microseconds, as long as a call from Python. So the threads are started once an inference;
-they share out the tasks of a step through a counter, and meet before the next step.
+A small layer takes some 10 microseconds, as long as a call from Python. So the threads are started once an inference,
+and meet before the next step. Each thread has a share of a step's tasks, and when it is done takes from those of others
+what they have left: shares of pixels are mostly the same from step to step, so a thread finds in its own cache what it
+wrote.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from bstf_compiler.cpu.kernels.step import (
     SPLIT,
     TO_TILES,
 )
-from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
+from bstf_compiler.cpu.layout import ALIGNMENT, FLOATS, WORDS, Format
 from bstf_compiler.cpu.simd import Isa
 
 
@@ -88,58 +90,74 @@ def _word_windows(isa: Isa) -> Callable:
 
 
 def _convolution(isa: Isa, format: Format) -> Callable:
-    """Compiles a task of a convolution."""
+    """Compiles a task of a convolution.
+
+    It takes and returns which pixels are packed in `line`: a tile's place, or that of a part of them; -1 for none.
+    """
     lanes = format.lanes(isa)
 
     def of_width(vectors: int) -> Callable:
         """Compiles a tile of so many vectors of pixels, of any shape."""
         deep, shallow, thin = (conv.tile_kernel(isa, format, vectors, shape) for shape in (DEEP, SHALLOW, THIN))
 
-        def tile(step, pixel, channels, first, memory, values, offsets, starts, biases, masks):
+        def tile(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks):
             if step.shape == DEEP:
-                deep(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
+                deep(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks)
             elif step.shape == SHALLOW:
-                shallow(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
+                shallow(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks)
             else:
-                thin(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
+                thin(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks)
 
         return numba.njit(nogil=True, error_model="numpy")(tile)
 
     tile_3, tile_2, tile_1 = (of_width(vectors) for vectors in (3, 2, 1))
+    pack = conv.pack_panel(isa, format)
 
-    def tile(step, place, channels, first, memory, values, offsets, starts, biases, masks):
-        wide, middle = min(place, step.wide), max(0, min(place - step.wide, step.middle))
-        pixel = lanes * (place + 2 * wide + middle)
+    def pixel_of(step, place):
+        return lanes * (place + 2 * min(place, step.wide) + max(0, min(place - step.wide, step.middle)))
+
+    def tile(step, place, channels, panel, line, memory, values, offsets, starts, biases, masks):
+        pixel, first = pixel_of(step, place), channels * step.tile_planes + channels // step.part
+        source, base = (line, panel * step.panel) if step.panel else (memory, step.x + pixel)
         if place < step.wide:
-            tile_3(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
+            tile_3(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks)
         elif place < step.wide + step.middle:
-            tile_2(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
+            tile_2(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks)
         else:
-            tile_1(step, pixel, channels, first, memory, values, offsets, starts, biases, masks)
+            tile_1(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks)
 
-    tile = numba.njit(inline="always")(tile)
+    pixel_of, tile = (numba.njit(inline="always")(function) for function in (pixel_of, tile))
 
-    def task_(step, task, memory, values, offsets, starts, biases, masks):
+    def task_(step, task, packed, line, memory, values, offsets, starts, biases, masks):
         tiles = step.wide + step.middle + step.narrow
         slices = step.tasks // step.parts
-        part, piece = task % step.parts, task // step.parts
+        part, piece = task // slices, task % slices  # a thread that packed the pixels of a part finds its other slices
         first, last = part * tiles // step.parts, (part + 1) * tiles // step.parts
         top, bottom = piece * step.tiles // slices, (piece + 1) * step.tiles // slices
         activations, weights, places = simd.pointer(memory), simd.pointer(values), simd.pointer(offsets)
-        begins, sums, insides = simd.pointer(starts), simd.pointer(biases), simd.pointer(masks)
+        begins, sums, insides, panels = (
+            simd.pointer(starts), simd.pointer(biases), simd.pointer(masks), simd.pointer(line)
+        )  # fmt: skip
         if step.channels_first:
-            for channels in range(top, bottom):
-                plane = channels * step.tile_planes + channels // step.part
+            if step.panel and packed != part:
                 for pixels in range(first, last):
-                    tile(step, pixels, channels, plane, activations, weights, places, begins, sums, insides)
+                    pack(step, pixel_of(step, pixels), activations, panels, (pixels - first) * step.panel)
+            for channels in range(top, bottom):
+                for pixels in range(first, last):
+                    panel = pixels - first
+                    tile(step, pixels, channels, panel, panels, activations, weights, places, begins, sums, insides)
+            packed = part
         else:
             for pixels in range(first, last):
+                if step.panel and packed != pixels:
+                    pack(step, pixel_of(step, pixels), activations, panels, 0)
                 for channels in range(top, bottom):
-                    plane = channels * step.tile_planes + channels // step.part
-                    tile(step, pixels, channels, plane, activations, weights, places, begins, sums, insides)
+                    tile(step, pixels, channels, 0, panels, activations, weights, places, begins, sums, insides)
+                packed = pixels
         if step.mask >= 0 and part == 0:
             for plane in range(top * step.tile_planes, min(bottom * step.tile_planes, step.planes)):
                 planes.clear(step, memory, step.y + plane * step.y_plane, step.length)
+        return packed
 
     return numba.njit(inline="always")(task_)
 
@@ -148,35 +166,38 @@ def _convolution(isa: Isa, format: Format) -> Callable:
 def executor(isa: Isa, format: Format) -> Callable:
     """The compiled walk through a table of steps (`STEP`) on activations in a format; it compiles at its first call.
 
-    It takes the table, the steps [first, last), the images (flat, NHWC, those of one input after
-    another's), the memory of all activations,
+    It takes the table, the images (flat, NHWC, those of one input after another's), the memory of all activations,
     values, offsets, starts and biases of the convolutions, the masks, counters of tasks taken and of tasks done for
-    each step, and the team.
+    each step, when each step that has tasks ends, and the team.
     """
     convolve, work_on_planes = _convolution(isa, format), _planes(isa, format)
     load = planes.load if format == FLOATS else word_planes.load
 
-    def execute(steps, first, last, images, memory, values, offsets, starts, biases, masks, counts, workers, members):
+    def execute(steps, images, memory, values, offsets, starts, biases, masks, counts, ends, workers, members):
         for worker in prange(workers):
-            line = np.empty(steps.scratch.max(), memory.dtype)
+            line = access.on_a_line(np.empty(steps.scratch.max() + ALIGNMENT, memory.dtype))
             team.join(members, worker)
-            for place in range(first, last):
-                step = steps[place]
-                while True:
-                    team.yield_to_missing(members, workers)
-                    task = access.fetch_add(counts, place, 1)
-                    if task >= step.tasks:
-                        break
-                    if step.kind == CONV:
-                        convolve(step, task, memory, values, offsets, starts, biases, masks)
-                    elif step.kind == LOAD:
-                        rows = step.images * step.x_height
-                        first_row, last_row = task * rows // step.tasks, (task + 1) * rows // step.tasks
-                        load(step, first_row, last_row, images, memory, biases, line)
-                    else:
-                        work_on_planes(step, task, memory, biases, masks, line)
-                    access.fetch_add(counts, len(steps) + place, 1)
-                team.wait_for(counts, len(steps) + place, step.tasks)
+            for place in range(len(steps)):
+                step, packed, done = steps[place], -1, len(steps) * workers + place
+                for turn in range(workers):
+                    share = (worker + turn) % workers  # its own, and then what others have left
+                    first, last = share * step.tasks // workers, (share + 1) * step.tasks // workers
+                    while True:
+                        team.yield_to_missing(members, workers)
+                        task = first + access.fetch_add(counts, place * workers + share, 1)
+                        if task >= last:
+                            break
+                        if step.kind == CONV:
+                            packed = convolve(step, task, packed, line, memory, values, offsets, starts, biases, masks)
+                        elif step.kind == LOAD:
+                            rows = step.images * step.x_height
+                            first_row, last_row = task * rows // step.tasks, (task + 1) * rows // step.tasks
+                            load(step, first_row, last_row, images, memory, biases, line)
+                        else:
+                            work_on_planes(step, task, memory, biases, masks, line)
+                        if access.fetch_add(counts, done, 1) == step.tasks - 1:
+                            ends[place] = access.now()
+                team.wait_for(counts, done, step.tasks)
             team.leave(members)
 
     return kept.kernel(isa, format)(execute)

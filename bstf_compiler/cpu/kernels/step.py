@@ -45,6 +45,9 @@ STEP = np.dtype(
             # Convolutions with several parts: tiles of output channels of a part, after which a plane is left out.
             # To and from tiles: planes of a part.
             "part",
+            # Elements from a plane to the next where tiles read them: in the input, or in panels, each the pixels of a
+            # tile, that a task packs first. Elements of a panel, or 0.
+            *("stride", "panel"),
             # Parts into which the tiles of pixels are cut; whether tiles of channels are the outer loop; the shape of
             # tiles (`bstf_compiler.cpu.kernels.conv`) and their planes of output.
             *("parts", "channels_first", "shape", "tile_planes"),
