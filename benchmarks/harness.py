@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.records import Records
-from bstf_compiler.cpu import simd
+from bstf_compiler.cpu import dots, simd
 from bstf_compiler.files import replacing
 from bstf_compiler.suggestion import suggestion
 
@@ -225,9 +225,9 @@ def fma_peak(case: tuple[str, int]) -> Work:
     dtype, threads = case
     isa = simd.host_isa()
     word = np.dtype(np.int32 if dtype == "int8" else dtype)
-    outer = simd.fma_outer if dtype != "int8" else simd.dot_outer if isa.dot else simd.widened_outer
+    outer = simd.fma_outer if dtype != "int8" else dots.dot_outer if isa.dot else dots.widened_outer
     one = (1,) if dtype != "int8" else ()
-    lanes, rows, count = isa.lanes(word), 4, 2 if outer is simd.widened_outer else 3
+    lanes, rows, count = isa.lanes(word), 4, 2 if outer is dots.widened_outer else 3
     steps = FMA_COUNT // (lanes * rows * count) // (4 if dtype == "int8" else 1)
 
     def burn(values, out, workers):

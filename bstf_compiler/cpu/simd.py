@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import llvmlite.binding as llvm
 import numba
@@ -135,14 +134,15 @@ def pointer(typing, array):
     return types.CPointer(array.dtype)(array), generate
 
 
-def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+def load_value(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """A vector or an element of this type, of any alignment."""
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=1, typ=kind)
 
 
 def load_neighbours(builder: ir.IRBuilder, address: ir.Value, kind: ir.VectorType, count: int) -> list[ir.Value]:
     """`count` vectors that follow one another from `address`, a pointer to an element."""
     places = [builder.gep(address, [ir.Constant(_INT32, place * kind.count)]) for place in range(count)]
-    return [_load(builder, place, kind) for place in places]
+    return [load_value(builder, place, kind) for place in places]
 
 
 def _store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
@@ -211,7 +211,7 @@ def load_rows(typing, like, array, index, stride, rows, lanes):
             row = ir.Constant(rows_.type, place)
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
             at = builder.add(index_, builder.mul(row, stride_))
-            parts.append(_load(builder, element_address(context, builder, array, base, at), kind))
+            parts.append(load_value(builder, element_address(context, builder, array, base, at), kind))
         return context.make_tuple(builder, vectors, parts)
 
     return vectors(like, array, types.intp, types.intp, types.intp, lanes), generate
@@ -391,96 +391,13 @@ def fma_outer(typing, tile, vectors, weights, index, stride):
         at = arguments[3]
         for row in range(tile.count // vectors.count):
             address = element_address(context, builder, weights, arguments[2], at)
-            weight = splat(builder, _load(builder, address, parts[0].type.element), tile.dtype.lanes)
+            weight = splat(builder, load_value(builder, address, parts[0].type.element), tile.dtype.lanes)
             for place, part in enumerate(parts, row * len(parts)):
                 sums[place] = fma(builder, weight, part, sums[place])
             at = builder.add(at, arguments[4])
         return context.make_tuple(builder, tile, sums)
 
     return tile(tile, vectors, weights, types.intp, types.intp), generate
-
-
-# `pmaddwd` by vector width. LLVM finds it in plain products, too, but when it knows something of the operands it first
-# takes them apart: then it multiplies twice, by zeros for half of the pairs.
-_PAIR_PRODUCTS = {512: ("avx512bw", "llvm.x86.avx512.pmaddw.d.512"), 256: ("avx2", "llvm.x86.avx2.pmadd.wd")}
-
-
-@cache
-def _pair_product(bits: int) -> str | None:
-    """The intrinsic for vectors of so many bits, None if the target has none: LLVM can't take it apart."""
-    feature, name = _PAIR_PRODUCTS.get(bits, (None, None))
-    return name if feature in target_features() else None
-
-
-def _dot_bytes(builder: ir.IRBuilder, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
-    """`vpdpbusd`: each int32 gains the sum of the products of its four unsigned and four signed bytes."""
-    bits = 32 * sums.type.count
-    return call_intrinsic(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", sums.type, [sums, unsigned, signed])
-
-
-def _dot_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    """Each int32: the sum of the products of two int16 and two int16."""
-    lanes = a.type.count
-    pairs = ir.VectorType(ir.IntType(16), 2 * lanes)
-    halves = [builder.bitcast(value, pairs) for value in (a, b)]
-    if name := _pair_product(32 * lanes):
-        return call_intrinsic(builder, name, a.type, halves)
-    products = []
-    for first in (0, 1):
-        order = list(range(first, 2 * lanes, 2))
-        wide = [builder.sext(shuffle(builder, half, half, order), a.type) for half in halves]
-        products.append(builder.mul(*wide))
-    return builder.add(*products)
-
-
-@intrinsic
-def dot_outer(typing, tile, vectors, weights, index):
-    """An int32 tile plus, for each row r and int32 of four unsigned bytes, their product with weights[index + r].
-
-    A weight is an int32 of four signed bytes. Needs an instruction set with `dot`.
-    """
-    if not isinstance(tile, types.UniTuple):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        sums = cgutils.unpack_tuple(builder, arguments[0])
-        parts = cgutils.unpack_tuple(builder, arguments[1])
-        for row in range(tile.count // vectors.count):
-            at = builder.add(arguments[3], ir.Constant(arguments[3].type, row))
-            word = _load(builder, element_address(context, builder, weights, arguments[2], at), _INT32)
-            weight = splat(builder, word, tile.dtype.lanes)
-            for place, part in enumerate(parts, row * len(parts)):
-                sums[place] = _dot_bytes(builder, sums[place], part, weight)
-        return context.make_tuple(builder, tile, sums)
-
-    return tile(tile, vectors, weights, types.intp), generate
-
-
-@intrinsic
-def widened_outer(typing, tile, vectors, weights, index):
-    """`dot_outer` for every instruction set: bytes 0 and 2, then 1 and 3, are widened to int16 and multiplied.
-
-    A weight is two int32: int16 of bytes 0 and 2, int16 of bytes 1 and 3.
-    """
-    if not isinstance(tile, types.UniTuple):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        sums = cgutils.unpack_tuple(builder, arguments[0])
-        parts = cgutils.unpack_tuple(builder, arguments[1])
-        mask, byte = (constant(parts[0].type, value) for value in (0x00FF00FF, 8))
-        even = [builder.and_(part, mask) for part in parts]
-        odd = [builder.and_(builder.lshr(part, byte), mask) for part in parts]
-        for row in range(tile.count // vectors.count):
-            for which, halves in enumerate((even, odd)):
-                at = builder.add(arguments[3], ir.Constant(arguments[3].type, 2 * row + which))
-                word = _load(builder, element_address(context, builder, weights, arguments[2], at), _INT32)
-                weight = splat(builder, word, tile.dtype.lanes)
-                for place, half in enumerate(halves, row * len(parts)):
-                    sums[place] = builder.add(sums[place], _dot_pairs(builder, half, weight))
-        return context.make_tuple(builder, tile, sums)
-
-    return tile(tile, vectors, weights, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -495,7 +412,7 @@ def rows_of(typing, values, index, lanes, rows, count):
         for row in range(rows.literal_value):
             at = builder.add(arguments[1], ir.Constant(arguments[1].type, row))
             address = element_address(context, builder, values, arguments[0], at)
-            value = _load(builder, address, context.get_value_type(values.dtype))
+            value = load_value(builder, address, context.get_value_type(values.dtype))
             parts += [splat(builder, value, tile.dtype.lanes)] * count.literal_value
         return context.make_tuple(builder, tile, parts)
 
@@ -513,7 +430,8 @@ def add_rows(typing, tile, count, values, index):
         for place, one in enumerate(sums):
             row = ir.Constant(arguments[3].type, place // count.literal_value)
             address = element_address(context, builder, values, arguments[2], builder.add(arguments[3], row))
-            sums[place] = _add(builder, one, splat(builder, _load(builder, address, one.type.element), one.type.count))
+            value = load_value(builder, address, one.type.element)
+            sums[place] = _add(builder, one, splat(builder, value, one.type.count))
         return context.make_tuple(builder, tile, sums)
 
     return tile(tile, count, values, types.intp), generate

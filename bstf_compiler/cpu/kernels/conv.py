@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 from bstf_compiler import bsr
-from bstf_compiler.cpu import access, simd, words
+from bstf_compiler.cpu import access, dots, simd, words
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import aligned, quads
@@ -205,12 +205,12 @@ def _multiply(isa: Isa, format: Format) -> Callable:
     elif isa.dot:
 
         def multiply(sums, pixels, values, weight):
-            return simd.dot_outer(sums, pixels, values, weight)
+            return dots.dot_outer(sums, pixels, values, weight)
 
     else:
 
         def multiply(sums, pixels, values, weight):
-            return simd.widened_outer(sums, pixels, values, weight)
+            return dots.widened_outer(sums, pixels, values, weight)
 
     return _compile(multiply)
 

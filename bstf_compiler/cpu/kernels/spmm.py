@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from bstf_compiler.cpu import access, kept, simd, team
+from bstf_compiler.cpu import access, dots, kept, simd, team
 from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 
 # Tasks a thread should find, so that all end at about the same time.
@@ -211,7 +211,7 @@ def _product(tile: Tile, vectors: int, out: np.dtype) -> Callable:
     lanes, columns, width, steps = tile.lanes, tile.columns, vectors * tile.lanes, tile.depth // tile.unit
     widened = tile.dtype == np.int8 and not tile.isa.dot
     words = 2 * columns if widened else columns
-    outer = _fma_outer if tile.dtype != np.int8 else simd.widened_outer if widened else simd.dot_outer
+    outer = _fma_outer if tile.dtype != np.int8 else dots.widened_outer if widened else dots.dot_outer
     finish = _finish(tile, vectors, out)
 
     def product(panel, base, values, offsets, start, stop, bias, column, shift, target, at, stride):

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from bstf_compiler.cpu import access, simd
+from bstf_compiler.cpu import access, dots, simd
 
 DTYPES = [np.float32, np.float64, np.int32]
 WIDTHS = [64, 32, 16]  # bytes of a vector; wider ones than the machine's are split by LLVM
@@ -79,7 +79,7 @@ def test_dot_products_of_bytes_do_not_saturate(width, dot):
     if dot and "avx512vnni" not in simd.target_features():
         pytest.skip("no vpdpbusd here")
     lanes, rows, count = width // 4, 4, 2
-    outer = simd.dot_outer if dot else simd.widened_outer
+    outer = dots.dot_outer if dot else dots.widened_outer
 
     @compiled
     def product(panel, weights, bias, out):
