@@ -19,7 +19,7 @@ import numpy as np
 
 from bstf_compiler import bsr
 from bstf_compiler.cpu import access, dots, simd, words
-from bstf_compiler.cpu.layout import FLOATS, WORDS, Format, round_up
+from bstf_compiler.cpu.layout import ALIGNMENT, FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import aligned, quads
 
@@ -169,8 +169,11 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
         sums = simd.rows_of(biases, step.bias + channels * columns, lanes, columns, vectors)
         start, stop = starts[step.starts + channels], starts[step.starts + channels + 1]
         weight = step.values + start * (in_planes * plane_size)
+        following = (stop - start) * (in_planes * plane_size)  # the next tile's weights
         for entry in range(step.offsets + start, step.offsets + stop):
             place = base + offsets[entry]
+            for line in range(0, in_planes * plane_size, ALIGNMENT):
+                access.prefetch(values, weight + following + line)
             for plane in range(in_planes):
                 pixels = simd.load(source, place + plane * step.stride, lanes, vectors)
                 sums = multiply(sums, pixels, values, weight)
