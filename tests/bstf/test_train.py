@@ -328,17 +328,17 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_where_there_is_room(tmp
     assert {path.name for path in (place / "out").iterdir()} == names
 
 
-def killed_once(monkeypatch, kill_after):
-    """Kills the training (as SIGKILL would: no more code of its own runs) after so many epochs, once."""
-    left = [kill_after]
+def killed(monkeypatch, *epochs):
+    """Kills the training (as SIGKILL would: no more code of its own runs) each time that so many epochs have ended."""
+    kills, ended = list(epochs), [0]
 
     class Kill(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            left[0] -= 1
+            ended[0] += 1
 
         def on_train_batch_begin(self, batch, logs=None):
-            if left[0] == 0 and batch == 1:
-                left[0] = -1
+            if kills and ended[0] == kills[0] and batch == 1:
+                kills.pop(0)
                 raise SystemExit(9)
 
     honest = train.train
@@ -359,8 +359,7 @@ def dropping(data):
     return keras.Model(image, layers.Dense(3, activation="softmax", name="classes")(x))
 
 
-@pytest.mark.parametrize("kill_after", [1, 3])  # in the dense training, and while blocks go
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, capsys, monkeypatch, kill_after):
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "network", lambda name, data: dropping(data))
     monkeypatch.setattr(train, "export", lambda model, path: None)
     monkeypatch.setattr(train, "quantize", lambda model, images: model)
@@ -370,10 +369,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, capsys, monke
         "schedule": "cubic", "importance": "taylor", "epochs": 2, "retrain_epochs": 3, "distill": 0.5,
     }  # fmt: skip
     assert run_main(capsys, output=str(tmp_path / "whole"), **flags)[0] == 0
-    killed_once(monkeypatch, kill_after)
-    with pytest.raises(SystemExit):
-        run_main(capsys, output=str(tmp_path / "killed"), **flags)
-    assert not (tmp_path / "killed" / "sparse.keras").exists()
+    killed(monkeypatch, 1, 3)  # in the dense training, and while blocks go
+    for dense in (False, True):
+        with pytest.raises(SystemExit):
+            run_main(capsys, output=str(tmp_path / "killed"), **flags)
+        assert ("Epoch 1/2" in capsys.readouterr().out) != dense
+        assert (tmp_path / "killed" / "dense.keras").exists() == dense
+        assert not (tmp_path / "killed" / "sparse.keras").exists()
     code, _, err = run_main(capsys, output=str(tmp_path / "killed"), **{**flags, "epochs": 3})
     assert code == 1 and "holds an interrupted run with epochs=2, and not 3: give the same flags" in err
     code, out, err = run_main(capsys, output=str(tmp_path / "killed"), **flags)

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import os
@@ -500,6 +501,16 @@ def saved(tmp_path_factory):
     return model, folder / "model"
 
 
+@pytest.fixture(scope="module")
+def loaded(saved):
+    return bstf_compiler.load(saved[1])
+
+
+@pytest.fixture(scope="module")
+def engine(loaded):
+    return Engine(loaded)
+
+
 def test_a_saved_model(saved):
     model, folder = saved
     x = np.random.default_rng(0).random((9, *model.input_shape[1:])).astype(np.float32)
@@ -555,15 +566,14 @@ def test_a_saved_engine_computes_the_same(saved, tmp_path, fixed):
     assert again.graph.name == engine.graph.name
 
 
-def test_a_saved_engine_is_read_without_tensorflow(saved, tmp_path):
-    Engine(saved[1]).save(tmp_path / "engine.npz")
+def test_a_saved_engine_is_read_without_tensorflow(engine, tmp_path):
+    engine.save(tmp_path / "engine.npz")
     program = f"import sys; from bstf_compiler import Engine; Engine({str(tmp_path / 'engine.npz')!r}); "
     program += "sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_damaged_files_are_refused(saved, tmp_path):
-    engine = Engine(saved[1])
+def test_damaged_files_are_refused(engine, tmp_path):
     path = tmp_path / "engine.npz"
     engine.save(path)
     whole = path.read_bytes()
@@ -583,10 +593,10 @@ def test_damaged_files_are_refused(saved, tmp_path):
         assert len(found.graph.nodes) == len(engine.graph.nodes)
 
 
-def test_compressed_files_are_refused(saved, tmp_path):
+def test_compressed_files_are_refused(engine, tmp_path):
     """A few bytes of them may be many when they are read."""
     path = tmp_path / "engine.npz"
-    Engine(saved[1]).save(path)
+    engine.save(path)
     with np.load(path) as arrays:
         np.savez_compressed(path, **arrays)
     with pytest.raises(ValueError, match="damaged or no saved engine .its arrays are compressed."):
@@ -606,21 +616,19 @@ def test_compressed_files_are_refused(saved, tmp_path):
         (lambda graph: graph.outputs.__setitem__(0, "nothing"), "output is missing"),
     ],
 )
-def test_files_that_contradict_themselves_are_refused(saved, tmp_path, change, words):
-    graph = bstf_compiler.load(saved[1])
+def test_files_that_contradict_themselves_are_refused(loaded, tmp_path, change, words):
+    graph = copy.deepcopy(loaded)
     change(graph)
     graph_file.write(graph, tmp_path / "engine.npz")
     with pytest.raises(ValueError, match=words):
         Engine(tmp_path / "engine.npz")
 
 
-def test_same_bits_for_any_number_of_threads(saved):
-    model, folder = saved
-    graph = bstf_compiler.load(folder)
-    x = np.random.default_rng(0).random((3, *model.input_shape[1:])).astype(np.float32)
-    one = Engine(graph, threads=1)(x)
+def test_same_bits_for_any_number_of_threads(saved, loaded):
+    x = np.random.default_rng(0).random((3, *saved[0].input_shape[1:])).astype(np.float32)
+    one = Engine(loaded, threads=1)(x)
     for threads in (None, 2, 4):
-        assert np.array_equal(Engine(graph, threads=threads)(x), one)
+        assert np.array_equal(Engine(loaded, threads=threads)(x), one)
 
 
 @pytest.mark.parametrize(
@@ -639,8 +647,7 @@ def test_same_bits_for_any_number_of_threads(saved):
         (lambda engine, x: Engine(engine.graph, precision="bfloat16"), "'float32', 'int8' and None"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(saved, call, words):
-    engine = Engine(saved[1])
+def test_bad_input_is_refused_in_a_sentence(engine, call, words):
     (shape,) = engine.graph.inputs.values()
     with pytest.raises(ValueError, match=words):
         call(engine, np.ones((2, *shape), np.float32))

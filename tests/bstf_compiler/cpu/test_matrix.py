@@ -10,16 +10,19 @@ from bstf_compiler import BlockSparseMatrix, bsr
 from bstf_compiler.cpu import simd
 
 HOST = simd.host_isa().name
+# A kernel takes long to compile, and is one for a type and a shape of register tiles: here columns of 8 or 4, 2 and 1,
+# depths of 8, 4, 2 and 1. What tiles are made of is tested for every type and shape in test_simd.
 BLOCKS = [(8, 8), (1, 1), (2, 2), (4, 4), (16, 16), (16, 4), (4, 16), (3, 5)]
 CASES = [
     *[(HOST, "float32", block) for block in BLOCKS],
-    *[(HOST, "float64", block) for block in BLOCKS],
-    *[(HOST, "int8", block) for block in ((8, 8), (1, 1), (2, 4))],
-    *[(isa, dtype, (8, 8)) for isa in simd.ISAS for dtype in ("float32", "float64", "int8") if isa != HOST],
-    *[(isa, "float32", (1, 2)) for isa in ("avx2", "portable")],
+    *[(HOST, "float64", block) for block in ((8, 8), (1, 1), (16, 16), (3, 5))],
+    *[(HOST, "int8", block) for block in ((8, 8), (1, 1), (2, 1))],
+    # Narrower ones compute the other types in test_simd, where there is nothing wider.
+    *[(isa, "float64", (8, 8)) for isa in ("avx2", "portable") if isa != HOST],
+    *[("avx512", dtype, (8, 8)) for dtype in ("float32", "float64", "int8") if not HOST.startswith("avx512")],
 ]
-if HOST != "avx512_vnni":
-    CASES = [case for case in CASES if case[0] != "avx512_vnni"]
+if HOST == "avx512_vnni":  # which differs in int8 alone
+    CASES.append(("avx512", "int8", (8, 8)))
 
 
 def random_weights(rng, shape, block, ratio, dtype):
@@ -33,29 +36,30 @@ def exact(x, w):
     return x.astype(np.int64) @ w.astype(np.int64)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 999),
+    st.tuples(st.integers(0, 150), st.integers(0, 70), st.integers(0, 50)),
+    st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    st.integers(1, 3),
+)
+def check_product(isa, dtype, block, seed, sizes, ratio, threads):
+    rng = np.random.default_rng(seed)
+    m, k, n = sizes
+    w = random_weights(rng, (k, n), block, ratio, dtype)
+    matrix = BlockSparseMatrix.from_dense(w, block, isa)
+    assert np.array_equal(matrix.to_dense(), w)
+    kind = np.uint8 if dtype == "int8" and seed % 2 else dtype
+    x = rng.integers(0 if kind == np.uint8 else -9, 10, (m, k)).astype(kind)
+    y = matrix.multiply(x, threads=threads)
+    assert y.dtype == (np.int32 if dtype == "int8" else dtype)
+    assert np.array_equal(y, exact(x, w))
+    assert np.array_equal(matrix.multiply(matrix.pack(x)), y)
+
+
 @pytest.mark.parametrize(("isa", "dtype", "block"), CASES)
 def test_product(isa, dtype, block):
-    @settings(max_examples=40, deadline=None)
-    @given(
-        st.integers(0, 999),
-        st.tuples(st.integers(0, 150), st.integers(0, 70), st.integers(0, 50)),
-        st.sampled_from([0.0, 0.3, 0.8, 1.0]),
-        st.integers(1, 3),
-    )
-    def check(seed, sizes, ratio, threads):
-        rng = np.random.default_rng(seed)
-        m, k, n = sizes
-        w = random_weights(rng, (k, n), block, ratio, dtype)
-        matrix = BlockSparseMatrix.from_dense(w, block, isa)
-        assert np.array_equal(matrix.to_dense(), w)
-        kind = np.uint8 if dtype == "int8" and seed % 2 else dtype
-        x = rng.integers(0 if kind == np.uint8 else -9, 10, (m, k)).astype(kind)
-        y = matrix.multiply(x, threads=threads)
-        assert y.dtype == (np.int32 if dtype == "int8" else dtype)
-        assert np.array_equal(y, exact(x, w))
-        assert np.array_equal(matrix.multiply(matrix.pack(x)), y)
-
-    check()
+    check_product(isa, dtype, block)
 
 
 @pytest.mark.parametrize(("dtype", "block", "depth"), [("float32", (8, 8), 6000), ("float64", (1, 1), 3000)])

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -141,6 +142,7 @@ import sys
 import numpy as np
 from bstf_compiler import BlockSparseMatrix
 from bstf_compiler.cpu.simd import host_isa
+from tests.bstf_compiler.cpu.test_matrix import check_product
 assert host_isa().name == sys.argv[1], host_isa()
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.int8):
@@ -149,12 +151,19 @@ for dtype in (np.float32, np.int8):
     m = BlockSparseMatrix.from_dense(w.astype(dtype))
     for threads in (1, 2, 4):
         assert np.array_equal(m.multiply(x, threads=threads), x.astype(np.int64) @ w.astype(np.int64))
+    check_product(None, np.dtype(dtype).name, (8, 8))
 """
+NARROWER = [
+    (name, features)
+    for name, features in (("avx2", "+avx,+avx2,+fma,+sse4.2"), ("portable", "+sse2"))
+    if name != simd.host_isa().name
+]
 
 
-@pytest.mark.parametrize(("name", "features"), [("avx2", "+avx,+avx2,+fma,+sse4.2"), ("portable", "+sse2")])
+@pytest.mark.parametrize(("name", "features"), NARROWER)
 def test_on_a_narrower_machine_with_four_threads(name, features):
     if "avx2" not in simd.target_features():
         pytest.skip("an x86 with AVX2 is needed to stand in for narrower ones")
     settings = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_NUM_THREADS": "4"}
-    subprocess.run([sys.executable, "-c", PROGRAM, name], env=os.environ | settings, check=True)
+    command = [sys.executable, "-c", PROGRAM, name]
+    subprocess.run(command, env=os.environ | settings, cwd=Path(__file__).parents[3], check=True)
