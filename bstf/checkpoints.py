@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from bstf import distribution
+from bstf.files import make_folder
 
 _ROOM = 2**12  # bytes that HDF5 needs beside the values of an array, at most
 _NAME = re.compile(r"epoch-(\d+)\.weights\.h5")
@@ -98,7 +99,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the file of this epoch, and removes earlier ones."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         complete = self.folder / f"epoch-{epoch + 1:04}.weights.h5"
         save_weights(self.model, complete)
         if distribution.is_chief():

@@ -10,7 +10,7 @@ import keras
 
 from bstf.blocks import BlockShape, nonzero_blocks
 from bstf.conversion import densify
-from bstf.files import replacing
+from bstf.files import make_folder, replacing
 from bstf.places import effective_kernel, is_masked, places
 from bstf.quantization.fixed_point import FixedPoint, FixedPointConv2D, FixedPointDense
 
@@ -56,7 +56,7 @@ def export(model: keras.Model, path: str | os.PathLike) -> None:
     _check_target(path)
     plain = densify(model) if any(is_masked(layer) for layer in model._flatten_layers()) else model
     description = json.dumps(describe(model), indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as written:
         plain.export(written, format="tf_saved_model", verbose=False, input_signature=_signature(plain))
         extra = written / "assets.extra"

@@ -24,6 +24,7 @@ except ImportError:  # not on Windows: there nobody knows whether the writer of 
 _SUFFIX = ".partial"
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 _FULL = 2**16  # bytes; a disk with fewer free is full
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CantWriteError(OSError):
@@ -33,7 +34,20 @@ class CantWriteError(OSError):
         super().__init__(number, os.strerror(number), str(path))
 
     def __str__(self) -> str:
-        return f"Can't write {self.filename}: {self.strerror.lower()}; make room there, or name another place."
+        way = "make room there, or name another place" if self.errno in _NO_ROOM else "name another place"
+        return f"Can't write {self.filename}: {self.strerror.lower()}; {way}."
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder, and those above it, where there is none.
+
+    Raises:
+        CantWriteError: it can't be made: nobody may write there, or one above it is a file.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CantWriteError(Path(path), error.errno) from error
 
 
 @contextmanager
@@ -52,7 +66,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: there is no folder for it.
-        CantWriteError: it can't be written: the disk is full, or nobody may write there.
+        CantWriteError: it can't be written: the disk is full, or nobody may write there, or to what is there.
 
     Example:
         >>> with replacing("weights.bin") as temporary:
@@ -64,6 +78,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
+    if path.exists() and not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise CantWriteError(path, errno.EACCES)  # a rename would replace it all the same
     _remove_leftovers(path)
     try:
         scratch = Path(tempfile.mkdtemp(_SUFFIX, f".{path.name}.", path.parent))

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
@@ -217,8 +218,11 @@ def _read_file(path: tf.Tensor) -> tf.Tensor:
 def _tfds(name: str, data_dir: str | PathLike | None) -> Source:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        known = [MNIST5K, FASHION_MNIST, *tfds.list_builders(with_community_datasets=False)]
+    except (ValueError, AssertionError) as error:  # the latter for versions
+        named = tfds.list_builders(with_community_datasets=False)
+        if re.split("[/:]", name)[0] in named:
+            raise ValueError(f"The data set '{name}' can't be had: {' '.join(str(error).split())}") from error
+        known = [MNIST5K, FASHION_MNIST, *named]
         raise ValueError(
             f"There is no data set '{name}'{suggestion(name, known)}: not '{MNIST5K}', no such folder, no name of "
             "TensorFlow Datasets."

@@ -52,7 +52,7 @@ from bstf.blocks import BlockShape
 from bstf.conversion import sparsify
 from bstf.datasets import Dataset
 from bstf.export import export
-from bstf.files import is_leftover
+from bstf.files import is_leftover, make_folder
 from bstf.progress import EpochLog
 from bstf.quantization import quantize
 from bstf.recovery import recover
@@ -359,7 +359,7 @@ def _open(output: Path) -> list[str]:
         (_settings(), files),
         f"The processes have other flags, or see other files in {output}: it must be a shared folder.",
     )
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     with distribution.whole_file(output / _SETTINGS) as partial:
         partial.write_text(json.dumps(_settings(), indent=1), encoding="utf-8")
     return files

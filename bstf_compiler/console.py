@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from bstf_compiler.suggestion import suggestion
 
@@ -81,6 +81,8 @@ def _parsed(name: str, argv: Sequence[str], known: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         _refuse(name, explained(str(error), known))
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # absl would show what libraries tell their developers
     if len(rest) > 1:
         _refuse(name, f"{rest[1]!r} isn't a flag: all arguments are --name=value")
     return rest

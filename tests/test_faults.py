@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import bstf_compiler
 from benchmarks.records import Records
 from bstf import distribution, files
 from bstf.checkpoints import save_weights
-from bstf.files import is_leftover, replacing
+from bstf.files import CantWriteError, is_leftover, make_folder, replacing
 from bstf_compiler.graph import Window
 from tests.bstf_compiler.networks import Builder
 
@@ -72,8 +74,50 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(name, known, disk):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_disk_to_read_only_is_a_sentence(name, known, disk):
-    with pytest.raises(OSError, match="Can't write .*: read-only file system; .* name another place"):
+    with pytest.raises(OSError, match="Can't write .*: read-only file system; name another place"):
         known[name][1](disk(1024, "ro") / "output")
+
+
+@pytest.fixture
+def closed():
+    """A folder and a file in it that may be read only, in a folder where all may write; the user isn't a superuser."""
+    with tempfile.TemporaryDirectory() as made:
+        os.chmod(made, 0o777)
+        (place := Path(made) / "folder").mkdir()
+        (place / "file").write_text("old")
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        else:
+            (place / "file").chmod(0o444)
+            place.chmod(0o555)
+        try:
+            yield place
+        finally:
+            os.seteuid(user)
+            place.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/file", "folder/new"])
+def test_what_may_not_be_written_to_is_a_sentence_and_stays(name, closed):
+    with (
+        pytest.raises(CantWriteError, match=f"Can't write .*{name}: permission denied; name another place."),
+        replacing(closed.parent / name) as temporary,
+    ):
+        temporary.write_text("new")
+    assert [path.name for path in closed.parent.rglob("*")] == ["folder", "file"]
+    assert (closed / "file").read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(closed):
+    make_folder(closed)
+    for name, reason in (
+        ("new/inner", "permission denied"),
+        ("file/inner", "not a directory"),
+        ("file", "file exists"),
+    ):
+        with pytest.raises(CantWriteError, match=f"Can't write .*{name}: {reason}; name another place."):
+            make_folder(closed / name)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(tmp_path):

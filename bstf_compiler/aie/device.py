@@ -202,7 +202,7 @@ class DeviceSpec:
         path = Path(device)
         if path.suffix == ".toml":
             if not path.is_file():
-                raise _unknown(device)
+                raise ValueError(f"there is no device file '{device}'; give the path of one, or a name like aie2_4x4")
             return cls._read(path)
         found = re.fullmatch(r"(\w+?)(?:_(\d+)x(\d+)(?:_([aw]+))?)?", str(device))
         path = _FOLDER / f"{found[1] if found else device}.toml"

@@ -17,7 +17,7 @@ from bstf_compiler.aie.mlir import package
 from bstf_compiler.aie.sanity import insane
 from bstf_compiler.aie.trace import write_chrome_trace
 from bstf_compiler.aie.verify import verify
-from bstf_compiler.files import replacing
+from bstf_compiler.files import make_folder, replacing
 from bstf_compiler.graph import Graph
 from bstf_compiler.integer import Images
 
@@ -147,7 +147,7 @@ class Program(Code):
             panels.insert(0, report.Panel("dense", dense, dense.estimate(times.cost_model)))
         shown, titles = [panel.estimate for panel in panels], [panel.title for panel in panels]
         gammas = None if graph is None else report.gammas_of(graph, [layer.name for layer in times.layers])
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with replacing(folder) as made:
             made.mkdir()
             (made / _TEXT).write_text(self.assembly, encoding="utf-8")

@@ -17,7 +17,7 @@ PROGRAM = '''
     paint --colour=red
 """
 import json, os, sys
-from absl import app, flags
+from absl import app, flags, logging
 from bstf_compiler import console
 
 def define_flags():
@@ -29,6 +29,7 @@ def define_flags():
 def main(_):
     if flags.FLAGS.colour == "none":
         raise app.UsageError("Nothing to paint with.")
+    logging.info("Pigments were found.")  # as libraries tell their developers
     print(flags.FLAGS.colour)
     return 1 if flags.FLAGS.colour == "wet" else None
 
@@ -56,7 +57,8 @@ WRONG = [
 def paint(tmp_path_factory):
     """Runs a program with such flags: exit code, standard output, standard error; all runs are made at once."""
     folder = tmp_path_factory.mktemp("paint")
-    runs = [["--help"], ["--version"], ["--colour=red"], ["--colour=wet"], *(words for words, _ in WRONG)]
+    right = [["--help"], ["--version"], ["--colour=red"], ["--colour=wet"], ["--colour=red", "--verbosity=0"]]
+    runs = [*right, *(words for words, _ in WRONG)]
     cases = [(words, str(folder / str(number))) for number, words in enumerate(runs)]
     command = [sys.executable, "-c", PROGRAM, json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
@@ -89,6 +91,11 @@ def test_wrong_command_lines_are_a_sentence_and_exit_code_2(paint, words, senten
 def test_exit_code_is_that_of_the_program(paint):
     assert paint("--colour=red") == (0, "red\n", "")
     assert paint("--colour=wet") == (1, "wet\n", "")
+
+
+def test_what_libraries_tell_their_developers_is_for_those_who_ask(paint):
+    code, out, err = paint("--colour=red", "--verbosity=0")
+    assert (code, out) == (0, "red\n") and "Pigments were found." in err
 
 
 def test_suggestions_take_other_cases_and_small_slips():

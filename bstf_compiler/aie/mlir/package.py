@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -26,6 +25,7 @@ from bstf_compiler.aie.mlir.pretty import VERSIONS, pretty, require_version
 from bstf_compiler.aie.mlir.reader import read
 from bstf_compiler.aie.mlir.rules import RULES, check
 from bstf_compiler.aie.mlir.upstream import IRDL, upstream
+from bstf_compiler.files import make_folder, replacing
 
 KERNELS = Path(__file__).with_name("kernels")
 _GENERIC, _UPSTREAM = "design.generic.mlir", "design.upstream.mlir"
@@ -67,9 +67,8 @@ def write(code: Code, folder: str | Path, version: str = "1.4", seed: int = 0) -
     text = "\n".join(generic(made, f"In MLIR's generic form. {header}")) + "\n"
     images = host.random_images(code, seed)
     before, after = host.host_image(code, images), _proven(code, made, text, images)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        new = Path(scratch) / "new"
+    make_folder(folder.parent)
+    with replacing(folder) as new:
         shutil.copytree(KERNELS, new / "kernels")
         shutil.copy(IRDL, new)
         files = dict(pretty(made, version, header))
@@ -82,15 +81,6 @@ def write(code: Code, folder: str | Path, version: str = "1.4", seed: int = 0) -
         (new / "host.json").write_text(json.dumps(host.layout(code), indent=2) + "\n", encoding="utf-8")
         (new / "README.md").write_text(_readme(code, made, version, sorted(files)), encoding="utf-8")
         (new / "Makefile").write_text(_makefile(made, sorted(files)), encoding="utf-8")
-        old = Path(scratch) / "old"
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
     return folder
 
 

@@ -31,6 +31,8 @@ def test_a_device_by_path_and_as_it_is(tmp_path):
 def test_unknown_device_gets_a_hint():
     with pytest.raises(ValueError, match=r"unknown device 'aie3_4x4' \(did you mean 'aie2_"):
         DeviceSpec.load("aie3_4x4")
+    with pytest.raises(ValueError, match=r"there is no device file 'mine.toml'; give the path of one"):
+        DeviceSpec.load("mine.toml")
 
 
 @pytest.mark.parametrize(

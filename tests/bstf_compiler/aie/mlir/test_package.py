@@ -84,6 +84,13 @@ def test_an_earlier_design_is_replaced(program, folder, tmp_path):
     assert "mlir-aie of late 2024 to 2025" in text and "step0.mlir and 8 more" in text
 
 
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(program, disk):
+    place = disk(32)
+    with pytest.raises(OSError, match="Can't write .*design: no space left on device; make room there"):
+        program.emit_mlir(place / "design")
+    assert list(place.iterdir()) == []
+
+
 def test_a_part_that_is_no_npu_says_so(tmp_path):
     made = bstf_compiler.compile(small(), "ve2302_3x1").emit_mlir(tmp_path / "design")
     assert "no firmware that runs one on a Versal part" in (made / "README.md").read_text()
