@@ -60,6 +60,16 @@ def test_page(page, tmp_path, monkeypatch, a_little_training, small_data):
             pytest.fail(f"{page.name}, block {number}: nothing runs {language}.")
 
 
+def test_the_guides_network_is_a_teacher_after_a_little_training(monkeypatch):
+    """Whoever has few steps needs moving averages that follow: else all that the guide makes of it is worth nothing."""
+    fit = keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: fit(*args, **{**kwargs, "epochs": 4, "verbose": 0}))
+    keras.utils.set_random_seed(0)
+    namespace = {"__name__": "page"}
+    exec(next(text for language, text in blocks(ROOT / "docs" / "guides" / "keras.md")), namespace)
+    assert namespace["model"].evaluate(namespace["data"].test, verbose=0)[1] > 0.65
+
+
 def run(words, monkeypatch, trainings):
     """Runs bstf-compile on what the page wrote; of what trains or measures for long, the flags are checked."""
     program = words[0]
