@@ -257,10 +257,8 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
     return record | {"seconds": round(time.perf_counter() - began)}
 
 
-def begin(setting: Setting, folder: Path) -> Path | None:
+def begin(setting: Setting, folder: Path) -> Path:
     """Trains the published network on the data set for all trials to begin with; returns the file of its weights."""
-    if not setting.start_epochs:
-        return None
     file = folder / "start.weights.h5"
     if not file.exists():
         record, model = _trained(setting, Trial(ratio=0, epochs=setting.start_epochs), folder, None, False)
@@ -382,7 +380,7 @@ class Study:
         os.environ.update(single if workers > 1 else {})
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-            start = pool.submit(begin, self.setting, self.folder).result()
+            start = pool.submit(begin, self.setting, self.folder).result() if self.setting.start_epochs else None
             tasks = [pool.submit(run, self.setting, trial, self.folder, start, tensorboard) for trial in left]
             failed = None
             for task in concurrent.futures.as_completed(tasks):

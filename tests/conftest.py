@@ -1,9 +1,15 @@
 """Options and fixtures for the whole suite."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+
+# Optimising takes most of a kernel's compilation, and tests compile far more than they compute. What is compiled so lies
+# apart, or Numba would find it when speed counts.
+os.environ.setdefault("NUMBA_OPT", "1")
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "numba-of-tests"))
 
 
 def pytest_addoption(parser):

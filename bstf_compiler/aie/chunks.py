@@ -105,24 +105,24 @@ def _averagepool(memory, chunk, size, shape, out_shape, kernel, before, block, r
 @nb.njit(cache=True, nogil=True)
 def _resize(memory, chunk, size, shape, out_shape, kernel, before, block, residual):
     """Of nearest and depthtospace, whose tiles hold every pixel that they read."""
-    header = words(memory, chunk, 3)
+    header, computed = words(memory, chunk, 3), out_shape[0] * out_shape[1]  # no pixels for a core without a share
     for axis in range(2):
         factor = np.int64(header[1 + axis])
         if factor < 1:
             return _FACTOR, factor, 1
         last = out_shape[axis] - 1 + before[axis]
-        if out_shape[axis] and (before[axis] < 0 or last // factor >= shape[axis]):
+        if computed and (before[axis] < 0 or last // factor >= shape[axis]):
             return _PIXEL, min(before[axis], last // factor), shape[axis]
     return 0, 0, 0
 
 
 @nb.njit(cache=True, nogil=True)
 def _bilinear(memory, chunk, size, shape, out_shape, kernel, before, block, residual):
-    header = words(memory, chunk, 3)
+    header, computed = words(memory, chunk, 3), out_shape[0] * out_shape[1]
     for axis in range(2):
         if header[1 + axis] < 1:
             return _FACTOR, np.int64(header[1 + axis]), 1
-        if shape[axis] < 1:
+        if computed and shape[axis] < 1:
             return _PIXEL, 0, shape[axis]
     return 0, 0, 0
 

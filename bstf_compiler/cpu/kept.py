@@ -65,7 +65,8 @@ class _Kernels(FunctionCache):
         self._cache_file = _Files(Path(self.cache_path) / re.sub(r"[^\w.]", "", name))
 
     def _index_key(self, signature: object, codegen: object) -> str:
-        return repr((self._options, signature, codegen.magic_tuple(), numba.__version__))
+        how = codegen.magic_tuple(), int(numba.config.OPT), numba.__version__
+        return repr((self._options, signature, how))
 
     def save_overload(self, signature: object, compiled: object) -> None:
         with suppress(OSError):  # a full disk: it will be compiled again

@@ -23,7 +23,7 @@ def setting(tmp_path_factory):
             keras.utils.save_img(folder / f"{label}" / f"{index}.png", image, scale=False)
     return Setting(
         network="resnet8", weights=None, dataset=str(folder), data_dir=None, classes=(), limit=None, batch_size=16,
-        learning_rate=0.1, start_epochs=6, calibration=64, precision="mixed_bfloat16",
+        learning_rate=0.1, start_epochs=6, calibration=64, precision="float32",
     )  # fmt: skip
 
 
@@ -49,7 +49,8 @@ def test_recovery_without_training_tells_itself_apart(setting, start, tmp_path):
 
 
 def test_a_schedule_reaches_the_ratio_or_is_refused(setting, start, tmp_path):
-    record = run(setting, Trial(schedule="cubic", epochs=1), tmp_path, start, False)
+    low = replace(setting, precision="mixed_bfloat16")
+    record = run(low, Trial(schedule="cubic", epochs=1), tmp_path, start, False)
     assert record["zero_blocks"] == 0.5 and record["before"] >= 0.5
     with pytest.raises(ValueError, match="reaches the ratio 0.5 in 19 epochs, and the retraining has 4"):
         run(setting, Trial(schedule="steps", epochs=4), tmp_path, start, False)

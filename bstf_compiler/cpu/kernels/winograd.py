@@ -32,15 +32,38 @@ from bstf_compiler.graph import Conv
 
 # Rows and columns of a tile of the output, and of the input pixels that it is made of.
 TILE, SIDE = 4, 6
-# The matrices B^T, G and A^T.
-_INPUT = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
+# The matrices B^T and A^T, each as the product of two with fewer operations: rows of them are sums and differences of
+# the same pairs. The first of the two is applied first.
+_INPUT = (
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, 0, -4, 0, 1, 0],
+        [0, -4, 0, 1, 0, 0],
+        [0, 0, -1, 0, 1, 0],
+        [0, -1, 0, 1, 0, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, -1, 0, 0, 0],
+        [0, 0, 0, 1, 2, 0],
+        [0, 0, 0, 1, -2, 0],
+        [0, 0, 0, 0, 0, 1],
+    ],
+)
+_OUTPUT = (
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, -1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 1, -1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ],
+    [[1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 2, 0], [0, 1, 0, 4, 0, 0], [0, 0, 1, 0, 8, 1]],
+)
+# The matrix G.
 _KERNEL = [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
@@ -49,7 +72,6 @@ _KERNEL = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
-_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 _ELEMENTS = SIDE**2
 # Tiles that go through a transform together, if a row of them isn't longer: what they hold stays in the first cache.
 _TOGETHER = 48
@@ -122,8 +144,10 @@ def transform_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def scratch(tiles_across: int, lanes: int) -> int:
-    """Elements of scratch that a transform needs: a row of pixels, and all elements of some tiles."""
-    return TILE * (tiles_across + lanes) + _ELEMENTS * (max(_TOGETHER, tiles_across) + lanes)
+    """Elements of scratch that a transform needs."""
+    together = max(_TOGETHER, tiles_across)
+    taken = TILE * SIDE * (together + tiles_across + lanes)
+    return max(taken, TILE * (tiles_across + lanes) + _ELEMENTS * (together + lanes))
 
 
 def _linear(builder: ir.IRBuilder, factors: list[int], vectors: list[ir.Value]) -> ir.Value:
@@ -140,18 +164,19 @@ def _linear(builder: ir.IRBuilder, factors: list[int], vectors: list[ir.Value]) 
     return total
 
 
-def _both_sides(matrix: list[list[int]]) -> Callable:
-    """Makes an intrinsic: M X M^T for a tuple of vectors X, a square row by row, and a constant M."""
-    side = len(matrix[0])
+def _both_sides(first: list[list[int]], then: list[list[int]]) -> Callable:
+    """Makes an intrinsic: M X M^T for a tuple of vectors X, a square row by row, and a constant M, `then` x `first`."""
+    side = len(first[0])
 
     def combine(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value]:
-        return [_linear(builder, row, vectors) for row in matrix]
+        sums = [_linear(builder, row, vectors) for row in first]
+        return [_linear(builder, row, sums) for row in then]
 
     @intrinsic
     def both_sides(typing, square):
         if not (isinstance(square, types.UniTuple) and square.count == side**2):
             return None
-        result = types.UniTuple(square.dtype, len(matrix) ** 2)
+        result = types.UniTuple(square.dtype, len(then) ** 2)
 
         def generate(context, builder, signature, arguments):
             vectors = cgutils.unpack_tuple(builder, arguments[0])
@@ -164,7 +189,7 @@ def _both_sides(matrix: list[list[int]]) -> Callable:
     return both_sides
 
 
-_change_input, _change_output = _both_sides(_INPUT), _both_sides(_OUTPUT)
+_change_input, _change_output = _both_sides(*_INPUT), _both_sides(*_OUTPUT)
 
 
 def _take_apart(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value]:
@@ -239,42 +264,59 @@ def input_transform(isa: Isa) -> Callable:
     """Compiles B^T d B for all tiles of a plane; each element goes to the same plane of a part of its own."""
     lanes = FLOATS.lanes(isa)
     take, take_few = _take_row(lanes), _take_row(lanes // 2)
+    above, below = TILE * SIDE, (SIDE - TILE) * SIDE
 
     def transform(step, plane, memory, line):
         across = step.y_width
         together = max(1, _TOGETHER // across)
-        stride = together * across + lanes
+        stride = (together + 1) * across + lanes
         for image in range(step.images):
             x = step.x + plane * step.x_plane + image * step.x_rows * step.x_pitch
             for first in range(0, step.y_height, together):
                 last = min(first + together, step.y_height)
-                for place in range((last - first) * SIDE):
-                    tile_row, i = place // SIDE, place % SIDE
-                    row = (first + tile_row) * TILE + i - step.top
+                for place in range((last - first) * TILE + SIDE - TILE):
+                    row = first * TILE + place - step.top
                     source = x + row * step.x_pitch if 0 <= row < step.x_height else -1
-                    at = i * SIDE * stride + tile_row * across
+                    at = place % TILE * SIDE * stride + place // TILE * across
                     if 2 * across <= lanes:
                         take_few(step, memory, source, line, at, stride)
                     else:
                         take(step, memory, source, line, at, stride)
                 y = step.y + plane * step.y_plane + (image * step.y_rows + first) * step.y_pitch
                 for tile in range(0, (last - first) * across, lanes):
-                    square = _change_input(simd.load_tile(line, tile, stride, lanes, _ELEMENTS, 1))
-                    simd.store_tile(square, 1, memory, y + tile, step.part * step.y_plane)
+                    upper = simd.load_tile(line, tile, stride, lanes, above, 1)
+                    lower = simd.load_tile(line, tile + across, stride, lanes, below, 1)  # the next tile's first rows
+                    simd.store_tile(_change_input(upper + lower), 1, memory, y + tile, step.part * step.y_plane)
 
     return numba.njit(nogil=True, error_model="numpy")(transform)
+
+
+def _finish_row(lanes: int) -> Callable:
+    """Compiles the end of a row of the result, at least a vector long: bias, residual unless `other` is -1, bounds."""
+
+    def finish(step, plane, memory, biases, line, result, other):
+        low, high = np.float32(step.low), np.float32(step.high)
+        bias = simd.rows_of(biases, step.scale + plane, lanes, 1, 1)
+        for column in range(0, step.y_width, lanes):
+            at = min(column, step.y_width - lanes)  # the last vector ends with the row
+            pixels = simd.add(simd.load(line, at, lanes, 1), bias)
+            if other >= 0:
+                pixels = simd.add(pixels, simd.load(memory, other + at, lanes, 1))
+            simd.store(simd.clamp(pixels, low, high), memory, result + at, lanes)
+
+    return numba.njit(error_model="numpy")(finish)
 
 
 def output_transform(isa: Isa) -> Callable:
     """Compiles A^T m A for all tiles of a plane, then bias, residual and rectifier; zeros around the images."""
     lanes = FLOATS.lanes(isa)
+    finish, finish_few, finish_one = (_finish_row(width) for width in (lanes, TILE, 1))
 
     def transform(step, plane, memory, biases, line):
         across = step.x_width
         together = max(1, _TOGETHER // across)
         stride = together * across + lanes
         tiles = TILE * (across + lanes)  # in `line`, after a row of pixels
-        low, high, bias = np.float32(step.low), np.float32(step.high), biases[step.scale + plane]
         clear(step, memory, step.y + plane * step.y_plane, 0)
         for image in range(step.images):
             for first in range(0, step.x_height, together):
@@ -288,15 +330,15 @@ def output_transform(isa: Isa) -> Callable:
                     for tile in range(0, across, lanes):
                         columns = interleave(simd.load_tile(line, at + tile, stride, lanes, TILE, 1))
                         simd.store(columns, line, TILE * tile, lanes)
-                    at = plane * step.y_plane + (image * step.y_rows + row) * step.y_pitch
-                    result = memory[step.y + at :][: step.y_width]
+                    pixel = (image * step.y_rows + row) * step.y_pitch
+                    result, other = step.y + plane * step.y_plane + pixel, -1
                     if step.other >= 0:
-                        at = plane * step.other_plane + (image * step.y_rows + row) * step.y_pitch
-                        other = memory[step.other + at :][: step.y_width]
-                        for column in range(step.y_width):
-                            result[column] = min(max(line[column] + bias + other[column], low), high)
+                        other = step.other + plane * step.other_plane + pixel
+                    if step.y_width >= lanes:
+                        finish(step, plane, memory, biases, line, result, other)
+                    elif step.y_width >= TILE:
+                        finish_few(step, plane, memory, biases, line, result, other)
                     else:
-                        for column in range(step.y_width):
-                            result[column] = min(max(line[column] + bias, low), high)
+                        finish_one(step, plane, memory, biases, line, result, other)
 
     return numba.njit(nogil=True, error_model="numpy")(transform)

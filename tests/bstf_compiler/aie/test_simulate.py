@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bstf_compiler
@@ -61,6 +61,7 @@ def test_random_networks_on_tiny_devices(seed, columns, rows, core, memtile):
     core=st.sampled_from([4096, 8192, 65536]),
     memtile=st.sampled_from([2048, 8192, 524288]),
 )
+@example(seed=279059, columns=4, rows=1, core=4096, memtile=8192)  # cores without columns of an enlarged image
 def test_random_networks_of_every_operation(seed, columns, rows, core, memtile):
     graph = network_of_everything(seed)
     check_sums(graph)

@@ -42,6 +42,13 @@ def test_kernels_are_found_again_by_options_and_types(folder):
     assert len(list(folder.rglob("*.nbc"))) == 3
 
 
+def test_kernels_of_another_optimisation_are_others(folder, monkeypatch):
+    assert not found(adder(1), 1)
+    monkeypatch.setattr(numba.config, "OPT", type(numba.config.OPT)(1 if numba.config.OPT != 1 else 3))
+    assert not found(adder(1), 1)
+    assert found(adder(1), 1)
+
+
 def test_other_sources_take_the_place_of_what_was_compiled(folder, monkeypatch):
     assert not found(adder(1), 1)
     monkeypatch.setattr(kept, "_SOURCES", bytes(32))
