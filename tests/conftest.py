@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-# The workers of the suite share the cores: a BLAS pool in each would wait for the others', spinning.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Optimising takes most of a kernel's compilation, and tests compile far more than they compute. What is compiled so lies
+# The workers of the suite share the cores: pools of threads in each would wait for the others', spinning.
+for pool in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(pool, "1")
+# Optimising takes most of a kernel's compilation, and tests compile more than they compute. What is compiled so lies
 # apart, or Numba would find it when speed counts.
 os.environ.setdefault("NUMBA_OPT", "1")
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "numba-of-tests"))

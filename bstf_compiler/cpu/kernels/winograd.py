@@ -32,38 +32,15 @@ from bstf_compiler.graph import Conv
 
 # Rows and columns of a tile of the output, and of the input pixels that it is made of.
 TILE, SIDE = 4, 6
-# The matrices B^T and A^T, each as the product of two with fewer operations: rows of them are sums and differences of
-# the same pairs. The first of the two is applied first.
-_INPUT = (
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, 0, -4, 0, 1, 0],
-        [0, -4, 0, 1, 0, 0],
-        [0, 0, -1, 0, 1, 0],
-        [0, -1, 0, 1, 0, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, -1, 0, 0, 0],
-        [0, 0, 0, 1, 2, 0],
-        [0, 0, 0, 1, -2, 0],
-        [0, 0, 0, 0, 0, 1],
-    ],
-)
-_OUTPUT = (
-    [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, -1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 1, -1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ],
-    [[1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 2, 0], [0, 1, 0, 4, 0, 0], [0, 0, 1, 0, 8, 1]],
-)
-# The matrix G.
+# The matrices B^T, G and A^T.
+_INPUT = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
 _KERNEL = [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
@@ -72,6 +49,7 @@ _KERNEL = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
+_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 _ELEMENTS = SIDE**2
 # Tiles that go through a transform together, if a row of them isn't longer: what they hold stays in the first cache.
 _TOGETHER = 48
@@ -164,19 +142,18 @@ def _linear(builder: ir.IRBuilder, factors: list[int], vectors: list[ir.Value]) 
     return total
 
 
-def _both_sides(first: list[list[int]], then: list[list[int]]) -> Callable:
-    """Makes an intrinsic: M X M^T for a tuple of vectors X, a square row by row, and a constant M, `then` x `first`."""
-    side = len(first[0])
+def _both_sides(matrix: list[list[int]]) -> Callable:
+    """Makes an intrinsic: M X M^T for a tuple of vectors X, a square row by row, and a constant M."""
+    side = len(matrix[0])
 
     def combine(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value]:
-        sums = [_linear(builder, row, vectors) for row in first]
-        return [_linear(builder, row, sums) for row in then]
+        return [_linear(builder, row, vectors) for row in matrix]
 
     @intrinsic
     def both_sides(typing, square):
         if not (isinstance(square, types.UniTuple) and square.count == side**2):
             return None
-        result = types.UniTuple(square.dtype, len(then) ** 2)
+        result = types.UniTuple(square.dtype, len(matrix) ** 2)
 
         def generate(context, builder, signature, arguments):
             vectors = cgutils.unpack_tuple(builder, arguments[0])
@@ -189,7 +166,7 @@ def _both_sides(first: list[list[int]], then: list[list[int]]) -> Callable:
     return both_sides
 
 
-_change_input, _change_output = _both_sides(*_INPUT), _both_sides(*_OUTPUT)
+_change_input, _change_output = _both_sides(_INPUT), _both_sides(_OUTPUT)
 
 
 def _take_apart(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value]:
@@ -291,32 +268,16 @@ def input_transform(isa: Isa) -> Callable:
     return numba.njit(nogil=True, error_model="numpy")(transform)
 
 
-def _finish_row(lanes: int) -> Callable:
-    """Compiles the end of a row of the result, at least a vector long: bias, residual unless `other` is -1, bounds."""
-
-    def finish(step, plane, memory, biases, line, result, other):
-        low, high = np.float32(step.low), np.float32(step.high)
-        bias = simd.rows_of(biases, step.scale + plane, lanes, 1, 1)
-        for column in range(0, step.y_width, lanes):
-            at = min(column, step.y_width - lanes)  # the last vector ends with the row
-            pixels = simd.add(simd.load(line, at, lanes, 1), bias)
-            if other >= 0:
-                pixels = simd.add(pixels, simd.load(memory, other + at, lanes, 1))
-            simd.store(simd.clamp(pixels, low, high), memory, result + at, lanes)
-
-    return numba.njit(error_model="numpy")(finish)
-
-
 def output_transform(isa: Isa) -> Callable:
     """Compiles A^T m A for all tiles of a plane, then bias, residual and rectifier; zeros around the images."""
     lanes = FLOATS.lanes(isa)
-    finish, finish_few, finish_one = (_finish_row(width) for width in (lanes, TILE, 1))
 
     def transform(step, plane, memory, biases, line):
         across = step.x_width
         together = max(1, _TOGETHER // across)
         stride = together * across + lanes
         tiles = TILE * (across + lanes)  # in `line`, after a row of pixels
+        low, high, bias = np.float32(step.low), np.float32(step.high), biases[step.scale + plane]
         clear(step, memory, step.y + plane * step.y_plane, 0)
         for image in range(step.images):
             for first in range(0, step.x_height, together):
@@ -330,15 +291,15 @@ def output_transform(isa: Isa) -> Callable:
                     for tile in range(0, across, lanes):
                         columns = interleave(simd.load_tile(line, at + tile, stride, lanes, TILE, 1))
                         simd.store(columns, line, TILE * tile, lanes)
-                    pixel = (image * step.y_rows + row) * step.y_pitch
-                    result, other = step.y + plane * step.y_plane + pixel, -1
+                    at = plane * step.y_plane + (image * step.y_rows + row) * step.y_pitch
+                    result = memory[step.y + at :][: step.y_width]
                     if step.other >= 0:
-                        other = step.other + plane * step.other_plane + pixel
-                    if step.y_width >= lanes:
-                        finish(step, plane, memory, biases, line, result, other)
-                    elif step.y_width >= TILE:
-                        finish_few(step, plane, memory, biases, line, result, other)
+                        at = plane * step.other_plane + (image * step.y_rows + row) * step.y_pitch
+                        other = memory[step.other + at :][: step.y_width]
+                        for column in range(step.y_width):
+                            result[column] = min(max(line[column] + bias + other[column], low), high)
                     else:
-                        finish_one(step, plane, memory, biases, line, result, other)
+                        for column in range(step.y_width):
+                            result[column] = min(max(line[column] + bias, low), high)
 
     return numba.njit(nogil=True, error_model="numpy")(transform)
