@@ -50,7 +50,7 @@ def test_recovery_without_training_tells_itself_apart(setting, start, tmp_path):
 
 def test_a_schedule_reaches_the_ratio_or_is_refused(setting, start, tmp_path):
     low = replace(setting, precision="mixed_bfloat16")
-    record = run(low, Trial(schedule="cubic", epochs=1), tmp_path, start, False)
+    record = run(low, Trial(schedule="cubic", distill=True, epochs=1), tmp_path, start, False)
     assert record["zero_blocks"] == 0.5 and record["before"] >= 0.5
     with pytest.raises(ValueError, match="reaches the ratio 0.5 in 19 epochs, and the retraining has 4"):
         run(setting, Trial(schedule="steps", epochs=4), tmp_path, start, False)

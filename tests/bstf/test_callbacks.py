@@ -87,7 +87,7 @@ class Watch(keras.callbacks.Callback):
         assert_sacred(self.model, self.model.optimizer)
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])  # one takes seconds
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])  # one takes seconds
 @given(
     name=st.sampled_from(sorted({*OPTIMIZERS} - {"muon"})),
     policy=st.sampled_from(["float32", "mixed_float16", "mixed_bfloat16"]),

@@ -122,10 +122,15 @@ def transform_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def scratch(tiles_across: int, lanes: int) -> int:
-    """Elements of scratch that a transform needs."""
+    """Elements of scratch that a transform needs, the input's or the output's, whichever is more.
+
+    The input's: the first TILE rows of pixels of some tiles and of the row of tiles below, column by column. The
+    output's: a row of pixels, and all elements of some tiles.
+    """
     together = max(_TOGETHER, tiles_across)
-    taken = TILE * SIDE * (together + tiles_across + lanes)
-    return max(taken, TILE * (tiles_across + lanes) + _ELEMENTS * (together + lanes))
+    of_input = TILE * SIDE * (together + tiles_across + lanes)
+    of_output = TILE * (tiles_across + lanes) + _ELEMENTS * (together + lanes)
+    return max(of_input, of_output)
 
 
 def _linear(builder: ir.IRBuilder, factors: list[int], vectors: list[ir.Value]) -> ir.Value:
@@ -241,7 +246,7 @@ def input_transform(isa: Isa) -> Callable:
     """Compiles B^T d B for all tiles of a plane; each element goes to the same plane of a part of its own."""
     lanes = FLOATS.lanes(isa)
     take, take_few = _take_row(lanes), _take_row(lanes // 2)
-    above, below = TILE * SIDE, (SIDE - TILE) * SIDE
+    above, below = TILE * SIDE, (SIDE - TILE) * SIDE  # pixels of a tile in rows of its own, and of the tile below
 
     def transform(step, plane, memory, line):
         across = step.y_width
@@ -262,7 +267,7 @@ def input_transform(isa: Isa) -> Callable:
                 y = step.y + plane * step.y_plane + (image * step.y_rows + first) * step.y_pitch
                 for tile in range(0, (last - first) * across, lanes):
                     upper = simd.load_tile(line, tile, stride, lanes, above, 1)
-                    lower = simd.load_tile(line, tile + across, stride, lanes, below, 1)  # the next tile's first rows
+                    lower = simd.load_tile(line, tile + across, stride, lanes, below, 1)  # the tile's below
                     simd.store_tile(_change_input(upper + lower), 1, memory, y + tile, step.part * step.y_plane)
 
     return numba.njit(nogil=True, error_model="numpy")(transform)
