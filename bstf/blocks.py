@@ -107,7 +107,11 @@ def expand(gamma: Any, kernel_shape: Sequence[int], block: BlockShape, xp: Modul
         >>> kernel * expand(gamma, kernel.shape, BlockShape(8, 8))
     """
     cin, cout = kernel_shape[-2:]
-    return xp.repeat(xp.repeat(gamma, block.bi, axis=0), block.bo, axis=1)[:cin, :cout]
+    rows, cols = gamma.shape
+    # Not `repeat`, which takes any number of repetitions: TensorFlow needs some thirty operations for it.
+    blocks = xp.broadcast_to(xp.reshape(gamma, (rows, 1, cols, 1)), (rows, block.bi, cols, block.bo))
+    whole = xp.reshape(blocks, (rows * block.bi, cols * block.bo))
+    return whole if whole.shape == (cin, cout) else whole[:cin, :cout]
 
 
 def nonzero_blocks(kernel: np.ndarray, block: BlockShape) -> np.ndarray:

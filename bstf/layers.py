@@ -107,10 +107,9 @@ class MaskedKernel:
         return layouts.from_planes(self, expand(gamma, self._plane, self.block, ops), ops)
 
     def _mask(self, kernel: Any) -> Any:
-        kept = self._expand(self.gamma) != 0
-        kernel = ops.convert_to_tensor(kernel)
+        kept = self._expand(ops.cast(self.gamma, "bool"))
         # Chosen, not multiplied: 0 * NaN would stay NaN where an optimizer divides by the empty slots of a dead block.
-        return ops.where(kept, kernel, ops.zeros((), kernel.dtype))
+        return ops.where(kept, ops.convert_to_tensor(kernel), 0)
 
     def _alive(self, soft_gamma: Any) -> Any:
         soft_gamma = ops.convert_to_tensor(soft_gamma)

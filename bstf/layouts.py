@@ -124,6 +124,8 @@ def from_planes(layer: keras.Layer, planes: Any, xp: ModuleType = np) -> Any:
     """Lays (..., cin, cout) out as a layer stores its kernel; a plane (cin, cout) so that it broadcasts against it."""
     positions, ins, outs = kernel_axes(layer)
     shape = variable(layer).shape
+    if (*positions, *ins, *outs) == tuple(range(len(shape))) and len(ins) == len(outs) == 1:
+        return planes  # which saves a training step two operations a layer
     lead = tuple(planes.shape[:-2]) or (1,) * len(positions)
     apart = xp.reshape(planes, (*lead, *(shape[axis] for axis in (*ins, *outs))))
     return xp.transpose(apart, [int(axis) for axis in np.argsort((*positions, *ins, *outs))])
