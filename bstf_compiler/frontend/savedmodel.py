@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from functools import cached_property
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,10 @@ _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumeric
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
 _NUMBER = re.compile(r"_\d+$")
+# Known tensors are computed operation by operation, each once: rewriting the graph would take longer.
+_AS_WRITTEN = tf.compat.v1.ConfigProto()
+_AS_WRITTEN.graph_options.optimizer_options.opt_level = tf.compat.v1.OptimizerOptions.L0
+_AS_WRITTEN.graph_options.rewrite_options.disable_meta_optimizer = True
 
 
 def read(path: str | Path) -> Graph:
@@ -161,8 +165,10 @@ class _Reader:
 
     def graph(self) -> Graph:
         operations = self._function.graph.get_operations()
-        self._find_constants(operations)
-        self._evaluate_constants(operations)
+        # A function of TensorFlow 2 for the known tensors takes ten times as long: it copies all weights several times.
+        with closing(tf.compat.v1.Session(graph=self._function.graph, config=_AS_WRITTEN)) as session:
+            self._find_constants(operations, session)
+            self._evaluate_constants(operations, session)
         for op in operations:
             if op.outputs and op.outputs[0].name not in self._constants:
                 self._visit(op)
@@ -271,14 +277,14 @@ class _Reader:
 
     # --- the walk ---
 
-    def _find_constants(self, operations: list[tf.Operation]) -> None:
+    def _find_constants(self, operations: list[tf.Operation], session: tf.compat.v1.Session) -> None:
         for op in operations:
             if op.type == "Placeholder" or not op.outputs or op.op_def.is_stateful:  # a random number is no constant
                 continue
             if all(tensor.name in self._constants for tensor in op.inputs):
                 self._count(op)
                 self._constants.update(tensor.name for tensor in op.outputs)
-                position = grid_position(op, lambda index, op=op: self._values([op.inputs[index].name])[0])
+                position = grid_position(op, lambda index, op=op: session.run(op.inputs[index]))
                 if position is not None:
                     self._grids[op.outputs[0].name] = position
                 elif op.type in _KEEP_GRID and op.inputs and op.inputs[0].name in self._grids:
@@ -301,7 +307,7 @@ class _Reader:
                 "network's file holds; compute them while the network runs"
             )
 
-    def _evaluate_constants(self, operations: list[tf.Operation]) -> None:
+    def _evaluate_constants(self, operations: list[tf.Operation], session: tf.compat.v1.Session) -> None:
         """Evaluates, with TensorFlow itself, the known tensors that computed operations read."""
         needed = {
             tensor.name
@@ -310,20 +316,12 @@ class _Reader:
             for tensor in op.inputs
             if tensor.name in self._constants
         }
-        for name, value in zip(sorted(needed), self._values(sorted(needed))):
+        for name, value in zip(sorted(needed), session.run(sorted(needed))):
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
                 reader = next(op for op in operations if name in [tensor.name for tensor in op.inputs])
                 raise ValueError(f"layer '{self.layer(reader)}' has NaN or infinite weights; repair them before export")
             ours = self._graph.add_constant(name.removesuffix(":0"), value, self._grids.get(name))
             self._names[name] = ours
-
-    @cached_property
-    def _imported(self) -> tf.types.experimental.ConcreteFunction:
-        definition = self._function.graph.as_graph_def()
-        return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
-
-    def _values(self, names: list[str]) -> list[np.ndarray]:
-        return [value.numpy() for value in self._imported.prune([], names)()] if names else []
 
     def _visit(self, op: tf.Operation) -> None:
         output = op.outputs[0]
