@@ -211,7 +211,9 @@ def _draw_curve(axes: Axes, curve: Curve, horizon: float) -> None:
     below = np.zeros(_COLUMNS)
     for name, means in curve.mean(edges).items():
         label = name if name in HELD and means.any() else None  # lanes have names already
-        axes.stairs(below + means, edges * 1e3, baseline=below, fill=True, color=_PART_COLORS[name], label=label)
+        bottom, top = (np.append(values, values[-1]) for values in (below, below + means))
+        # Not `stairs`: for a patch matplotlib computes the extent of every one of its thousands of edges.
+        axes.fill_between(edges * 1e3, bottom, top, step="post", color=_PART_COLORS[name], linewidth=0, label=label)
         below = below + means
     if axes.get_legend_handles_labels()[1]:
         place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.9), "borderpad": 0.0, "frameon": False}
