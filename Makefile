@@ -1,4 +1,6 @@
-# Targets create .venv and install into it what they need, once.
+# Targets create .venv and install into it what they need, once. Python compiles a module when it is first imported and
+# keeps that, whatever the environment says: most of what is installed is never imported, the rest by many processes.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ install: $(STAMP)
 $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo,test]"
 	touch $@
 
 demo: $(STAMP)
@@ -39,7 +41,7 @@ mlir-check: $(STAMP)
 	$(BIN)/python -m pytest -n 0 --mlir-opt=$(MLIR_OPT) tests/bstf_compiler/aie/mlir/test_texts.py -k upstream
 
 $(VENV)/.documented: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
 	touch $@
 
 docs: $(VENV)/.documented
@@ -57,7 +59,7 @@ build-check: build
 	cd build && clean/bin/python ../tests/packaging/smoke.py
 
 $(VENV)/.benched: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[bench]"
 	touch $@
 
 bench: $(VENV)/.benched
@@ -86,7 +88,7 @@ kills: $(STAMP)
 	$(BIN)/python -m tests.faults.limits --output=benchmarks/results/faults
 
 $(VENV)/.fuzzed: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[fuzz]"
 	touch $@
 
 # A million executions of each reader of what may come from anybody.

@@ -1,5 +1,6 @@
 """Options and fixtures for the whole suite."""
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -28,6 +29,12 @@ def pytest_addoption(parser):
         metavar="PATH",
         help="upstream's mlir-opt, version 19; without it one on the path is taken, or its tests are skipped",
     )
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector would walk through millions of objects each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
