@@ -32,9 +32,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    """What was imported stays: the garbage collector would walk through millions of objects each time."""
+    """What was imported stays, and graphs are made of many objects: the garbage collector would look through them all,
+    again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ SIZES = {
     "choosing_gamma": "EPOCHS, IMAGES, TESTED, RATIOS = 1, 256, 100, (0.5,)",
     "cpu_engine": "SIDE, WIDTHS, ROUNDS = 16, (8, 16), 1",
     "keras_to_aie2": "SIDE, WIDTHS, DEVICES = 16, (8, 16), ('aie2_1x1', 'aie2_4x4')",
-    "quickstart": "",
+    "quickstart": "IMAGES, EPOCHS, TESTED = 160, 1, 100",
 }
 
 
