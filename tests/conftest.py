@@ -32,8 +32,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    """What was imported stays, and graphs are made of many objects: the garbage collector would look through them all,
-    again and again."""
+    """What was imported stays, and a graph is many objects: the collector would look through them again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
