@@ -25,8 +25,9 @@ _ALIASES = {"Identity", "StopGradient", "Cast", "PreventGradient", "CheckNumeric
 # Name scopes that TensorFlow adds around a function's own.
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall", "Func")
 _NUMBER = re.compile(r"_\d+$")
-# Known tensors are computed operation by operation, each once: rewriting the graph would take longer.
-_AS_WRITTEN = tf.compat.v1.ConfigProto()
+# Known tensors are computed operation by operation, each once: rewriting the graph would take longer. On the CPU,
+# wherever the network was written: a session could take all of an accelerator's memory.
+_AS_WRITTEN = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
 _AS_WRITTEN.graph_options.optimizer_options.opt_level = tf.compat.v1.OptimizerOptions.L0
 _AS_WRITTEN.graph_options.rewrite_options.disable_meta_optimizer = True
 
