@@ -139,8 +139,8 @@ class _TrainableWeights:
         """The kernel on the grid of its threshold, exactly zero under a zero of Γ."""
         kernel = ops.convert_to_tensor(self.kernel)
         if self.gamma is not None:
-            kept = expand(self.gamma, self._plane(), self.block, ops) != 0
-            kernel = ops.where(ops.transpose(kept) if self.swapped else kept, kernel, ops.zeros_like(kernel))
+            kept = expand(ops.cast(self.gamma, "bool"), self._plane(), self.block, ops)
+            kernel = ops.where(ops.transpose(kept) if self.swapped else kept, kernel, 0)
         return trainable_fake_quantize(kernel, self.kernel_threshold, half_even=True)
 
     def quantised_bias(self) -> Any:
