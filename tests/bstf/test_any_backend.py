@@ -307,3 +307,10 @@ def test_a_subclassed_model_that_has_weights_keeps_them():
     assert_sacred(model)
     assert bstf.report(model).zeros == 22
     assert np.abs(model.predict(x, verbose=0) - expected).max() > 1e-3
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="which exports")
+def test_other_backends_export_nothing(tmp_path):
+    with pytest.raises(ValueError, match=f"runs on {BACKEND}, and only TensorFlow exports"):
+        bstf.export(two_layers(), tmp_path / "model")
+    assert not list(tmp_path.iterdir())

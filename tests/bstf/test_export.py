@@ -10,6 +10,7 @@ from keras import layers
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from bstf.blocks import nonzero_blocks
+from bstf.conversion import densify
 from bstf.export import export
 from bstf.layers import MaskedConv2D, MaskedDense
 from bstf.quantization import quantize
@@ -68,6 +69,20 @@ def description(path):
 def test_float_outputs(exported, images):
     model, _, folder = exported
     np.testing.assert_allclose(serve(folder / "float", images), model(images), atol=1e-6)
+
+
+def test_every_weight_is_written_once(exported):
+    model, _, folder = exported
+    written = dict(tf.train.list_variables(str(folder / "float/variables/variables")))
+    assert written.pop("_CHECKPOINTABLE_OBJECT_GRAPH") == []
+    assert sorted(written.values()) == sorted(list(weight.shape) for weight in densify(model).get_weights())
+
+
+def test_keras_serves_it(exported, images):
+    model, _, folder = exported
+    layer = keras.layers.TFSMLayer(folder / "float", call_endpoint="serve")
+    np.testing.assert_allclose(layer(images), model(images), atol=1e-6)
+    assert len(layer.weights) == len(densify(model).weights)
 
 
 def test_fixed_point_outputs_are_equal_for_any_batch(exported, images):
