@@ -38,7 +38,7 @@ lint: $(STAMP)
 
 mlir-check: $(STAMP)
 	@test -n "$(MLIR_OPT)" || { echo "mlir-check needs mlir-opt: install mlir-19-tools, or give MLIR_OPT=PATH" >&2; exit 1; }
-	$(BIN)/python -m pytest -n 0 --mlir-opt=$(MLIR_OPT) tests/bstf_compiler/aie/mlir/test_texts.py -k upstream
+	$(BIN)/python -m pytest -n 0 --mlir-opt=$(MLIR_OPT) tests/bstf_compiler/aie/mlir -k upstream
 
 $(VENV)/.documented: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
