@@ -256,8 +256,8 @@ def test_a_sum_ends_the_convolution_before_it(device, swapped, subtract, ratio):
         y = build.conv(build.conv(x, 37, SAME), 29, SAME, ratio, "linear")
         sum_ = build.add(*((x, y) if swapped else (y, x)), "relu", subtract)
         graph = build.finish(build.conv(sum_, 11, PIXEL))
-        assert_equal_to_reference(graph, device, random_images(seed, graph, 2))
-        layers = {step.layer: step.op for step in bstf_compiler.compile(graph, device).steps}
+        program = assert_equal_to_reference(graph, device, random_images(seed, graph, 2))
+        layers = {step.layer: step.op for step in program.steps}
         assert (y in layers) == (layers[sum_] == "add")
         if device in DEVICES[:2]:  # the others may have no room for all three images
             assert layers[sum_] == ("add" if swapped and subtract else "conv")
