@@ -4,7 +4,7 @@ import copy
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -63,11 +63,8 @@ def test_two_thousand_calls_of_eight_callers_at_once(saved):
     for _ in range(3):
         work(0)
     before = resident_bytes()
-    callers = [threading.Thread(target=work, args=(start,)) for start in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(work, range(8)))  # raises what a caller does
     assert not wrong
     # Each caller at work needs memory for its activations, and keeps it for the next one.
     assert resident_bytes() - before < 8 * sum(engine.memory_bytes(len(x))[0] for x in inputs) + 2**25

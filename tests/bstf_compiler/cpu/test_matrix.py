@@ -1,4 +1,4 @@
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -113,11 +113,8 @@ def test_four_python_threads_at_once():
             if not np.array_equal(matrix.multiply(inputs[place], threads=2), expected[place]):
                 wrong.append(place)
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))  # raises what a thread does
     assert not wrong
 
 

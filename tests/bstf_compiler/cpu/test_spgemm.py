@@ -1,4 +1,4 @@
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_same_bits_for_any_number_of_threads_and_for_callers_at_once():
     assert np.allclose(one, w[0] @ w[1])
     different = []
 
-    def work():
+    def work(_):
         for threads in (None, 2, 4):
             for algorithm in ("gustavson", "coo_merge"):
                 if not np.allclose(a.product(b, threads, algorithm).to_dense(), one, rtol=1e-12, atol=1e-12):
@@ -91,11 +91,8 @@ def test_same_bits_for_any_number_of_threads_and_for_callers_at_once():
             if not np.array_equal(a.product(b, threads).to_dense(), one):
                 different.append(threads)
 
-    callers = [threading.Thread(target=work) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(work, range(4)))  # raises what a caller does
     assert not different
 
 
