@@ -99,7 +99,11 @@ def _best(block: tuple[int, int], ratio: float, epochs: int) -> Trial:
 
 
 def _headline(epochs: int) -> list[Trial]:
-    return [Trial(ratio=0, epochs=epochs), _best((8, 8), 0.5, epochs), _best((1, 1), 0.5, epochs)]
+    return [Trial(ratio=0, epochs=epochs), _best((8, 8), 0.5, epochs)]
+
+
+def _unstructured(epochs: int) -> list[Trial]:
+    return [Trial(ratio=0, epochs=epochs), _best((1, 1), 0.5, epochs)]
 
 
 def _blocks(epochs: int) -> list[Trial]:
@@ -144,7 +148,8 @@ def _calibration(epochs: int) -> list[Trial]:
 
 # Each gives its trials from --epochs.
 STUDIES = {
-    "headline": _headline,  # dense, 8x8 and 1x1 at 50 %
+    "headline": _headline,  # dense, and 8x8 at 50 %
+    "unstructured": _unstructured,  # dense, and 1x1 at 50 %
     "blocks": _blocks,  # shapes and ratios
     "importance": _importance,
     "scopes": _scopes,
@@ -248,13 +253,13 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
 
     Returns:
         The trial's record: its fields, `before` and `accuracy` (before and after the training, fractions of the test
-        images), `zero_blocks` and `macs` (fractions of the dense network's), `seconds`.
+        images), `zero_blocks` and `macs` (fractions of the dense network's), `device`, `seconds`.
     """
     began = time.perf_counter()
     record, model = _trained(setting, trial, folder, start, tensorboard)
     (folder / "weights").mkdir(exist_ok=True)
     save_weights(model, folder / "weights" / f"{file_name(trial)}.weights.h5")
-    return record | {"seconds": round(time.perf_counter() - began)}
+    return record | {"device": _device(), "seconds": round(time.perf_counter() - began)}
 
 
 def begin(setting: Setting, folder: Path) -> Path:
@@ -309,6 +314,16 @@ def _trained(
     shutil.rmtree(saver.folder, ignore_errors=True)
     _set_precision([model, dense], "float32")
     return record | {"accuracy": training.accuracy(model, data)} | _left(model, trial), model
+
+
+def _device() -> str:
+    """What Keras computes with, such as "jax, NVIDIA H200"."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax  # only where Keras runs on it
+
+        return f"{backend}, {jax.devices()[0].device_kind}"
+    return f"{backend}, {keras.distribution.list_devices()[0]}"
 
 
 def file_name(trial: Trial) -> str:
@@ -370,14 +385,17 @@ class Study:
             )
 
     def run(self, trials: Sequence[Trial], workers: int, tensorboard: bool) -> None:
-        """Runs the trials, `workers` at a time in processes of one thread each; a line for each one that ends."""
+        """Runs the trials, `workers` at a time in processes that share the cores; a line for each one that ends."""
         done = {(record["trial"], record["seed"]) for record in self.records}
         left = [trial for trial in trials if (trial.name, trial.seed) not in done]
         _CONSOLE.print(f"{len(trials) - len(left)} trials are in '{self._file.path}', {len(left)} to run")
         if not left:
             return
-        single = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1")
-        os.environ.update(single if workers > 1 else {})
+        if workers > 1:
+            threads = str(max(1, (os.cpu_count() or 1) // workers))
+            names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+            os.environ.update(dict.fromkeys(names, threads))
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on JAX each would take the whole GPU
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
             start = pool.submit(begin, self.setting, self.folder).result() if self.setting.start_epochs else None
@@ -481,7 +499,7 @@ def define_flags() -> None:
     flags.DEFINE_float("learning_rate", 0.05, "The largest of the training.", lower_bound=0)
     flags.DEFINE_integer("calibration", 1000, "Images for the recovery and for criteria that need data.", lower_bound=1)
     flags.DEFINE_string("precision", "float32", "Keras dtype policy of the training; tests are in float32.")
-    flags.DEFINE_integer("workers", 1, "Trials at a time, in processes of one thread each.", lower_bound=1)
+    flags.DEFINE_integer("workers", 1, "Trials at a time, in processes that share the cores.", lower_bound=1)
     flags.DEFINE_bool("tensorboard", False, "Write logs for TensorBoard, which must be installed.")
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
 

@@ -312,7 +312,8 @@ def check_networks(given: Sequence[str], known: Iterable[str]) -> None:
 
 def machine() -> dict[str, Any]:
     """What has to be known of the machine and the software to read a time."""
-    names = ("numpy", "scipy", "numba", "llvmlite", "sparse-dot-mkl", "mkl", "tensorflow", "ai-edge-litert", "openvino")
+    names = ("numpy", "scipy", "numba", "llvmlite", "keras", "jax", "tensorflow")
+    names += ("sparse-dot-mkl", "mkl", "ai-edge-litert", "openvino")
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     git = subprocess.run(

@@ -20,12 +20,6 @@ class Batch(NamedTuple):
     y: Any
     size: int
 
-    def examples(self) -> "Iterator[Batch]":
-        """The batch as batches of one example."""
-        for i in range(self.size):
-            x, y = keras.tree.map_structure(lambda tensor, i=i: tensor[i : i + 1], (self.x, self.y))
-            yield Batch(x, y, 1)
-
 
 class Progress:
     """A progress bar that appears once the work takes long, where somebody can see it."""

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from bstf.places import is_graph
+from bstf.places import calls, is_graph
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,9 @@ class ChannelGroups:
     def _trace(self, model: keras.Model, inputs: list[Channels | None]) -> list[Channels | None]:
         graph = model._functional if isinstance(model, keras.Sequential) else model
         known = {id(tensor): channels for tensor, channels in zip(graph.inputs, inputs)}
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                if not node.is_input:
-                    found = self._call(node, [known[id(tensor)] for tensor in node.input_tensors])
-                    known |= {id(tensor): channels for tensor, channels in zip(node.outputs, found)}
+        for node in calls(graph):
+            found = self._call(node, [known[id(tensor)] for tensor in node.input_tensors])
+            known |= {id(tensor): channels for tensor, channels in zip(node.outputs, found)}
         return [known[id(tensor)] for tensor in graph.outputs]
 
     def _call(self, node: Any, inputs: list[Channels | None]) -> list[Channels | None]:

@@ -69,11 +69,7 @@ def mean_square_gradient(model: keras.Model, layers: Sequence[Place], data: Any,
     objective = Objective(model, [layer for _, layer in layers], loss)
 
     def squares(batch: Batch) -> list[np.ndarray]:
-        totals = [np.zeros(kernel.shape) for kernel in objective.kernels]
-        for example in batch.examples():
-            for total, gradient in zip(totals, objective.gradient(example)[1]):
-                total += np.square(gradient, dtype=np.float64)
-        return [total / batch.size for total in totals]
+        return [total.astype(np.float64) / batch.size for total in objective.square_gradients(batch)[1]]
 
     return _mean_over_examples(layers, data, objective.kernels, squares)
 

@@ -51,7 +51,7 @@ class Objective:
                 )
         self._variables = [layouts.variable(layer) for layer in layers]
         self._loss = _loss_of(model, loss)
-        self._value, self._gradient, self._hessian_product = _compiled(self._call)
+        self._value, self._gradient, self._square_gradients, self._hessian_product = _compiled(self._call)
         # By NumPy: under tf.distribute the variable itself would come back, a copy on each device.
         self.kernels = [ops.convert_to_tensor(ops.convert_to_numpy(variable)) for variable in self._variables]
 
@@ -63,6 +63,14 @@ class Objective:
         """The loss, and its gradient by every kernel: arrays of the kernels' shapes."""
         loss, gradients = self._checked(self._gradient, batch, self.kernels)
         return loss, [ops.convert_to_numpy(gradient) for gradient in gradients]
+
+    def square_gradients(self, batch: Batch) -> tuple[float, list[np.ndarray]]:
+        """The sum of the examples' losses, and of the squares of their gradients by every kernel.
+
+        Examples go through the model one at a time, on the device all of them: the gradient of several has cross terms.
+        """
+        loss, squares = self._checked(self._square_gradients, batch, self.kernels)
+        return loss, [ops.convert_to_numpy(square) for square in squares]
 
     def hessian_product(self, batch: Batch, vectors: Sequence[np.ndarray]) -> tuple[float, list[np.ndarray]]:
         """The loss, and the product of its Hessian (over all kernels together) and a vector, kernel by kernel."""
@@ -111,8 +119,8 @@ def _loss_of(model: keras.Model, loss: Loss) -> Callable[[Any, Any], Any]:
     return found
 
 
-def _compiled(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable]:
-    """(value, gradient, product with the Hessian) of a function `(kernels, x, y) -> (loss, outputs)`."""
+def _compiled(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable, Callable]:
+    """(value, gradient, squares, product with the Hessian) of a function `(kernels, x, y) -> (loss, outputs)`."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return _with_tensorflow(function)
@@ -121,7 +129,21 @@ def _compiled(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Calla
     raise ValueError(f"Losses and their derivatives need Keras on TensorFlow or JAX; it runs on {backend}.")
 
 
-def _with_tensorflow(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable]:
+def _square_gradients(gradient: Callable[..., tuple[Any, list[Any]]]) -> Callable[..., tuple[Any, list[Any]]]:
+    def summed(kernels: list[Any], x: Any, y: Any) -> tuple[Any, list[Any]]:
+        def add(i: Any, sums: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+            one = keras.tree.map_structure(lambda tensor: ops.expand_dims(ops.take(tensor, i, axis=0), 0), (x, y))
+            loss, gradients = gradient(kernels, *one)
+            return sums[0] + ops.cast(loss, "float32"), [s + ops.square(g) for s, g in zip(sums[1], gradients)]
+
+        examples = keras.tree.flatten(x)[0].shape[0]
+        zeros = [ops.zeros_like(kernel) for kernel in kernels]
+        return ops.fori_loop(0, examples, add, (ops.zeros((), "float32"), zeros))
+
+    return summed
+
+
+def _with_tensorflow(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable, Callable]:
     def gradient(kernels: list[tf.Tensor], x: Any, y: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernels)
@@ -135,7 +157,7 @@ def _with_tensorflow(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable
             along = tf.add_n([tf.reduce_sum(g * vector) for g, vector in zip(gradients, vectors)])
         return loss, tape.gradient(along, kernels, unconnected_gradients="zero")
 
-    return tuple(_traced(one) for one in (function, gradient, hessian_product))
+    return tuple(_traced(one) for one in (function, gradient, _square_gradients(gradient), hessian_product))
 
 
 def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,7 +166,7 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: traced.get_concrete_function(*arguments)(*arguments)
 
 
-def _with_jax(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable]:
+def _with_jax(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable, Callable]:
     import jax  # only where Keras runs on it
 
     def gradient(kernels: list[Any], x: Any, y: Any) -> tuple[Any, list[Any]]:
@@ -155,7 +177,7 @@ def _with_jax(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Calla
         (loss, _), (_, products) = jax.jvp(lambda at: gradient(at, x, y), (kernels,), (vectors,))
         return loss, products
 
-    return tuple(jax.jit(one) for one in (function, gradient, hessian_product))
+    return tuple(jax.jit(one) for one in (function, gradient, _square_gradients(gradient), hessian_product))
 
 
 def _shapes(arrays: Any) -> str:

@@ -177,6 +177,13 @@ def selected(everything: Sequence[Place], layers: Selection, model: str) -> set[
     return {id(layer) for path, layer in everything if path in names or layer.name in names}
 
 
+def calls(graph: keras.Model) -> list[Any]:
+    """The nodes of Keras of everything that a Sequential or functional model calls, in the order of computation."""
+    function = graph._functional if isinstance(graph, keras.Sequential) else graph
+    depths = function._nodes_by_depth if function is not None else {}  # none before a Sequential model is built
+    return [node for depth in sorted(depths, reverse=True) for node in depths[depth] if not node.is_input]
+
+
 def positions(model: keras.Model) -> dict[int, int | None]:
     """How often each layer multiplies its kernel for one input of the model, by id; None where a size is open.
 
@@ -186,10 +193,7 @@ def positions(model: keras.Model) -> dict[int, int | None]:
     counts: dict[int, int | None] = {}
 
     def walk(graph: keras.Model) -> None:
-        function = graph._functional if isinstance(graph, keras.Sequential) else graph
-        if function is None:
-            return
-        for node in itertools.chain.from_iterable(function._nodes_by_depth.values()):
+        for node in calls(graph):
             layer = node.operation
             if is_graph(layer):
                 walk(layer)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+from bstf.places import calls
+
 
 class Step(NamedTuple):
     """A layer, and the tensor that it yielded for the batch at hand.
@@ -37,12 +39,7 @@ def walk(
     Yields:
         Each call of a layer, in order of computation.
     """
-    nodes = [
-        node
-        for depth in sorted(model._nodes_by_depth, reverse=True)
-        for node in model._nodes_by_depth[depth]
-        if not node.is_input
-    ]
+    nodes = calls(model)
     last_use = {id(tensor): number for number, node in enumerate(nodes) for tensor in node.input_tensors}
     tensors = {id(entry): keras.ops.convert_to_tensor(x, "float32") for entry, x in zip(model.inputs, images)}
     for number, node in enumerate(nodes):

@@ -229,15 +229,70 @@ def test_a_shared_layer_and_mixed_precision():
     assert updated.get_layer("shared").kernel.dtype == "float32"
 
 
-def test_what_comes_after_a_layer_is_computed_once(monkeypatch):
-    """For its first batch of images: how often the layer is called isn't known before."""
+@pytest.mark.parametrize(("masked_layers", "times"), [(None, 2 * 2 * 3), ("conv1", 0)])
+def test_a_layer_is_computed_once_for_all_masked_layers_after_it(monkeypatch, masked_layers, times):
+    """Of both models, both batch norms, three batches; after the last masked layer nothing."""
     dense, x = network(), images(12)
-    sparse = bstf.sparsify(dense, block=4, ratio=0.5, layers="conv1")
-    calls = []
-    whole = type(sparse.get_layer("dense")).call
-    monkeypatch.setattr(type(sparse.get_layer("dense")), "call", lambda *a, **k: (calls.append(1), whole(*a, **k))[1])
+    sparse = bstf.sparsify(dense, block=4, ratio=0.5, layers=masked_layers)
+    computed, whole = [], keras.layers.BatchNormalization.call
+
+    def counted(*args, **kwargs):
+        computed.append(1)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(keras.layers.BatchNormalization, "call", counted)
     obs_update(sparse, [x[:4], x[4:8], x[8:]], dense)
-    assert len(calls) == 2  # of the sparse and of the dense model
+    assert len(computed) == times
+
+
+def test_what_each_layer_makes_good_is_what_the_updated_ones_before_it_leave():
+    """With branches, a nested model and layers that are called twice: the residual is orthogonal to the inputs."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 8))
+    shared = layers.Conv2D(8, 3, padding="same", activation="relu", name="shared")
+    inner = keras.Sequential([keras.Input((6, 6, 8)), layers.Conv2D(8, 1, name="in"), layers.ReLU()], name="inner")
+    left = layers.Conv2D(8, 3, padding="same", name="left")(inputs)
+    right = layers.Conv2D(8, 1, name="right")(inner(shared(inputs)))
+    middle = layers.Conv2D(8, 3, padding="same", name="middle")(layers.Add()([left, right]))
+    joined = shared(inner(middle))
+    dense = keras.Model(inputs, layers.Dense(8, name="last")(layers.GlobalAveragePooling2D()(joined)))
+    x = np.random.default_rng(0).normal(size=(48, 6, 6, 8)).astype("float32")
+    sparse = bstf.sparsify(dense, block=4, ratio=0.5)
+    obs_update(sparse, [x[:20], x[20:]], dense, damping=1e-9)
+    assert {name for name, _ in masked(sparse)} == {"left", "right", "shared", "inner/in", "middle", "last"}
+    for name, size in (("left", 3), ("right", 1), ("middle", 3), ("last", None)):
+        layer, original = sparse.get_layer(name), dense.get_layer(name)
+        rows = keras.Model(sparse.input, layer.input).predict(x, verbose=0)
+        rows = patches(rows, (size, size), padding="same") if size else rows
+        wanted = keras.Model(dense.input, original.output).predict(x, verbose=0) - original.bias.numpy()
+        kernel = layer.kernel.numpy().reshape(-1, 8)
+        residual = rows.astype(np.float64) @ kernel - wanted.reshape(-1, 8)
+        lengths = np.linalg.norm(rows, axis=0)[:, None] * np.linalg.norm(residual, axis=0)
+        slopes = rows.T @ residual / np.maximum(lengths, 1e-9)  # some inputs are always zero
+        assert np.abs(slopes[kernel != 0]).max() < 1e-4 < np.abs(slopes).max(), name
+
+
+def test_the_dense_model_may_be_a_subclassed_one():
+    class Subclassed(keras.Model):
+        def __init__(self, layers):
+            super().__init__()
+            self.all = layers
+
+        def call(self, x):
+            for layer in self.all:
+                x = layer(x)
+            return x
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(8, 3, name="conv"), keras.layers.ReLU(), keras.layers.Conv2D(8, 3, name="next")]
+    dense = keras.Sequential([keras.Input((6, 6, 8)), *layers])
+    x = np.random.default_rng(0).normal(size=(40, 6, 6, 8)).astype("float32")
+    by_graph, by_call = (bstf.sparsify(dense, block=4, ratio=0.5) for _ in range(2))
+    obs_update(by_graph, [x[:20], x[20:]], dense)
+    obs_update(by_call, [x[:20], x[20:]], Subclassed(layers))
+    for one, other in zip(by_graph.get_weights(), by_call.get_weights()):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_errors_are_sentences():

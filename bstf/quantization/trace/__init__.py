@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from bstf.places import calls
 from bstf.quantization.network import Input, Network
 from bstf.quantization.trace import images, joins, selections, values, weights
 from bstf.quantization.trace.tracer import Tracer, function_name, refuse
@@ -77,13 +78,10 @@ class _Walk:
     def model(self, model: keras.Model, inputs: Sequence[str]) -> list[str]:
         graph = _graph(model)
         tensors = {id(tensor): name for tensor, name in zip(graph.inputs, inputs)}
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                names = [tensors[id(tensor)] for tensor in node.input_tensors]
-                for tensor, name in zip(node.outputs, self.call(node, names)):
-                    tensors[id(tensor)] = name
+        for node in calls(graph):
+            names = [tensors[id(tensor)] for tensor in node.input_tensors]
+            for tensor, name in zip(node.outputs, self.call(node, names)):
+                tensors[id(tensor)] = name
         return [tensors[id(tensor)] for tensor in graph.outputs]
 
     def call(self, node: Any, inputs: list[str]) -> list[str]:
