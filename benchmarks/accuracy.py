@@ -395,7 +395,9 @@ class Study:
             threads = str(max(1, (os.cpu_count() or 1) // workers))
             names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
             os.environ.update(dict.fromkeys(names, threads))
-            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on JAX each would take the whole GPU
+            # Otherwise each takes the whole GPU.
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
             start = pool.submit(begin, self.setting, self.folder).result() if self.setting.start_epochs else None

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from bstf.places import calls, is_graph
+from bstf.places import is_graph, nodes
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class ChannelGroups:
     def _trace(self, model: keras.Model, inputs: list[Channels | None]) -> list[Channels | None]:
         graph = model._functional if isinstance(model, keras.Sequential) else model
         known = {id(tensor): channels for tensor, channels in zip(graph.inputs, inputs)}
-        for node in calls(graph):
+        for node in nodes(graph):
             found = self._call(node, [known[id(tensor)] for tensor in node.input_tensors])
             known |= {id(tensor): channels for tensor, channels in zip(node.outputs, found)}
         return [known[id(tensor)] for tensor in graph.outputs]

@@ -134,10 +134,12 @@ def _square_gradients(gradient: Callable[..., tuple[Any, list[Any]]]) -> Callabl
         def add(i: Any, sums: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
             one = keras.tree.map_structure(lambda tensor: ops.expand_dims(ops.take(tensor, i, axis=0), 0), (x, y))
             loss, gradients = gradient(kernels, *one)
-            return sums[0] + ops.cast(loss, "float32"), [s + ops.square(g) for s, g in zip(sums[1], gradients)]
+            squares = [total + ops.square(ops.cast(g, total.dtype)) for total, g in zip(sums[1], gradients)]
+            return sums[0] + ops.cast(loss, "float32"), squares
 
         examples = keras.tree.flatten(x)[0].shape[0]
-        zeros = [ops.zeros_like(kernel) for kernel in kernels]
+        # Of half precision, small squares would be 0 and large ones infinite.
+        zeros = [ops.zeros(k.shape, keras.backend.result_type(k.dtype, "float32")) for k in kernels]
         return ops.fori_loop(0, examples, add, (ops.zeros((), "float32"), zeros))
 
     return summed

@@ -177,7 +177,7 @@ def selected(everything: Sequence[Place], layers: Selection, model: str) -> set[
     return {id(layer) for path, layer in everything if path in names or layer.name in names}
 
 
-def calls(graph: keras.Model) -> list[Any]:
+def nodes(graph: keras.Model) -> list[Any]:
     """The nodes of Keras of everything that a Sequential or functional model calls, in the order of computation."""
     function = graph._functional if isinstance(graph, keras.Sequential) else graph
     depths = function._nodes_by_depth if function is not None else {}  # none before a Sequential model is built
@@ -193,7 +193,7 @@ def positions(model: keras.Model) -> dict[int, int | None]:
     counts: dict[int, int | None] = {}
 
     def walk(graph: keras.Model) -> None:
-        for node in calls(graph):
+        for node in nodes(graph):
             layer = node.operation
             if is_graph(layer):
                 walk(layer)

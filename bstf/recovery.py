@@ -14,9 +14,9 @@ from keras import ops
 
 from bstf import layouts
 from bstf.batches import Progress, image_batches
+from bstf.lockstep import Call, Lockstep
 from bstf.patches import patches
 from bstf.places import effective_kernel, everywhere, is_graph, masked_places, replaced_calls
-from bstf.stepwise import Step, Walk
 
 _PATCH_ELEMENTS = 2**24  # of float64 patches held at a time: 128 MiB
 
@@ -112,13 +112,13 @@ def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: f
     kept inputs, in float64. It is the weight update of the Optimal Brain Surgeon (Hassibi & Stork 1993) for all
     dead blocks of a layer at once: with X the dense inputs and λ -> 0, W is W_dense - H^-1 E (E' H^-1 E)^-1 E'
     W_dense, where H = X' X and E picks the dead weights. Layers are taken in order, so that each makes good for
-    what those before it could not. Both models run over the images once, layer by layer (and once more for a layer
-    that is called several times). Biases stay, labels aren't used.
+    what those before it could not. Sequential and functional models run over the images once, layer by layer (and
+    once more for a layer that is called several times). Biases stay, labels aren't used.
 
     Args:
         sparse: a model with masked layers, float.
         data: calibration images, as for `bstf.quantize`; held in memory with what the present layer and those on
-            other branches make of them, in both models: some 3 GB for ResNet50 and 256 images of 224x224.
+            other branches make of them, in both models: some 4 GB for ResNet50 and 256 images of 224x224.
         dense: a model with layers of the same names and kernel shapes: what `sparse` was made from.
         damping: λ as a fraction of the mean diagonal of X' X, above 0. It decides where images are too few.
 
@@ -133,15 +133,16 @@ def obs_update(sparse: keras.Model, data: Any, dense: keras.Model, *, damping: f
         raise ValueError(f"damping must be above 0; got {damping!r}.")
     pairs = {layer: (name, original) for name, layer, original in _pairs(sparse, dense)}
     batches = _held(sparse, data)
-    ours, theirs = Walk(sparse, batches), Walk(dense, batches)
-    progress = Progress(len(pairs) * len(batches), unit="batch")
-    for layer in ours.order(pairs):
+    ours, theirs = Lockstep(sparse, batches), Lockstep(dense, batches)
+    layers = ours.order(pairs)
+    progress = Progress(len(layers) * len(batches), unit="batch")
+    for layer in layers:
         name, original = pairs[layer]
-        step, model_step = ours.around(layer), theirs.around(original)
+        call, original_call = ours.around(layer), theirs.around(original)
         equations, times = _NormalEquations(layer), None
         for batch in range(len(batches)):
-            inputs = _inputs_of(layer, step, batch, times)
-            targets = [_linear(original, x) for x in _inputs_of(original, model_step, batch, times)]
+            inputs = _inputs_of(layer, call, batch, times)
+            targets = [_linear(original, x) for x in _inputs_of(original, original_call, batch, times)]
             times = len(inputs)
             for x, y in zip(inputs, targets):
                 equations.add(x, y)
@@ -284,8 +285,8 @@ class _Enough(BaseException):
     """Ends a computation; no Exception, which Keras would describe at length."""
 
 
-def _inputs_of(layer: keras.Layer, step: Step, batch: int, times: int | None) -> list[np.ndarray]:
-    """What a layer is called with when a step is computed for a batch, which ends after so many calls."""
+def _inputs_of(layer: keras.Layer, around: Call, batch: int, times: int | None) -> list[np.ndarray]:
+    """What a layer is called with in a call around it for a batch, which ends once it was called so many times."""
     seen = []
 
     def record(_: keras.Layer, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -295,5 +296,5 @@ def _inputs_of(layer: keras.Layer, step: Step, batch: int, times: int | None) ->
         return call(x, *args, **kwargs)
 
     with replaced_calls([layer], record), contextlib.suppress(_Enough):
-        step.compute(batch)
+        around.compute(batch)
     return seen

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from bstf.places import calls
+from bstf.places import nodes
 
 
 class Step(NamedTuple):
@@ -39,10 +39,10 @@ def walk(
     Yields:
         Each call of a layer, in order of computation.
     """
-    nodes = calls(model)
-    last_use = {id(tensor): number for number, node in enumerate(nodes) for tensor in node.input_tensors}
+    computed = nodes(model)
+    last_use = {id(tensor): number for number, node in enumerate(computed) for tensor in node.input_tensors}
     tensors = {id(entry): keras.ops.convert_to_tensor(x, "float32") for entry, x in zip(model.inputs, images)}
-    for number, node in enumerate(nodes):
+    for number, node in enumerate(computed):
         arguments, options = node.arguments.fill_in(tensors)
         output = node.operation(*arguments, **options)
         if change is not None:

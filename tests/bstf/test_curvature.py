@@ -92,6 +92,24 @@ def test_mean_square_gradient_is_per_example():
         assert (found[path] > means[path] ** 2).mean() > 0.9  # gradients of examples cancel in a batch
 
 
+def test_squares_of_half_precision_are_neither_lost_nor_infinite():
+    keras.utils.set_random_seed(0)
+    for scale in (1e-4, 1e3):
+        found = {}
+        for dtype in ("float16", "float32"):
+            model = keras.Sequential([keras.Input((8,)), layers.Dense(8, use_bias=False, dtype=dtype, name="dense")])
+            model.set_weights([np.random.default_rng(0).normal(size=(8, 8)) / 8])
+            x = np.random.default_rng(1).normal(size=(6, 8)).astype("float32")
+            data = (x, np.zeros((6, 8), "float32"))
+
+            def loss(y, outputs, scale=scale):
+                return scale * keras.ops.mean(keras.ops.cast(outputs, "float32"), axis=-1)
+
+            found[dtype] = mean_square_gradient(model, eligible(model, BLOCK), data, loss)["dense"]
+        np.testing.assert_allclose(found["float16"], found["float32"], rtol=1e-2)
+        assert (found["float32"] > 0).all()
+
+
 def full_hessian(model, x, y):
     """The Hessian over all kernels, row by row of the gradient's Jacobian."""
     kernels = [kernel.value for kernel in kernels_of(model).values()]

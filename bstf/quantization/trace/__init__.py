@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from bstf.places import calls
+from bstf.places import nodes
 from bstf.quantization.network import Input, Network
 from bstf.quantization.trace import images, joins, selections, values, weights
 from bstf.quantization.trace.tracer import Tracer, function_name, refuse
@@ -78,7 +78,7 @@ class _Walk:
     def model(self, model: keras.Model, inputs: Sequence[str]) -> list[str]:
         graph = _graph(model)
         tensors = {id(tensor): name for tensor, name in zip(graph.inputs, inputs)}
-        for node in calls(graph):
+        for node in nodes(graph):
             names = [tensors[id(tensor)] for tensor in node.input_tensors]
             for tensor, name in zip(node.outputs, self.call(node, names)):
                 tensors[id(tensor)] = name
