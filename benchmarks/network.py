@@ -188,7 +188,8 @@ def tensorflow(case: Case) -> Work:
 PEERS: dict[str, Callable[[Case], Work]] = {one.__name__: one for one in (bstf_engine, openvino, litert, tensorflow)}
 # How wrong a result may be, as a part of the largest logit. Networks of random weights enlarge every rounding, most on
 # images that are noise; on photos the engine stays below 1e-5. OpenVINO rounds halves of integers to even, too.
-SUITE = Suite("network", PEERS, "openvino", {"float32": 5e-4, "int8": 0.5})
+# OpenVINO's INT8 sums in 16 bits where a CPU has no VNNI, and what doesn't fit is wrong.
+SUITE = Suite("network", PEERS, "openvino", {"float32": 5e-4, "int8": 0.5}, approximate=("openvino",))
 # Who computes a type.
 COMPUTES = {"float32": tuple(PEERS), "int8": ("bstf_engine", "openvino")}
 

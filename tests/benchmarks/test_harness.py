@@ -23,10 +23,10 @@ def broken(case):
     raise ValueError("a broken peer")
 
 
-def compare(**peers):
+def compare(approximate=(), **peers):
     made = [harness.Peer(name, prepare, 1) for name, prepare in peers.items()]
     try:
-        return harness.compare(made, 1000, 3, 1e-6)
+        return harness.compare(made, 1000, 3, 1e-6, approximate)
     finally:
         for peer in made:
             peer.close()
@@ -45,6 +45,13 @@ def test_wrong_results_and_failures_end_the_run():
         compare(bad=wrong)
     with pytest.raises(RuntimeError, match="ValueError: a broken peer"):
         compare(worse=broken)
+
+
+def test_a_wrong_result_of_an_approximate_peer_is_not_timed(monkeypatch):
+    monkeypatch.setattr(harness, "wait_for_quiet", lambda: 0.0)
+    results = compare(["bad"], good=right, bad=wrong)
+    assert results["bad"] == {"missing": "its result is wrong by 0.5"}
+    assert results["good"]["samples"] >= 3
 
 
 def test_summary():
