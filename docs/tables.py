@@ -38,7 +38,7 @@ def network_times(networks: Iterable[str], densities: Iterable[str], dtypes: Ite
         (row["network"], row["dtype"], row["density"], row["peer"]): float(row["seconds"])
         for network in networks
         for row in rows(f"network/{network.lower()}/network.csv")
-        if (row["batch"], row["threads"]) == ("1", "2")
+        if (row["batch"], row["threads"]) == ("1", "2") and row["seconds"]
     }
     columns = [(n, t, d) for n in networks for t in dtypes for d in densities if (n, t, d, "bstf_engine") in found]
 
