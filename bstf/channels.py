@@ -141,12 +141,11 @@ class ChannelGroups:
         return first
 
     def _trace(self, model: keras.Model, inputs: list[Channels | None]) -> list[Channels | None]:
-        graph = model._functional if isinstance(model, keras.Sequential) else model
-        known = {id(tensor): channels for tensor, channels in zip(graph.inputs, inputs)}
-        for node in nodes(graph):
+        known = {id(tensor): channels for tensor, channels in zip(model.inputs, inputs)}
+        for node in nodes(model):
             found = self._call(node, [known[id(tensor)] for tensor in node.input_tensors])
             known |= {id(tensor): channels for tensor, channels in zip(node.outputs, found)}
-        return [known[id(tensor)] for tensor in graph.outputs]
+        return [known[id(tensor)] for tensor in model.outputs]
 
     def _call(self, node: Any, inputs: list[Channels | None]) -> list[Channels | None]:
         layer = node.operation

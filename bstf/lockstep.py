@@ -53,7 +53,6 @@ def calls(model: keras.Model, batches: Sequence[Any]) -> Iterator[Call]:
 
 def _calls(graph: keras.Model, inputs: list[list[Any]]) -> Iterator[Call]:
     """The calls of a graph from its inputs on, one a batch, which it takes out of the list; returns its outputs."""
-    graph = graph._functional if isinstance(graph, keras.Sequential) else graph
     (entry,), numbered = graph.inputs, list(enumerate(nodes(graph)))
     last_use = {id(tensor): number for number, node in numbered for tensor in node.input_tensors}
     last_use |= {id(tensor): len(numbered) for tensor in graph.outputs}
