@@ -33,8 +33,7 @@ class Objective:
         kernels: the layers' own kernels as the layers store them, tensors of the backend.
 
     Raises:
-        ValueError: there is no such loss, or none at all; a layer has a trainable Γ; or the backend is neither
-            TensorFlow nor JAX.
+        ValueError: there is no such loss, or none at all; a layer has a trainable Γ; or the backend derives nothing.
 
     Example:
         >>> objective = Objective(model, [model.get_layer("conv")], "mse")
@@ -121,12 +120,11 @@ def _loss_of(model: keras.Model, loss: Loss) -> Callable[[Any, Any], Any]:
 
 def _compiled(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable, Callable]:
     """(value, gradient, squares, product with the Hessian) of a function `(kernels, x, y) -> (loss, outputs)`."""
+    derivatives = {"tensorflow": _with_tensorflow, "jax": _with_jax, "torch": _with_torch}
     backend = keras.backend.backend()
-    if backend == "tensorflow":
-        return _with_tensorflow(function)
-    if backend == "jax":
-        return _with_jax(function)
-    raise ValueError(f"Losses and their derivatives need Keras on TensorFlow or JAX; it runs on {backend}.")
+    if backend not in derivatives:
+        raise ValueError(f"Losses and their derivatives need Keras on {', '.join(derivatives)}; it runs on {backend}.")
+    return derivatives[backend](function)
 
 
 def _square_gradients(gradient: Callable[..., tuple[Any, list[Any]]]) -> Callable[..., tuple[Any, list[Any]]]:
@@ -180,6 +178,33 @@ def _with_jax(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Calla
         return loss, products
 
     return tuple(jax.jit(one) for one in (function, gradient, _square_gradients(gradient), hessian_product))
+
+
+def _with_torch(function: Callable[..., tuple[Any, Any]]) -> tuple[Callable, Callable, Callable, Callable]:
+    import torch  # only where Keras runs on it
+
+    def value(kernels: list[Any], x: Any, y: Any) -> tuple[Any, Any]:
+        with torch.no_grad():
+            return function(kernels, x, y)
+
+    def derived(loss: Any, kernels: list[Any], again: bool = False) -> list[Any]:
+        """The gradient; again: one that can be derived itself."""
+        if not loss.requires_grad:  # it doesn't depend on the kernels
+            return [torch.zeros_like(kernel) for kernel in kernels]
+        return list(torch.autograd.grad(loss, kernels, create_graph=again, materialize_grads=True))
+
+    def gradient(kernels: list[Any], x: Any, y: Any) -> tuple[Any, list[Any]]:
+        kernels = [kernel.detach().requires_grad_() for kernel in kernels]
+        loss, _ = function(kernels, x, y)
+        return loss.detach(), derived(loss, kernels)
+
+    def hessian_product(kernels: list[Any], vectors: list[Any], x: Any, y: Any) -> tuple[Any, list[Any]]:
+        kernels = [kernel.detach().requires_grad_() for kernel in kernels]
+        loss, _ = function(kernels, x, y)
+        along = sum((g * vector).sum() for g, vector in zip(derived(loss, kernels, again=True), vectors))
+        return loss.detach(), derived(along, kernels)
+
+    return value, gradient, _square_gradients(gradient), hessian_product
 
 
 def _shapes(arrays: Any) -> str:

@@ -49,7 +49,7 @@ def cifar_resnet(
     for stage, width in enumerate(WIDTHS, 1):
         for block in range(blocks):
             strides = 2 if stage > 1 and not block else 1
-            x = _block(x, width, strides, f"layer{stage}.{block}")
+            x = _block(x, width, strides, f"layer{stage}_{block}")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     model = keras.Model(image, layers.Dense(classes, name="linear")(x), name=name or f"resnet{depth}")
     if weights is not None:
@@ -59,19 +59,19 @@ def cifar_resnet(
 
 def _block(x: Any, width: int, strides: int, name: str) -> Any:
     """Two 3x3 convolutions and the shortcut of option A."""
-    y = _relu(_conv(x, width, strides, f"{name}.conv1", f"{name}.bn1"), f"{name}.relu1")
-    y = _conv(y, width, 1, f"{name}.conv2", f"{name}.bn2")
+    y = _relu(_conv(x, width, strides, f"{name}_conv1", f"{name}_bn1"), f"{name}_relu1")
+    y = _conv(y, width, 1, f"{name}_conv2", f"{name}_bn2")
     if strides != 1:
-        x = layers.MaxPooling2D(1, strides, name=f"{name}.every_other")(x)
+        x = layers.MaxPooling2D(1, strides, name=f"{name}_every_other")(x)
         missing = width - x.shape[-1]
         x = ops.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-    return _relu(layers.Add(name=f"{name}.add")([y, x]), f"{name}.relu2")
+    return _relu(layers.Add(name=f"{name}_add")([y, x]), f"{name}_relu2")
 
 
 def _conv(x: Any, width: int, strides: int, conv: str, norm: str) -> Any:
     padding = "same"
     if strides != 1:
-        x, padding = layers.ZeroPadding2D(1, name=f"{conv}.pad")(x), "valid"
+        x, padding = layers.ZeroPadding2D(1, name=f"{conv}_pad")(x), "valid"
     x = layers.Conv2D(width, 3, strides, padding=padding, use_bias=False, kernel_initializer="he_normal", name=conv)(x)
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=norm)(x)
 

@@ -52,12 +52,12 @@ def efficientnet_lite0(
     index = 0
     for repeats, size, strides, expansion, width in _STAGES:
         for repeat in range(repeats):
-            x = _block(x, width, size, 1 if repeat else strides, expansion, f"blocks.{index}")
+            x = _block(x, width, size, 1 if repeat else strides, expansion, f"blocks_{index}")
             index += 1
     x = layers.GlobalAveragePooling2D(name="pool")(_conv(x, _HEAD, 1, 1, "conv_head", "bn1"))
     model = keras.Model(image, layers.Dense(classes, name="fc")(x), name="efficientnet_lite0")
     if weights is not None:
-        published.load(model, weights, lambda name: re.sub(r"\b(?=[a-z])", "_", name))
+        published.load(model, weights, lambda name: re.sub(r"\b(?=[a-z])", "_", published.dotted(name)))
     return model
 
 
@@ -65,17 +65,17 @@ def _block(x: Any, width: int, size: int, strides: int, expansion: int, name: st
     """An inverted residual: widen by a 1x1 convolution, a depthwise convolution, narrow by a 1x1 convolution."""
     y = x
     if expansion != 1:
-        y = _conv(y, expansion * x.shape[-1], 1, 1, f"{name}.expand_conv", f"{name}.bn0")
-    y = layers.DepthwiseConv2D(size, strides, padding="same", use_bias=False, name=f"{name}.depthwise_conv")(y)
-    y = layers.ReLU(6, name=f"{name}.depthwise_relu6")(_norm(y, f"{name}.bn1"))
-    y = layers.Conv2D(width, 1, use_bias=False, name=f"{name}.project_conv")(y)
-    y = _norm(y, f"{name}.bn2")
-    return layers.Add(name=f"{name}.add")([y, x]) if strides == 1 and x.shape[-1] == width else y
+        y = _conv(y, expansion * x.shape[-1], 1, 1, f"{name}_expand_conv", f"{name}_bn0")
+    y = layers.DepthwiseConv2D(size, strides, padding="same", use_bias=False, name=f"{name}_depthwise_conv")(y)
+    y = layers.ReLU(6, name=f"{name}_depthwise_relu6")(_norm(y, f"{name}_bn1"))
+    y = layers.Conv2D(width, 1, use_bias=False, name=f"{name}_project_conv")(y)
+    y = _norm(y, f"{name}_bn2")
+    return layers.Add(name=f"{name}_add")([y, x]) if strides == 1 and x.shape[-1] == width else y
 
 
 def _conv(x: Any, width: int, size: int, strides: int, conv: str, norm: str) -> Any:
     x = layers.Conv2D(width, size, strides, padding="same", use_bias=False, name=conv)(x)
-    return layers.ReLU(6, name=f"{conv}.relu6")(_norm(x, norm))
+    return layers.ReLU(6, name=f"{conv}_relu6")(_norm(x, norm))
 
 
 def _norm(x: Any, name: str) -> Any:

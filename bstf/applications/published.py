@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -51,7 +52,12 @@ def read(path: str | PathLike) -> dict[str, np.ndarray]:
         ) from error
 
 
-def load(model: keras.Model, path: str | PathLike, name_of: Callable[[str], str] = str) -> None:
+def dotted(name: str) -> str:
+    """PyTorch's name of a layer, `layer1.0.conv1`, from Keras' `layer1_0_conv1`: Keras on torch takes no dots."""
+    return re.sub(r"_(\d+)_", r".\1.", name)
+
+
+def load(model: keras.Model, path: str | PathLike, name_of: Callable[[str], str] = dotted) -> None:
     """Sets all weights of a model from a file of PyTorch's.
 
     Args:

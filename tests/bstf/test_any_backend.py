@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import bstf
+from bstf import applications
 from bstf.batches import Batch
 from bstf.blocks import nonzero_blocks
 from bstf.callbacks import BlockSparsity
@@ -173,7 +174,6 @@ def reference(weights, x, y):
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="losses are derived on TensorFlow and JAX only")
 def test_derivatives_are_those_of_tensorflow():
     model = small()
     rng = np.random.default_rng(2)
@@ -219,7 +219,6 @@ def test_derivatives_are_those_of_tensorflow():
         np.testing.assert_allclose(hessian[name], vector * product, **close)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="losses are derived on TensorFlow and JAX only")
 def test_a_criterion_of_the_loss_in_fit():
     model = bstf.sparsify(two_layers(), block=4, ratio=0)
     x, y = data(8)
@@ -227,6 +226,12 @@ def test_a_criterion_of_the_loss_in_fit():
     sparsity = BlockSparsity(Cubic(0.5, end=1), "hessian", data=(x, y))
     model.fit(x, y, epochs=2, verbose=0, callbacks=[sparsity, Watch()])
     assert bstf.report(model).ratio == pytest.approx(0.5, abs=0.05)
+
+
+def test_networks_of_applications():
+    small_images = applications.efficientnet_lite0((32, 32, 3))
+    for model in (applications.cifar_resnet(8), small_images, applications.small_resnet()):
+        assert 0.4 < bstf.report(bstf.sparsify(model, block=8, ratio=0.5)).ratio <= 0.5
 
 
 @keras.saving.register_keras_serializable("test")
