@@ -9,7 +9,7 @@ import numpy as np
 
 from bstf_compiler import bsr
 from bstf_compiler.cpu import tiles
-from bstf_compiler.cpu.kernels import spgemm, spmm
+from bstf_compiler.cpu.kernels import spgemm, spmm, spmm_rows
 from bstf_compiler.cpu.simd import ISAS, Isa, host_isa
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int8))
@@ -150,6 +150,8 @@ class BlockSparseMatrix:
             self._check_epilogue(bias, shift)
         if not self._tiled.depth:
             out[:] = self._product_of_nothing(bias, shift)
+        elif isinstance(x, np.ndarray) and self._narrow and rows >= spmm_rows.rows_of_tile(self._narrow.tile):
+            spmm_rows.multiply(x, self._narrow, out, _threads(threads))
         elif out.size:
             spmm.multiply(x, self._tiled, out, bias=bias, shift=shift or 0, threads=_threads(threads))
         return out
@@ -236,6 +238,13 @@ class BlockSparseMatrix:
     @cached_property
     def _tiled(self) -> tiles.TiledWeights:
         return tiles.cut(self._columns, self._isa)
+
+    @cached_property
+    def _narrow(self) -> tiles.TiledWeights | None:
+        """Cut for products that take x as it is; None if these take longer."""
+        tile = spmm_rows.tile_of(self.block, self.dtype, self._isa)
+        pays = tile is not None and spmm_rows.pays(self.shape, self._columns.blocks.size, tile)
+        return tiles.cut(self._columns, self._isa, tile) if pays else None
 
     def _operand(self, x: np.ndarray) -> np.ndarray:
         """x, checked, C-contiguous."""

@@ -106,14 +106,14 @@ class TiledWeights:
         return -(-self.shape[0] // self.tile.depth) * self.tile.depth
 
 
-def cut(weights: bsr.BlockColumns, isa: Isa) -> TiledWeights:
-    """Block columns of a (1, 1, K, N) kernel, cut into tiles for an instruction set."""
+def cut(weights: bsr.BlockColumns, isa: Isa, tile: Tile | None = None) -> TiledWeights:
+    """Block columns of a (1, 1, K, N) kernel, cut for a tile; None: that of `Tile.of` for the instruction set."""
     _, _, rows, columns = weights.shape
     dtype = weights.blocks.dtype
     bi, bo = weights.blocks.shape[-2:]
     if dtype == np.int8 and bi % 4:  # a dot product takes four values of a column
         return cut(bsr.pack(bsr.unpack(weights), (math.lcm(bi, 4), bo)), isa)
-    tile = Tile.of((bi, bo), dtype, isa)
+    tile = tile or Tile.of((bi, bo), dtype, isa)
     tiles, chunks = -(-columns // tile.columns), max(1, -(-rows // tile.chunk))
     down, across = bi // tile.depth, bo // tile.columns
     parts = weights.blocks.reshape(-1, down, tile.depth, across, tile.columns).transpose(0, 1, 3, 2, 4)

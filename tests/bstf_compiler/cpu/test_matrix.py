@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bstf_compiler import BlockSparseMatrix, bsr
 from bstf_compiler.cpu import simd
+from bstf_compiler.cpu.kernels import spmm_rows
 
 HOST = simd.host_isa().name
 # A kernel takes long to compile, and is one for a type and a shape of register tiles: here columns of 8 or 4, 2 and 1,
@@ -40,12 +41,15 @@ def exact(x, w):
 @given(
     st.integers(0, 999),
     st.tuples(st.integers(0, 150), st.integers(0, 70), st.integers(0, 50)),
+    st.booleans(),
     st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     st.integers(1, 3),
 )
-def check_product(isa, dtype, block, seed, sizes, ratio, threads):
+def check_product(isa, dtype, block, seed, sizes, whole, ratio, threads):
     rng = np.random.default_rng(seed)
     m, k, n = sizes
+    if whole:  # products of whole blocks aren't packed if rows are short
+        k, n = (size - size % side for size, side in zip((k, n), block))
     w = random_weights(rng, (k, n), block, ratio, dtype)
     matrix = BlockSparseMatrix.from_dense(w, block, isa)
     assert np.array_equal(matrix.to_dense(), w)
@@ -60,6 +64,25 @@ def check_product(isa, dtype, block, seed, sizes, ratio, threads):
 @pytest.mark.parametrize(("isa", "dtype", "block"), CASES)
 def test_product(isa, dtype, block):
     check_product(isa, dtype, block)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_multiply_adds_a_row_take_x_as_it_is(dtype):
+    tile = spmm_rows.tile_of((8, 8), dtype, simd.host_isa())
+    rows = spmm_rows.rows_of_tile(tile)
+    assert spmm_rows.pays((64, 24), 64 * 24, tile)
+    assert not spmm_rows.pays((60, 24), 64 * 24, tile)  # a block ends outside of x
+    assert not spmm_rows.pays((64, 20), 64 * 24, tile)  # a block ends outside of y
+    assert not spmm_rows.pays((512, 512), 512 * 512, tile)
+    rng = np.random.default_rng(0)
+    w = random_weights(rng, (64, 24), (8, 8), 0.5, dtype)
+    matrix = BlockSparseMatrix.from_dense(w)
+    for count in (rows - 1, rows, rows + 1, 4 * rows - 1, 70):
+        x = rng.integers(-9, 10, (count, 64)).astype(dtype)
+        for threads in (1, 2, 4):
+            around = np.full((count + 2, 24), 7, dtype)
+            matrix.multiply(x, threads=threads, out=around[1:-1])
+            assert np.array_equal(around[1:-1], exact(x, w)) and (around[[0, -1]] == 7).all()
 
 
 @pytest.mark.parametrize(("dtype", "block", "depth"), [("float32", (8, 8), 6000), ("float64", (1, 1), 3000)])
