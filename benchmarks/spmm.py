@@ -169,7 +169,7 @@ PEERS: dict[str, Callable[[Case], Work]] = {
     for one in (bstf, bstf_packed, bstf_avx2, bstf_portable, dense, mkl_bsr, mkl_csr, scipy_bsr, scipy_csr)
 }
 _ENVIRONMENTS = {
-    "bstf_avx2": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2"},
+    "bstf_avx2": {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2"},
     "bstf_portable": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2"},
 }
 SUITE = Suite("spmm", PEERS, "dense", TOLERANCES, _ENVIRONMENTS)
