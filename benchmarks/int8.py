@@ -20,7 +20,8 @@ from rich.console import Console
 
 import bstf
 from benchmarks import harness
-from benchmarks.accuracy import Setting, Trial, file_name
+from benchmarks.accuracy import Setting
+from benchmarks.trials import Trial
 from bstf import console, training
 
 FLAGS = flags.FLAGS
@@ -36,7 +37,7 @@ def networks(folder: Path, setting: Setting) -> Iterator[tuple[str, keras.Model]
     for line in (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()[1:]:
         record = {name: value for name, value in json.loads(line).items() if name in names}
         trial = Trial(**record | {"block": tuple(record["block"])})
-        weights = folder / "weights" / f"{file_name(trial)}.weights.h5"
+        weights = folder / "weights" / f"{trial.file_name}.weights.h5"
         if weights.exists():
             model = setting.dense()
             model = bstf.sparsify(model, block=trial.block, ratio=0) if trial.ratio else model

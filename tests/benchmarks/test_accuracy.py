@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import STUDIES, Setting, Study, Trial, begin, run
+from benchmarks.accuracy import Setting, Study, begin, run
+from benchmarks.trials import STUDIES, Trial
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,122 @@
+"""The trials of the accuracy studies: which networks are made sparse in which ways."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to make a network sparse.
+
+    Attributes:
+        block: the block's shape, (input channels, output channels).
+        ratio: of zero blocks; 0 is the dense network.
+        importance: how blocks are compared.
+        scope: which blocks compete.
+        schedule: "one-shot" before the training; "cubic" over its first half; "steps" as in the paper.
+        recovery: before the training: "none", "batch_norm", "obs", or "obs+batch_norm".
+        distill: whether the dense network teaches.
+        permute: whether channels are put in another order first.
+        epochs: of the training, which may be 0.
+        seed: of the order of the images and of their augmentation.
+    """
+
+    block: tuple[int, int] = (8, 8)
+    ratio: float = 0.5
+    importance: str = "l2"
+    scope: str = "layer"
+    schedule: str = "one-shot"
+    recovery: str = "none"
+    distill: bool = False
+    permute: bool = False
+    epochs: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tells it from others, its seed aside."""
+        if not self.ratio:
+            return f"dense, {self.epochs} epochs"
+        words = [f"{self.block[0]}x{self.block[1]}", f"{self.ratio:.0%}", self.importance]
+        words += [self.scope] * (self.scope != "layer") + [self.schedule] * (self.schedule != "one-shot")
+        words += [self.recovery] * (self.recovery != "none") + ["distilled"] * self.distill
+        words += ["permuted"] * self.permute
+        return " ".join(words) + f", {self.epochs} epochs"
+
+    @property
+    def file_name(self) -> str:
+        """Of what it leaves."""
+        return re.sub(r"\W+", "-", f"{self.name} {self.seed}")
+
+
+# The paper's schedule takes 5 % of the blocks every two epochs: so many make half of them.
+_STEPS_EPOCHS = 19
+
+
+def _best(block: tuple[int, int], ratio: float, epochs: int) -> Trial:
+    """What the studies below found to lose least; blocks of one weight are the same in any order of channels."""
+    permute = block != (1, 1)
+    return Trial(block, ratio, "fisher", recovery="obs", distill=True, permute=permute, epochs=epochs)
+
+
+def _headline(epochs: int) -> list[Trial]:
+    return [Trial(ratio=0, epochs=epochs), _best((8, 8), 0.5, epochs)]
+
+
+def _unstructured(epochs: int) -> list[Trial]:
+    return [Trial(ratio=0, epochs=epochs), _best((1, 1), 0.5, epochs)]
+
+
+def _blocks(epochs: int) -> list[Trial]:
+    shapes, ratios = ((8, 8), (1, 1), (16, 4), (4, 16)), (0.25, 0.5, 0.75)
+    return [Trial(ratio=0, epochs=epochs)] + [_best(block, ratio, epochs) for block in shapes for ratio in ratios]
+
+
+def _importance(epochs: int) -> list[Trial]:
+    names = ("l1", "l2", "variance", "tensor_variance", "wanda", "taylor", "fisher", "hessian")
+    return [Trial(importance=name, epochs=epochs, recovery="obs") for name in names]
+
+
+def _scopes(epochs: int) -> list[Trial]:
+    scopes = ("layer", "column", "row", "global")
+    return [Trial(importance="fisher", scope=scope, epochs=epochs, recovery="obs", distill=True) for scope in scopes]
+
+
+def _schedules(epochs: int) -> list[Trial]:
+    names = ("one-shot", "cubic", "steps") if epochs >= _STEPS_EPOCHS else ("one-shot", "cubic")
+    return [Trial(schedule=name, epochs=epochs) for name in names]
+
+
+def _recovery(epochs: int) -> list[Trial]:
+    return [
+        Trial(ratio=0, epochs=epochs),
+        *(Trial(recovery=name, epochs=epochs) for name in ("none", "batch_norm", "obs")),
+        Trial(distill=True, epochs=epochs),
+        Trial(permute=True, epochs=epochs),
+        Trial(recovery="obs", distill=True, epochs=epochs),
+    ]
+
+
+def _calibration(epochs: int) -> list[Trial]:
+    ways = ("none", "batch_norm", "obs", "obs+batch_norm")
+    ratios = (0.25, 0.5, 0.75)
+    return [
+        Trial(ratio=0),
+        *(Trial(ratio=ratio, recovery=way) for ratio in ratios for way in ways),
+        *(Trial(ratio=ratio, recovery="obs", permute=True) for ratio in ratios),
+    ]
+
+
+# Each gives its trials from --epochs.
+STUDIES = {
+    "headline": _headline,  # dense, and 8x8 at 50 %
+    "unstructured": _unstructured,  # dense, and 1x1 at 50 %
+    "blocks": _blocks,  # shapes and ratios
+    "importance": _importance,
+    "scopes": _scopes,
+    "schedules": _schedules,
+    "recovery": _recovery,
+    "calibration": _calibration,  # no training at all: images without labels
+}
