@@ -56,9 +56,13 @@ _STEPS_EPOCHS = 19
 
 
 def _best(block: tuple[int, int], ratio: float, epochs: int) -> Trial:
-    """What the studies below found to lose least; blocks of one weight are the same in any order of channels."""
-    permute = block != (1, 1)
-    return Trial(block, ratio, "fisher", recovery="obs", distill=True, permute=permute, epochs=epochs)
+    """What the studies below found to lose least.
+
+    Single weights are the same in any order of channels, and `obs` makes more of those that l2 keeps over all layers.
+    """
+    single = block == (1, 1)
+    importance, scope = ("l2", "global") if single else ("fisher", "layer")
+    return Trial(block, ratio, importance, scope, recovery="obs", distill=True, permute=not single, epochs=epochs)
 
 
 def _headline(epochs: int) -> list[Trial]:
