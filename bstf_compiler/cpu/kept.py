@@ -10,13 +10,17 @@ The folder is the one that Numba chooses: `NUMBA_CACHE_DIR`, else `__pycache__` 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import pickle
 import re
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
@@ -50,6 +54,18 @@ def _digest_of_sources() -> bytes:
     return digest.digest()
 
 
+def _number_functions() -> None:
+    """Numba counts functions from 1 in every process, and that number alone tells two of one name and type apart.
+
+    Kernels that two processes kept would bring different functions with the same symbol, and a third process, which
+    loads both, would call one for the other. So counting begins anywhere.
+    """
+    FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
+
+
+_number_functions()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_number_functions)
 # Taken while they are imported: they may be edited before a kernel is compiled.
 _SOURCES = _digest_of_sources()
 _DIGEST = len(_SOURCES)

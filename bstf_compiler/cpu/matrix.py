@@ -148,7 +148,7 @@ class BlockSparseMatrix:
         out = self._result(rows, out, shift)
         if bias is not None or shift is not None:
             self._check_epilogue(bias, shift)
-        if not self._tiled.depth:
+        if not self.shape[0]:
             out[:] = self._product_of_nothing(bias, shift)
         elif isinstance(x, np.ndarray) and self._narrow and rows >= spmm_rows.rows_of_tile(self._narrow.tile):
             spmm_rows.multiply(x, self._narrow, out, _threads(threads))

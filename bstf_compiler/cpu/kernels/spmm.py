@@ -46,7 +46,7 @@ def pack(x: np.ndarray, weights: TiledWeights, threads: int | None = None) -> Pa
     workers = team.size(threads, 16 * x.size)
     panels = Panels(tile, weights.depth, len(x), x.dtype == np.int8, _room(len(x), weights))
     out = np.empty(0, np.int32 if tile.dtype == np.int8 else tile.dtype)
-    pieces = _pieces(_wanted(workers), len(x), weights)
+    pieces = _pieces(wanted_tasks(workers), len(x), weights)
     _run(x, panels.values, len(x), weights, out, np.empty(0, np.int32), 0, pieces, 0, 1, workers)
     return panels
 
@@ -57,7 +57,7 @@ def _room(rows: int, weights: TiledWeights) -> np.ndarray:
     return empty(-(-rows // tile.width) * tile.width * (weights.depth // tile.unit), tile.word)
 
 
-def _wanted(workers: int) -> int:
+def wanted_tasks(workers: int) -> int:
     """How many tasks to make for so many threads, at least."""
     return _TASKS_OF_A_THREAD * workers if workers > 1 else 1
 
@@ -91,7 +91,7 @@ def multiply(
     tile = weights.tile
     rows = x.rows if isinstance(x, Panels) else len(x)
     workers = team.size(threads, rows * len(weights.offsets) * tile.depth * tile.columns)
-    wanted, panels = _wanted(workers), -(-rows // tile.width)
+    wanted, panels = wanted_tasks(workers), -(-rows // tile.width)
     slices = max(1, min(weights.tiles, -(-wanted // panels)))
     group = _GROUP if weights.values.nbytes > _LARGE_BYTES and panels >= 2 * wanted else 1
     if isinstance(x, Panels):

@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bstf_compiler.cpu import kept, simd, team
+from bstf_compiler.cpu.kernels.spmm import wanted_tasks
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import Tile, TiledWeights
 
@@ -32,8 +33,6 @@ _ROWS = 8
 _HALF_BYTES = 32
 # Registers and their doubles, triples and so on that an x86 address can add.
 _ROWS_OF_A_REGISTER = 4
-# Tasks a thread should find, so that all end at about the same time.
-_TASKS_OF_A_THREAD = 4
 
 
 def tile_of(block: tuple[int, int], dtype: np.dtype, isa: Isa) -> Tile | None:
@@ -77,7 +76,7 @@ def multiply(x: np.ndarray, weights: TiledWeights, out: np.ndarray, threads: int
     tile = weights.tile
     workers = team.size(threads, len(x) * len(weights.values))
     tiles = -(-len(x) // rows_of_tile(tile))
-    tasks = min(tiles, _TASKS_OF_A_THREAD * workers)
+    tasks = min(tiles, wanted_tasks(workers))
     team.run(
         _kernel(tile), workers,
         x.reshape(-1), len(x), weights.shape[0], weights.values, weights.offsets, weights.starts, weights.tiles,

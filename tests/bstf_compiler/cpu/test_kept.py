@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -81,3 +85,39 @@ def test_without_a_folder_kernels_are_compiled_each_time(folder, monkeypatch):
     assert not found(kernel, 1)
     monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
     assert not found(adder(1), 1)
+
+
+PROGRAM = """
+import sys
+import numba, numpy as np
+from bstf_compiler.cpu import kept
+
+def kernel_of(factor):
+    @numba.njit(no_cpython_wrapper=True)
+    def inner(x):
+        total = 0.0
+        for i in range(len(x)):
+            total += factor * x[i]
+        return total
+
+    @kept.kernel(factor)
+    def multiply(x, y):
+        for i in numba.prange(len(y)):
+            y[i] = inner(x)
+
+    return multiply
+
+for factor in map(int, sys.argv[1:]):
+    y = np.zeros(2)
+    kernel_of(factor)(np.ones(3), y)
+    assert (y == 3 * factor).all(), (factor, y)
+"""
+
+
+def test_kernels_of_two_processes_serve_a_third(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for factors in (["2"], ["5"], ["2", "5"], ["5", "2"]):
+        command = [sys.executable, str(tmp_path / "program.py"), *factors]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
