@@ -95,22 +95,19 @@ from bstf_compiler.cpu import kept
 def kernel_of(factor):
     @numba.njit(no_cpython_wrapper=True)
     def inner(x):
-        total = 0.0
-        for i in range(len(x)):
-            total += factor * x[i]
-        return total
+        return factor * np.sort(x).sum()  # long, and called twice: a call that stays one
 
     @kept.kernel(factor)
     def multiply(x, y):
         for i in numba.prange(len(y)):
-            y[i] = inner(x)
+            y[i] = inner(x) - inner(-x)
 
     return multiply
 
 for factor in map(int, sys.argv[1:]):
     y = np.zeros(2)
     kernel_of(factor)(np.ones(3), y)
-    assert (y == 3 * factor).all(), (factor, y)
+    assert (y == 6 * factor).all(), (factor, y)
 """
 
 
