@@ -17,11 +17,14 @@ from bstf_compiler.cpu.kernels.step import (
     FROM_TILES,
     FUNCTION,
     LOAD,
+    MAX_POOL,
+    MEAN_POOL,
     PIXELS,
     RESIZE,
     SPLIT,
     STEP,
     TO_TILES,
+    ZERO_MAX_POOL,
 )
 from bstf_compiler.cpu.layout import ALIGNMENT, Format, Grid, Layout, round_up
 from bstf_compiler.cpu.operations import Operation
@@ -157,6 +160,8 @@ def make_plan(
                 step["other_image"] = other.grid.rows * other.grid.pitch
         step["top"], _, step["left"], _ = one.window.padding
         step["down"], step["across"] = one.window.strides
+        if one.kind in (MAX_POOL, ZERO_MAX_POOL, MEAN_POOL) and y.width == 1:  # any stride will do, and this is fastest
+            step["across"] = 1
         step["window_height"], step["window_width"] = one.window.kernel
         if one.kind == TO_TILES:  # a task transforms some planes of the input
             step["planes"] = layouts[one.inputs[0]].planes
@@ -197,8 +202,8 @@ def _scratch(step: np.void, one: Operation, lanes: int, format: Format) -> int:
     """Elements of scratch that a thread needs for a step."""
     if one.kind == RESIZE:
         return enlarge.scratch(step["x_width"], lanes, format)
-    if one.kind in (TO_TILES, FROM_TILES):
-        return winograd.scratch(step["y_width" if one.kind == TO_TILES else "x_width"], lanes)
+    if one.kind == FROM_TILES:
+        return winograd.scratch(step["x_width"], lanes)
     padded = max(step["left"] + step["x_width"], (step["y_width"] - 1) * step["across"] + step["window_width"])
     loaded = step["x_width"] * max(4, step["channels"]) if one.kind == LOAD else 0
     return max(5 * padded, loaded) + (8 + step["across"]) * lanes
@@ -274,7 +279,7 @@ def _layouts(
     ragged = {
         one.output
         for one in operations
-        if one.kind == TO_TILES or (one.kind == ELEMENTWISE and _meets_a_pixel(one, shapes))
+        if one.kind in (TO_TILES, FROM_TILES) or (one.kind == ELEMENTWISE and _meets_a_pixel(one, shapes))
     }
     layouts = {}
     for names in nx.connected_components(joined):
@@ -283,7 +288,7 @@ def _layouts(
         rows = max(shapes[name][0] + max(pads[name][:2]) for name in names)
         before = max(top * pitch + left for top, _, left, _ in pads.values())
         after = max(bottom * pitch + right for _, bottom, _, right in pads.values())
-        if names & ragged:  # an image's last pixels or tiles are written with a whole vector, wherever it starts
+        if names & ragged:  # rows, or an image's last pixels, are written by whole vectors, wherever they start
             after = max(after, ALIGNMENT)
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:
@@ -410,8 +415,12 @@ def _cut(step: np.void, weights: conv.ConvWeights, x: Layout, threads: int, lane
 
 
 def _packing_pays(weights: conv.ConvWeights) -> bool:
-    """Whether panels are read often enough, if the convolution reads the pixel that it computes and no other."""
-    return weights.shape_of_tiles == conv.DEEP and weights.macs >= _PACKED_MACS * weights.shape[2]
+    """Whether panels are read often enough, if the convolution reads the pixel that it computes and no other.
+
+    They don't pay for the tiles of Winograd's method: their short planes are in the first cache as they lie.
+    """
+    in_one_part = weights.shape_of_tiles == conv.DEEP and weights.parts == 1
+    return in_one_part and weights.macs >= _PACKED_MACS * weights.shape[2]
 
 
 def _pack(step: np.void, x: Layout, lanes: int) -> None:

@@ -145,7 +145,8 @@ def load_neighbours(builder: ir.IRBuilder, address: ir.Value, kind: ir.VectorTyp
     return [load_value(builder, place, kind) for place in places]
 
 
-def _store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
+def store_value(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
+    """Stores a vector or an element at an address of any alignment."""
     builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=1)
 
 
@@ -226,7 +227,7 @@ def store(typing, vectors, array, index, stride):
     def generate(context, builder, signature, arguments):
         at = arguments[2]
         for vector in cgutils.unpack_tuple(builder, arguments[0]):
-            _store(builder, vector, element_address(context, builder, array, arguments[1], at))
+            store_value(builder, vector, element_address(context, builder, array, arguments[1], at))
             at = builder.add(at, arguments[3])
         return context.get_dummy_value()
 
@@ -492,11 +493,17 @@ def store_tile(typing, tile, count, array, index, stride):
         for row in range(0, tile.count, count.literal_value):
             address = element_address(context, builder, array, arguments[2], at)
             for place, vector in enumerate(vectors[row : row + count.literal_value]):
-                _store(builder, vector, builder.gep(address, [ir.Constant(_INT32, place * tile.dtype.lanes)]))
+                store_value(builder, vector, builder.gep(address, [ir.Constant(_INT32, place * tile.dtype.lanes)]))
             at = builder.add(at, arguments[4])
         return context.get_dummy_value()
 
     return types.void(tile, count, array, types.intp, types.intp), generate
+
+
+def clamp_floats(builder: ir.IRBuilder, value: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
+    """min(max(value, low), high) for vectors of floats."""
+    value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+    return builder.select(builder.fcmp_ordered(">", value, high), high, value)
 
 
 @intrinsic
@@ -509,8 +516,7 @@ def clamp(typing, tile, low, high):
         low_, high_ = (splat(builder, bound, tile.dtype.lanes) for bound in arguments[1:])
         results = []
         for value in cgutils.unpack_tuple(builder, arguments[0]):
-            value = builder.select(builder.fcmp_ordered("<", value, low_), low_, value)
-            results.append(builder.select(builder.fcmp_ordered(">", value, high_), high_, value))
+            results.append(clamp_floats(builder, value, low_, high_))
         return context.make_tuple(builder, tile, results)
 
     return tile(tile, tile.dtype.element, tile.dtype.element), generate
@@ -549,7 +555,7 @@ def store_transposed(typing, tile, count, array, index, stride):
                 for part, piece in enumerate(column):
                     kind = ir.VectorType(element, piece.type.count)
                     narrow = piece if piece.type == kind else builder.trunc(piece, kind)
-                    _store(builder, narrow, builder.gep(address, [ir.Constant(_INT32, part * kind.count)]))
+                    store_value(builder, narrow, builder.gep(address, [ir.Constant(_INT32, part * kind.count)]))
                 at = builder.add(at, arguments[4])
         return context.get_dummy_value()
 

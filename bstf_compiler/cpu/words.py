@@ -14,6 +14,7 @@ from bstf_compiler.cpu.simd import (
     Vector,
     are_literals,
     call_intrinsic,
+    clamp_floats,
     constant,
     element_address,
     is_memory,
@@ -211,19 +212,55 @@ def load_strided(typing, array, index, stride, lanes):
     return vectors(array, types.intp, types.intp, lanes), generate
 
 
+def _apart(array: types.Type, step: types.Type, lanes: types.Type, count: int) -> tuple | None:
+    if not (is_memory(array) and are_literals(step, lanes)):
+        return None
+    vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), count)
+
+    def generate(context, builder, signature, arguments):
+        kind, elements = context.get_value_type(vectors.dtype), step.literal_value * lanes.literal_value
+        wide = ir.VectorType(kind.element, elements)
+        address = element_address(context, builder, array, arguments[0], arguments[1])
+        all_ = builder.load(builder.bitcast(address, wide.as_pointer()), align=1, typ=wide)
+        chosen = [
+            shuffle(builder, all_, all_, list(range(first, elements, step.literal_value))) for first in range(count)
+        ]
+        return context.make_tuple(builder, vectors, chosen)
+
+    return vectors(array, types.intp, step, lanes), generate
+
+
 @intrinsic(prefer_literal=True)
 def load_every(typing, array, index, step, lanes):
     """`load_strided` by whole vectors, for a step that the compiler knows; it reads step * lanes elements."""
-    if not (is_memory(array) and are_literals(step, lanes)):
+    return _apart(array, step, lanes, 1)
+
+
+@intrinsic(prefer_literal=True)
+def load_apart(typing, array, index, step, lanes):
+    """`step` vectors: every step-th element from array[index] on, from array[index + 1] on, ..."""
+    return _apart(array, step, lanes, step.literal_value) if are_literals(step) else None
+
+
+@intrinsic
+def of_floats(typing, vectors, low, high, factor):
+    """Words of which byte c is floor((clamped - low) * factor + 1/2), below 256, of the c-th vector of float32.
+
+    `clamped` is min(max(element, low), high). Where there are less than four vectors, the other bytes are 128.
+    """
+    if not (isinstance(vectors, types.UniTuple) and vectors.count <= 4):
         return None
-    vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), 1)
+    words = types.UniTuple(Vector(types.int32, vectors.dtype.lanes), 1)
 
     def generate(context, builder, signature, arguments):
-        kind, count = context.get_value_type(vectors.dtype), step.literal_value * lanes.literal_value
-        wide = ir.VectorType(kind.element, count)
-        address = element_address(context, builder, array, arguments[0], arguments[1])
-        all_ = builder.load(builder.bitcast(address, wide.as_pointer()), align=1, typ=wide)
-        chosen = shuffle(builder, all_, all_, list(range(0, count, step.literal_value)))
-        return context.make_tuple(builder, vectors, [chosen])
+        kind, floats = (context.get_value_type(one.dtype) for one in (words, vectors))
+        low_, high_, factor_ = (splat(builder, one, kind.count) for one in arguments[1:])
+        word = constant(kind, sum(128 << 8 * place for place in range(vectors.count, 4)))
+        for place, vector in enumerate(cgutils.unpack_tuple(builder, arguments[0])):
+            above = builder.fsub(clamp_floats(builder, vector, low_, high_), low_)
+            rounded = builder.fadd(builder.fmul(above, factor_), ir.Constant(floats, [0.5] * kind.count))
+            whole = builder.fptosi(rounded, kind)  # which cuts, and nothing is below zero
+            word = builder.or_(word, builder.shl(whole, constant(kind, 8 * place)))
+        return context.make_tuple(builder, words, [word])
 
-    return vectors(array, types.intp, step, lanes), generate
+    return words(vectors, types.float32, types.float32, types.float32), generate

@@ -36,7 +36,7 @@ def resize(isa: Isa, format: Format) -> Callable:
     def kernel(step, plane, memory, biases, line):
         x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
         across, width, stride = step.window_width, step.x_width, step.x_width + 2 + 2 * lanes
-        result = line[rows * stride :]
+        result = rows * stride
         clear(step, memory, y, 0)
         for image in range(step.images):
             for row in range(step.y_height):
@@ -62,9 +62,9 @@ def resize(isa: Isa, format: Format) -> Callable:
                             simd.load_tile(line, column + 1, stride, lanes, rows, 1),
                             simd.load_tile(line, column + 2, stride, lanes, rows, 1),
                         )  # fmt: skip
-                        simd.store(narrowed(total, step.cut), result, 0, 0)
+                        simd.store(narrowed(total, step.cut), line, result, 0)
                         for lane in range(min(lanes, width - column)):
-                            memory[at + (column + lane) * across + phase] = result[lane]
+                            memory[at + (column + lane) * across + phase] = line[result + lane]
 
     return numba.njit(nogil=True, error_model="numpy")(kernel)
 

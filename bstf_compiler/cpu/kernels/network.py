@@ -15,7 +15,7 @@ import numpy as np
 from numba import prange
 
 from bstf_compiler.cpu import access, kept, simd, team
-from bstf_compiler.cpu.kernels import conv, enlarge, functions, planes, pools, winograd, word_planes
+from bstf_compiler.cpu.kernels import conv, enlarge, functions, loads, planes, pools, winograd, word_planes
 from bstf_compiler.cpu.kernels.conv import DEEP, SHALLOW, THIN
 from bstf_compiler.cpu.kernels.elementwise import elementwise
 from bstf_compiler.cpu.kernels.step import (
@@ -41,19 +41,22 @@ def _planes(isa: Isa, format: Format) -> Callable:
     work = _float_windows(isa) if format == FLOATS else _word_windows(isa)
 
     def task_(step, task, memory, biases, masks, line):
+        activations, constants, insides, scratch = (
+            simd.pointer(memory), simd.pointer(biases), simd.pointer(masks), simd.pointer(line)
+        )  # fmt: skip
         for plane in range(task * step.planes // step.tasks, (task + 1) * step.planes // step.tasks):
             if step.kind == SPLIT:
-                planes.split(step, plane, memory)
+                planes.split(step, plane, activations)
             elif step.kind == ELEMENTWISE:
-                join(step, plane, memory, biases, masks)
+                join(step, plane, activations, constants, insides)
             elif step.kind == FUNCTION:
                 function(step, plane, memory, biases, masks)
             elif step.kind == RESIZE:
-                resize(step, plane, memory, biases, line)
+                resize(step, plane, activations, constants, scratch)
             elif step.kind == PIXELS:
-                pixels(step, plane, memory)
+                pixels(step, plane, activations)
             else:
-                work(step, plane, memory, biases, line)
+                work(step, plane, activations, constants, scratch)
 
     return numba.njit(inline="always")(task_)
 
@@ -65,7 +68,7 @@ def _float_windows(isa: Isa) -> Callable:
 
     def work(step, plane, memory, biases, line):
         if step.kind == TO_TILES:
-            to_tiles(step, plane, memory, line)
+            to_tiles(step, plane, memory)
         elif step.kind == FROM_TILES:
             from_tiles(step, plane, memory, biases, line)
         elif step.kind == MEAN_POOL:
@@ -171,7 +174,7 @@ def executor(isa: Isa, format: Format) -> Callable:
     each step, when each step that has tasks ends, and the team.
     """
     convolve, work_on_planes = _convolution(isa, format), _planes(isa, format)
-    load = planes.load if format == FLOATS else word_planes.load
+    load = loads.load(format)
 
     def execute(steps, images, memory, values, offsets, starts, biases, masks, counts, ends, workers, members):
         for worker in prange(workers):

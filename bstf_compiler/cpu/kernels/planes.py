@@ -1,4 +1,4 @@
-"""Steps that only move values: zeros around images, splits, and float images pixel by pixel to channels."""
+"""Steps that only move values: zeros around images, and splits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ _every_other, _every_other_few = _take_every_other(_LANES), _take_every_other(_F
 
 
 @numba.njit(nogil=True)
+def fill(memory, first, last, value):
+    """One value from element `first` to before `last`; unlike a slice it takes pointers, too."""
+    for place in range(first, last):
+        memory[place] = value
+
+
+@numba.njit(nogil=True)
 def clear(step, memory, y, first):
     """Zeros before the first pixel of a plane of the output and from element `first` on."""
-    memory[y - step.lead : y] = step.zero
-    memory[y + first : y - step.lead + step.y_plane] = step.zero
+    fill(memory, y - step.lead, y, step.zero)
+    fill(memory, y + first, y - step.lead + step.y_plane, step.zero)
 
 
 @numba.njit(nogil=True)
@@ -46,7 +53,7 @@ def clear_around(step, used, memory):
             for row in range(step.y_rows):
                 start = step.y_width if row < step.y_height else 0
                 at = (image * step.y_rows + row) * step.y_pitch
-                memory[y + min(step.length, at + start) : y + min(step.length, at + step.y_pitch)] = step.zero
+                fill(memory, y + min(step.length, at + start), y + min(step.length, at + step.y_pitch), step.zero)
 
 
 @numba.njit(nogil=True)
@@ -72,17 +79,3 @@ def split(step, plane, memory):
             else:
                 for column in range(start, stop):
                     memory[at + column] = memory[source + column * step.across]
-
-
-@numba.njit(nogil=True)
-def load(step, first, last, images, memory, biases, line):
-    """Rows [first, last) of the images."""
-    width, channels, height = step.x_width, step.channels, step.x_height
-    for row in range(first, last):
-        source, image = step.image + row * width * channels, row // height
-        at = step.y + (image * step.y_rows + row % height) * step.y_pitch
-        for channel in range(channels):
-            for column in range(width):
-                memory[at + channel * step.y_plane + column] = images[source + column * channels + channel]
-    if first == 0:
-        clear_around(step, channels, memory)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
-from bstf_compiler.cpu.kernels.planes import clear
+from bstf_compiler.cpu.kernels.planes import clear, fill
 from bstf_compiler.cpu.kernels.step import MAX_POOL, MEAN_POOL
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
 from bstf_compiler.cpu.simd import Isa
@@ -28,12 +28,12 @@ def pool(isa: Isa, format: Format, maximum: bool) -> Callable:
         nothing = 1 if step.kind == MEAN_POOL else 0
         right = step.left + step.x_width
         end = max(right, (step.y_width - 1) * step.across + step.window_width)
-        result = line[end + 2 * lanes :]
-        counts = line[end + 2 * lanes + step.y_width + lanes :]  # pixels of the image in the columns of a window
+        result = end + 2 * lanes
+        counts = result + step.y_width + lanes  # pixels of the image in the columns of a window
         for column in range(0 if maximum else step.y_width):
             left = column * step.across - step.left
-            counts[column] = min(step.x_width, left + step.window_width) - max(0, left)
-        line[: step.left] = outside[padding]
+            line[counts + column] = min(step.x_width, left + step.window_width) - max(0, left)
+        fill(line, 0, step.left, outside[padding])
         clear(step, memory, y, 0)
         for image in range(step.images):
             for row in range(step.y_height):
@@ -46,7 +46,7 @@ def pool(isa: Isa, format: Format, maximum: bool) -> Callable:
                         source = x + (image * step.x_rows + source_row) * step.x_pitch + column
                         values = join(values, simd.load(memory, source, lanes, 1))
                     simd.store(values, line, step.left + column, 0)
-                line[right:end] = outside[padding]
+                fill(line, right, end, outside[padding])
                 for column in range(0, step.y_width, lanes):
                     values = simd.rows_of(outside, nothing, lanes, 1, 1)
                     for tap in range(step.window_width):
@@ -57,13 +57,13 @@ def pool(isa: Isa, format: Format, maximum: bool) -> Callable:
                         else:
                             met = words.load_strided(line, tap + step.across * column, step.across, lanes)
                         values = join(values, met)
-                    simd.store(values, result, column, 0)
+                    simd.store(values, line, result + column, 0)
                 if not maximum:
                     rows = np.float32(last - first)
                     for column in range(step.y_width):
-                        result[column] /= rows * counts[column]
+                        line[result + column] /= rows * line[counts + column]
                 at = y + (image * step.y_rows + row) * step.y_pitch
                 for column in range(step.y_width):
-                    memory[at + column] = result[column]
+                    memory[at + column] = line[result + column]
 
     return numba.njit(nogil=True)(kernel)

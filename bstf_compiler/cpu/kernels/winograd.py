@@ -51,7 +51,11 @@ _KERNEL = [
 ]
 _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 _ELEMENTS = SIDE**2
-# Tiles that go through a transform together, if a row of them isn't longer: what they hold stays in the first cache.
+# Tiles side by side, the input's or the products', that are loaded and stored together.
+UNIT = 4
+# In place of the pixels of a row outside of the image.
+ABSENT = -(2**62)
+# Tiles whose products become pixels together, if a row of them isn't longer: what they hold stays in the first cache.
 _TOGETHER = 48
 
 
@@ -122,15 +126,8 @@ def transform_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def scratch(tiles_across: int, lanes: int) -> int:
-    """Elements of scratch that a transform needs, the input's or the output's, whichever is more.
-
-    The input's: the first TILE rows of pixels of some tiles and of the row of tiles below, column by column. The
-    output's: a row of pixels, and all elements of some tiles.
-    """
-    together = max(_TOGETHER, tiles_across)
-    of_input = TILE * SIDE * (together + tiles_across + lanes)
-    of_output = TILE * (tiles_across + lanes) + _ELEMENTS * (together + lanes)
-    return max(of_input, of_output)
+    """Elements of scratch that the output's transform needs: a row of pixels, and all pixels of some tiles."""
+    return TILE * (tiles_across + lanes) + TILE**2 * (max(_TOGETHER, tiles_across) + lanes)
 
 
 def _linear(builder: ir.IRBuilder, factors: list[int], vectors: list[ir.Value]) -> ir.Value:
@@ -186,24 +183,72 @@ def _take_apart(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Value
     return [vector for pair in zip(even, odd) for vector in pair]
 
 
+def _zeros(builder: ir.IRBuilder, kind: ir.ArrayType) -> ir.Value:
+    """A pointer to the first of some constant zeros."""
+    zeros = ir.GlobalVariable(builder.module, kind, builder.module.get_unique_name("zeros"))
+    zeros.initializer, zeros.global_constant, zeros.linkage = ir.Constant(kind, None), True, "internal"
+    return builder.bitcast(zeros, kind.element.as_pointer())
+
+
+def _are_between(builder: ir.IRBuilder, low: ir.Value, numbers: range, high: ir.Value) -> ir.Value:
+    """For each of some numbers whether low <= number < high."""
+    kind = ir.VectorType(ir.IntType(32), len(numbers))
+    low, high = (simd.splat(builder, builder.trunc(bound, kind.element), kind.count) for bound in (low, high))
+    known = ir.Constant(kind, list(numbers))
+    return builder.and_(builder.icmp_signed("<=", low, known), builder.icmp_signed("<", known, high))
+
+
+def _are_tuples(*values: types.Type) -> bool:
+    return all(isinstance(value, types.UniTuple) for value in values)
+
+
 @intrinsic(prefer_literal=True)
-def load_columns(typing, array, index, lanes):
-    """The SIDE columns of `lanes` tiles side by side: vector j holds array[index + TILE * tile + j]."""
-    if not (simd.is_memory(array) and simd.are_literals(lanes)):
+def load_columns(typing, array, places, lefts, width, lanes):
+    """The SIDE columns of `lanes` tiles, UNIT of them side by side at each of some places.
+
+    Vector j holds array[place + TILE * t + j] for tile t of a place. Of the elements from a place on, the image has
+    [left, left + width); others are read as zeros, as is what is ABSENT.
+    """
+    if not (simd.is_memory(array) and _are_tuples(places, lefts) and simd.are_literals(lanes)):
         return None
     vectors = types.UniTuple(Vector(array.dtype, lanes.literal_value), SIDE)
 
     def generate(context, builder, signature, arguments):
-        kind = context.get_value_type(vectors.dtype)
-        start = simd.element_address(context, builder, array, arguments[0], arguments[1])
-        *parts, after = simd.load_neighbours(builder, start, kind, TILE + 1)
-        columns = _take_apart(builder, parts)
-        for column in range(SIDE - TILE):  # these are the next tile's first ones
-            order = [*range(1, kind.count), kind.count + column]
-            columns.append(simd.shuffle(builder, columns[column], after, order))
+        kind, number = context.get_value_type(vectors.dtype), arguments[3].type
+        absent, zeros = ir.Constant(number, ABSENT), _zeros(builder, ir.ArrayType(kind.element, UNIT * TILE + TILE))
+        near, next_ = [], []  # all pixels of the tiles; those of the tiles after them, which are their last columns
+        for place, left in zip(*(cgutils.unpack_tuple(builder, one) for one in arguments[1:3])):
+            address = simd.element_address(context, builder, array, arguments[0], place)
+            address = builder.select(builder.icmp_signed("==", place, absent), zeros, address)
+            right = builder.add(left, arguments[3])
+            for first, parts in ((0, near), (TILE, next_)):
+                for element in range(first, first + UNIT * TILE, kind.count):
+                    value = simd.load_value(builder, builder.gep(address, [ir.Constant(number, element)]), kind)
+                    inside = _are_between(builder, left, range(element, element + kind.count), right)
+                    parts.append(builder.select(inside, value, ir.Constant(kind, None)))
+        columns = _take_apart(builder, near) + _take_apart(builder, next_)[: SIDE - TILE]
         return context.make_tuple(builder, vectors, columns)
 
-    return vectors(array, types.intp, lanes), generate
+    return vectors(array, places, lefts, types.int64, lanes), generate
+
+
+@intrinsic
+def store_units(typing, vectors, array, places, stride):
+    """Stores the parts of UNIT lanes of each vector at the places, those of vector i further by i * stride."""
+    if not (isinstance(vectors, types.UniTuple) and simd.is_memory(array) and _are_tuples(places)):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        at = cgutils.unpack_tuple(builder, arguments[2])
+        for vector in cgutils.unpack_tuple(builder, arguments[0]):
+            for unit, place in enumerate(at):  # a row's last part may run into the next row, which is stored after it
+                part = simd.shuffle(builder, vector, vector, list(range(unit * UNIT, (unit + 1) * UNIT)))
+                address = simd.element_address(context, builder, array, arguments[1], place)
+                simd.store_value(builder, part, address)
+            at = [builder.add(place, arguments[3]) for place in at]
+        return context.get_dummy_value()
+
+    return types.void(vectors, array, places, types.int64), generate
 
 
 @intrinsic
@@ -219,56 +264,96 @@ def interleave(typing, vectors):
     return vectors(vectors), generate
 
 
-def _take_row(lanes: int) -> Callable:
-    """Compiles the copy of a row of pixels from `source`, -1 for zeros: column j of all tiles to at + j * stride."""
+def _inline(function: Callable) -> Callable:
+    return numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
-    def take(step, memory, source, line, at, stride):
-        across, end = step.y_width, step.left + step.x_width
-        for tile in range(0, across, lanes):
-            if source < 0:
-                columns = simd.zeros(line, lanes, SIDE, 1)
-            else:
-                columns = load_columns(memory, source - step.left + TILE * tile, lanes)
-            simd.store(columns, line, at + tile, stride)
-        for column in range(step.left):  # zeros beside the image
-            line[at + column * stride] = 0
-        for column in range(end, TILE * across + SIDE - TILE):
-            tile, j = column // TILE, column % TILE
-            if tile < across:
-                line[at + j * stride + tile] = 0
-            if j + TILE < SIDE:
-                line[at + (j + TILE) * stride + tile - 1] = 0
 
-    return numba.njit(error_model="numpy")(take)
+def _units(count: int) -> Callable:
+    """Compiles the rows and columns of `count` units from one on, row by row, `across` a row."""
+    if count == 1:
+
+        def units(row, column, across):
+            return (row,), (column,)
+
+    else:
+        others = _units(count - 1)
+
+        def units(row, column, across):
+            ends = column + 1 == across
+            rows, columns = others(row + ends, 0 if ends else column + 1, across)
+            return (row,) + rows, (column,) + columns
+
+    return _inline(units)
+
+
+def _of_each(count: int, function: Callable) -> Callable:
+    """Compiles a tuple of function(row, column, ...) for the rows and columns of `count` units."""
+    if count == 1:
+
+        def values(rows, columns, *others):
+            return (function(rows[0], columns[0], *others),)
+
+    else:
+        rest = _of_each(count - 1, function)
+
+        def values(rows, columns, *others):
+            return (function(rows[0], columns[0], *others),) + rest(rows[1:], columns[1:], *others)
+
+    return _inline(values)
+
+
+@_inline
+def _source(row, column, step, x, line):
+    """Where line `line` of a unit's tiles begins, of a plane of an image at x."""
+    line += row * TILE - step.top
+    if line < 0 or line >= step.x_height:
+        return ABSENT
+    return x + line * step.x_pitch + column * (UNIT * TILE) - step.left
+
+
+@_inline
+def _left(row, column, step):
+    """How many pixels after a unit's first one the image begins."""
+    return step.left - column * (UNIT * TILE)
+
+
+@_inline
+def _target(row, column, step, y):
+    """Where a unit's elements of a part lie, of a plane of an image at y."""
+    return y + row * step.y_pitch + column * UNIT
 
 
 def input_transform(isa: Isa) -> Callable:
     """Compiles B^T d B for all tiles of a plane; each element goes to the same plane of a part of its own."""
     lanes = FLOATS.lanes(isa)
-    take, take_few = _take_row(lanes), _take_row(lanes // 2)
-    above, below = TILE * SIDE, (SIDE - TILE) * SIDE  # pixels of a tile in rows of its own, and of the tile below
+    together = lanes // UNIT
+    units = _units(together + 1)
+    sources, lefts, targets = (_of_each(together, function) for function in (_source, _left, _target))
 
-    def transform(step, plane, memory, line):
-        across = step.y_width
-        together = max(1, _TOGETHER // across)
-        stride = (together + 1) * across + lanes
+    def line_of(rows, columns, step, memory, x, line):
+        places = sources(rows, columns, step, x, line)
+        return load_columns(memory, places, lefts(rows, columns, step), step.x_width, lanes)
+
+    line_of = _inline(line_of)
+
+    def transform(step, plane, memory):
+        across = (step.y_width + UNIT - 1) // UNIT
         for image in range(step.images):
             x = step.x + plane * step.x_plane + image * step.x_rows * step.x_pitch
-            for first in range(0, step.y_height, together):
-                last = min(first + together, step.y_height)
-                for place in range((last - first) * TILE + SIDE - TILE):
-                    row = first * TILE + place - step.top
-                    source = x + row * step.x_pitch if 0 <= row < step.x_height else -1
-                    at = place % TILE * SIDE * stride + place // TILE * across
-                    if 2 * across <= lanes:
-                        take_few(step, memory, source, line, at, stride)
-                    else:
-                        take(step, memory, source, line, at, stride)
-                y = step.y + plane * step.y_plane + (image * step.y_rows + first) * step.y_pitch
-                for tile in range(0, (last - first) * across, lanes):
-                    upper = simd.load_tile(line, tile, stride, lanes, above, 1)
-                    lower = simd.load_tile(line, tile + across, stride, lanes, below, 1)  # the tile's below
-                    simd.store_tile(_change_input(upper + lower), 1, memory, y + tile, step.part * step.y_plane)
+            y = step.y + plane * step.y_plane + image * step.y_rows * step.y_pitch
+            row = column = 0
+            while row < step.y_height:
+                rows, columns = units(row, column, across)
+                upper = line_of(rows, columns, step, memory, x, 0) + line_of(rows, columns, step, memory, x, 1)
+                middle = line_of(rows, columns, step, memory, x, 2) + line_of(rows, columns, step, memory, x, 3)
+                lower = line_of(rows, columns, step, memory, x, 4) + line_of(rows, columns, step, memory, x, 5)
+                result = _change_input(upper + middle + lower)
+                places, stride = targets(rows, columns, step, y), step.part * step.y_plane
+                if places[-1] - places[0] == lanes - UNIT:
+                    simd.store_tile(result, 1, memory, places[0], stride)
+                else:
+                    store_units(result, memory, places, stride)
+                row, column = rows[-1], columns[-1]
 
     return numba.njit(nogil=True, error_model="numpy")(transform)
 
@@ -276,13 +361,15 @@ def input_transform(isa: Isa) -> Callable:
 def output_transform(isa: Isa) -> Callable:
     """Compiles A^T m A for all tiles of a plane, then bias, residual and rectifier; zeros around the images."""
     lanes = FLOATS.lanes(isa)
+    inside = np.repeat(np.float32([1, 0]), lanes)
 
     def transform(step, plane, memory, biases, line):
         across = step.x_width
         together = max(1, _TOGETHER // across)
         stride = together * across + lanes
         tiles = TILE * (across + lanes)  # in `line`, after a row of pixels
-        low, high, bias = np.float32(step.low), np.float32(step.high), biases[step.scale + plane]
+        low, high = np.float32(step.low), np.float32(step.high)
+        bias = simd.rows_of(biases, step.scale + plane, lanes, 1, 1)
         clear(step, memory, step.y + plane * step.y_plane, 0)
         for image in range(step.images):
             for first in range(0, step.x_height, together):
@@ -296,15 +383,16 @@ def output_transform(isa: Isa) -> Callable:
                     for tile in range(0, across, lanes):
                         columns = interleave(simd.load_tile(line, at + tile, stride, lanes, TILE, 1))
                         simd.store(columns, line, TILE * tile, lanes)
-                    at = plane * step.y_plane + (image * step.y_rows + row) * step.y_pitch
-                    result = memory[step.y + at :][: step.y_width]
-                    if step.other >= 0:
-                        at = plane * step.other_plane + (image * step.y_rows + row) * step.y_pitch
-                        other = memory[step.other + at :][: step.y_width]
-                        for column in range(step.y_width):
-                            result[column] = min(max(line[column] + bias + other[column], low), high)
-                    else:
-                        for column in range(step.y_width):
-                            result[column] = min(max(line[column] + bias, low), high)
+                    at = (image * step.y_rows + row) * step.y_pitch
+                    y, other = step.y + plane * step.y_plane + at, step.other + plane * step.other_plane + at
+                    for column in range(0, step.y_width, lanes):
+                        values = simd.add(simd.load(line, column, lanes, 1), bias)
+                        if step.other >= 0:
+                            values = simd.add(values, simd.load(memory, other + column, lanes, 1))
+                        values = simd.keep(
+                            simd.clamp(values, low, high),
+                            simd.load(inside, max(0, column + lanes - step.y_width), lanes, 1),
+                        )
+                        simd.store(values, memory, y + column, 0)  # where it runs on, the next row is stored after it
 
     return numba.njit(nogil=True, error_model="numpy")(transform)

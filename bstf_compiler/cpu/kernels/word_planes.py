@@ -8,41 +8,11 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
-from bstf_compiler.cpu.kernels.planes import clear, clear_around
+from bstf_compiler.cpu.kernels.planes import clear, fill
 from bstf_compiler.cpu.layout import WORDS
 from bstf_compiler.cpu.simd import Isa
 
 _CHANNELS, _ZERO = WORDS.channels, WORDS.zero
-
-
-@numba.njit(nogil=True)
-def load(step, first, last, images, memory, biases, line):
-    """Rows [first, last) of the images, scaled and shifted, on the input's grid.
-
-    The grid's formula is that of TensorFlow's FakeQuant, in float32.
-    """
-    width, channels, height, factors = step.x_width, step.channels, step.x_height, biases.view(np.float32)
-    low, high, factor = np.float32(step.low), np.float32(step.high), np.float32(step.factor)
-    planes = (channels + _CHANNELS - 1) // _CHANNELS
-    for row in range(first, last):
-        source, image = step.image + row * width * channels, row // height
-        at = step.y + (image * step.y_rows + row % height) * step.y_pitch
-        for place in range(width * channels):
-            value = images[source + place]
-            if step.scale >= 0:
-                pair = step.scale + 2 * (place % channels)
-                value = value * factors[pair] + factors[pair + 1]
-            above = min(max(value, low), high) - low
-            line[place] = np.int32(np.floor(above * factor + np.float32(0.5))) ^ 128
-        for plane in range(planes):
-            start, used = plane * _CHANNELS, min(_CHANNELS, channels - plane * _CHANNELS)
-            for column in range(width):
-                word = np.int32(_ZERO)
-                for channel in range(used):
-                    word ^= np.int32(line[column * channels + start + channel] << (8 * channel))
-                memory[at + plane * step.y_plane + column] = word
-    if first == 0:
-        clear_around(step, planes, memory)
 
 
 def mean_pool(isa: Isa) -> Callable:
@@ -59,8 +29,8 @@ def mean_pool(isa: Isa) -> Callable:
         right = step.left + step.x_width
         end = max(right, (step.y_width - 1) * step.across + step.window_width)
         stride = end + lanes  # of `line`: sums down the columns, channel by channel, padded; then results
-        result = line[_CHANNELS * stride :]
-        line[: _CHANNELS * stride] = 0
+        result = _CHANNELS * stride
+        fill(line, 0, result, 0)
         clear(step, memory, y, 0)
         for image in range(step.images):
             for row in range(step.y_height):
@@ -74,7 +44,7 @@ def mean_pool(isa: Isa) -> Callable:
                         sums = simd.add(sums, words.widen(pixels, 1, 0))
                     simd.store(sums, line, step.left + column, stride)
                 for channel in range(_CHANNELS):  # where the last vectors ran over the end
-                    line[channel * stride + right : (channel + 1) * stride] = 0
+                    fill(line, channel * stride + right, (channel + 1) * stride, 0)
                 for column in range(0, step.y_width, lanes):
                     totals = simd.zeros(memory, lanes, _CHANNELS, 1)
                     for tap in range(step.window_width):
@@ -88,9 +58,9 @@ def mean_pool(isa: Isa) -> Callable:
                     factors = simd.load(biases, step.scale + row * step.y_width + column, lanes, 1)
                     totals = words.round_right(simd.multiply(totals, factors), step.cut)
                     means = words.clamp(words.narrow(totals, 1), np.int64(step.low), np.int64(step.high))
-                    simd.store(simd.xor(means, _ZERO), result, column, 0)
+                    simd.store(simd.xor(means, _ZERO), line, result + column, 0)
                 at = y + (image * step.y_rows + row) * step.y_pitch
                 for column in range(step.y_width):
-                    memory[at + column] = result[column]
+                    memory[at + column] = line[result + column]
 
     return numba.njit(nogil=True)(kernel)

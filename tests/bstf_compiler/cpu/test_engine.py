@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bstf_compiler import Engine
 from bstf_compiler.cpu import calibration
-from bstf_compiler.cpu.kernels.winograd import Costs
+from bstf_compiler.cpu.kernels.step import FROM_TILES, TO_TILES
+from bstf_compiler.cpu.kernels.winograd import UNIT, Costs
 from bstf_compiler.cpu.layout import FLOATS, round_up
 from bstf_compiler.cpu.operations import operations
 from bstf_compiler.cpu.plan import Weights, make_plan
@@ -109,7 +110,7 @@ def test_convolution(data):
     extent = [(size - 1) * step + 1 for size, step in zip(kernel, dilation)]
     height = max(1, extent[0] - padding[0] - padding[1]) + draw(0, 12)
     width = max(1, extent[1] - padding[2] - padding[3]) + draw(0, 30)
-    cin, cout, groups, images = draw(1, 20), draw(1, 20), 1, draw(1, 3)
+    cin, cout, groups, images = data.draw(st.sampled_from([1, 3]) | st.integers(1, 20)), draw(1, 20), 1, draw(1, 3)
     if data.draw(st.booleans()):  # depthwise layers and others
         groups, per_group = draw(1, 20), data.draw(st.sampled_from([(1, 1), (1, 2), (3, 2), (8, 8)]))
         cin, cout = groups * per_group[0], groups * per_group[1]
@@ -347,6 +348,21 @@ def test_images_that_start_anywhere_have_room_for_whole_vectors(width):
     (step,) = plan.steps[plan.steps["other_image"] > 0]
     first, lanes = 2 * step["y_rows"] * step["y_pitch"], FLOATS.lanes(host_isa())
     assert step["lead"] + first + round_up(step["length"] - first, lanes) <= step["y_plane"]
+
+
+@pytest.mark.parametrize("width", range(1, 40))
+def test_images_of_tiles_have_room_for_whole_vectors(width):
+    network = Network((6, width + 2, 8))
+    network.conv("x", np.ones((3, 3, 8, 8), np.float32), np.zeros(8, np.float32))
+    made = operations(network.graph, host_isa(), lambda *_: True)
+    shapes = {name: tensor.shape[1:] for name, tensor in network.graph.tensors.items() if len(tensor.shape) == 4}
+    plan = make_plan(made, shapes, ["n0"], Weights.of(made, FLOATS), 3, 1, FLOATS, host_isa())
+    lanes, steps = FLOATS.lanes(host_isa()), plan.steps
+    for kind, first in ((TO_TILES, lambda columns: round_up(columns, UNIT) - UNIT), (FROM_TILES, lambda columns: 0)):
+        (step,) = steps[steps["kind"] == kind]
+        row = step["lead"] + (2 * step["y_rows"] + step["y_height"] - 1) * step["y_pitch"]
+        begins = first(step["y_width"])
+        assert row + begins + round_up(step["y_width"] - begins, lanes) <= step["y_plane"]
 
 
 def test_host_parts_of_float_networks():

@@ -36,7 +36,7 @@ class Network:
     def __init__(self, data):
         self.data = data
         self.rng = np.random.default_rng(self.draw(0, 9999))
-        shape = self.draw(1, 9), self.draw(1, 40), self.draw(1, 20)
+        shape = self.draw(1, 9), self.draw(1, 40), self.pick(1, 3, self.draw(1, 20))
         self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape), "int8", self.draw(2, 6))}, {"x": shape})
 
     def draw(self, low, high):

@@ -67,15 +67,33 @@ def test_rounding_takes_halves_up(shift):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_loads_with_a_stride(dtype):
     @numba.njit
-    def take(a, stride, two, some):
+    def take(a, stride, two, three, some):
         simd.store(words.load_every(a, 1, 2, 16), two, 0, 0)
+        simd.store(words.load_apart(a, 1, 3, 16), three, 0, 16)
         simd.store(words.load_strided(a, 1, stride, 16), some, 0, 0)
 
     a = np.arange(100).astype(dtype)
-    two, some = np.zeros((2, 16), dtype)
-    take(a, 5, two, some)
+    two, three, some = np.zeros(16, dtype), np.zeros(48, dtype), np.zeros(16, dtype)
+    take(a, 5, two, three, some)
     assert np.array_equal(two, a[1:33:2])
+    assert np.array_equal(three.reshape(3, 16), a[1:49].reshape(16, 3).T)
     assert np.array_equal(some, a[1:81:5])
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_floats_become_the_bytes_of_words(count):
+    @numba.njit
+    def cut(values, low, high, factor, out):
+        simd.store(words.of_floats(simd.load(values, 0, 16, count), low, high, factor), out, 0, 0)
+
+    values = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float32)
+    values[0, :3] = -9, 9, np.inf
+    low, high, factor = np.float32(-1), np.float32(127 / 128), np.float32(128)
+    out = np.zeros(16, np.int32)
+    cut(values.ravel(), low, high, factor, out)
+    expected = np.full((16, 4), 128, np.uint8)
+    expected[:, :count] = np.floor((np.clip(values.T, low, high) - low) * factor + np.float32(0.5))
+    assert np.array_equal(out.view(np.uint8).reshape(16, 4), expected)
 
 
 @pytest.mark.parametrize("look_up", [functions.look_up_bytes, functions.look_up_vectors])
