@@ -32,7 +32,7 @@ from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import empty
 
 # Tasks a thread should find in a step.
-_TASKS_OF_A_THREAD = 32
+_TASKS_OF_A_THREAD = 12
 # Multiply-adds with a packed pixel of a channel that are worth the copy.
 _PACKED_MACS = 48
 # What is read again and again costs little if it fits this part of a level-2 cache.

@@ -161,11 +161,9 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
     def tile(step, pixel, channels, first, source, base, memory, values, offsets, starts, biases, masks):
         y = step.y + pixel + first * step.y_plane
         other = step.other + pixel + first * step.other_plane if step.other >= 0 else -1
-        for plane in range(out_planes):  # what the end needs comes from afar, and is asked for before the work
+        for plane in range(out_planes if other >= 0 else 0):  # the residual comes from afar: it is asked for early
             for vector in range(vectors):
-                access.prefetch_to_write(memory, y + plane * step.y_plane + vector * lanes)
-                if other >= 0:
-                    access.prefetch(memory, other + plane * step.other_plane + vector * lanes)
+                access.prefetch(memory, other + plane * step.other_plane + vector * lanes)
         sums = simd.rows_of(biases, step.bias + channels * columns, lanes, columns, vectors)
         start, stop = starts[step.starts + channels], starts[step.starts + channels + 1]
         weight = step.values + start * (in_planes * plane_size)
