@@ -57,7 +57,7 @@ def main(_: Sequence[str]) -> None:
     ceilings = {threads: harness.roofs(FLAGS.dtype, threads) for threads in FLAGS.threads}
     log.header({"machine": harness.machine(), "roofs": ceilings})
     for threads in FLAGS.threads:
-        module.SUITE.measure(cases[threads], FLAGS.algorithm, FLAGS.rounds, log)
+        module.SUITE.measure([[case] for case in cases[threads]], FLAGS.algorithm, FLAGS.rounds, log)
     for threads, ceiling in ceilings.items():  # again, in case something else ran at the start
         for name, value in harness.roofs(FLAGS.dtype, threads).items():
             ceiling[name] = max(ceiling[name], value)

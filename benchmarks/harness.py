@@ -36,7 +36,7 @@ _CONSOLE = Console(width=130)
 # Environment variables by which thread pools learn their size, before they start.
 _POOLS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A sample repeats short work for at least so many seconds.
-_SAMPLE_SECONDS = 0.02
+_SAMPLE_SECONDS = 0.05
 # Threads of the peer before spin for a tenth of a second, in case more work comes.
 _PAUSE_SECONDS = 0.2
 # Work that takes longer needs no warm-up, and three samples of it do.
@@ -75,13 +75,14 @@ class Peer:
         there.close()
         self._pipe = here
 
-    def setup(self, case: Any) -> dict[str, Any]:
-        """Prepares a case and warms up; returns {"error": ...} or {"missing": why}."""
-        return self._ask(("setup", case))
+    def setup(self, *cases: Any) -> list[dict[str, Any]]:
+        """Prepares cases in place of those before, and warms up; returns {"error": ...} or {"missing": why} of each."""
+        self._ask(("free", None))
+        return [self._ask(("setup", case)) for case in cases]
 
-    def sample(self) -> float:
-        """Seconds of one run: the median of as many as fill the time of a sample."""
-        return self._ask(("sample", None))
+    def sample(self, place: int = 0) -> float:
+        """Seconds of one run of the case at a place: the median of as many as fill the time of a sample."""
+        return self._ask(("sample", place))
 
     def close(self) -> None:
         """Ends the process."""
@@ -115,25 +116,30 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _serve(pipe: Any, prepare: Callable[[Any], Work], threads: int) -> None:
     """The life of a peer's process: answers until the other end closes."""
-    work, seconds, repeats = None, 0.0, 1
+    made: list[tuple[Work, float] | None] = []  # and the seconds that each takes
     while True:
         try:
-            task, case = pipe.recv()
+            task, what = pipe.recv()
         except EOFError:
             return
         try:
-            if task == "setup":
-                work = None  # frees the last case first
-                work = prepare(case)
+            if task == "free":
+                made.clear()
+                pipe.send(None)
+            elif task == "setup":
+                made.append(None)
+                work = prepare(what)
                 seconds = _seconds(work.run)
                 if seconds < _LONG_SECONDS:
                     seconds = min(seconds, _seconds(work.run), _seconds(work.run))
-                repeats = max(1, int(_SAMPLE_SECONDS / seconds))
+                made[-1] = work, seconds
                 pipe.send({"error": work.error})
             else:
+                work, seconds = made[what]
                 time.sleep(_PAUSE_SECONDS)
                 if seconds < _LONG_SECONDS:
                     work.run()
+                repeats = max(1, int(_SAMPLE_SECONDS / seconds))
                 pipe.send(statistics.median(_seconds(work.run) for _ in range(repeats)))
         except ImportError as error:
             pipe.send({"missing": str(error)})
@@ -148,43 +154,44 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def compare(
-    peers: Sequence[Peer], case: Any, rounds: int, tolerance: float, approximate: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """Times a case on every peer, in turn.
+    peers: Sequence[Peer], cases: Sequence[Any], rounds: int, tolerance: float, approximate: Sequence[str] = ()
+) -> list[dict[str, dict[str, Any]]]:
+    """Times cases on every peer, in turn, so that cases can be compared with one another, too.
 
     Args:
-        peers: who runs it.
-        case: what they run.
+        peers: who runs them.
+        cases: what they run; each peer holds all of them.
         rounds: samples of each.
         tolerance: how wrong a result may be.
         approximate: peers that are left out where their result is worse; one of any other ends the run.
 
     Returns:
-        By peer: `seconds` (median), `mad`, `p10`, `p90`, `samples`, `error`, `others` (the part of the machine that
-        other programs used just before); or `missing`, why it isn't timed.
+        For each case, by peer: `seconds` (median), `mad`, `p10`, `p90`, `samples`, `error`, `others` (the part of the
+        machine that other programs used just before); or `missing`, why it isn't timed.
 
     Raises:
         ValueError: a result is further than `tolerance` from the right one.
     """
-    answers = {peer.name: peer.setup(case) for peer in peers}
-    for name, answer in answers.items():
+    answers = {(place, peer): answer for peer in peers for place, answer in enumerate(peer.setup(*cases))}
+    for (place, peer), answer in answers.items():
         if not answer.get("error", 0.0) <= tolerance:
-            if name not in approximate:
-                raise ValueError(f"{name} is wrong by {answer['error']:.2g} of the result on {case}.")
-            answers[name] = {"missing": f"its result is wrong by {answer['error']:.2g}"}
-    able = [peer for peer in peers if "missing" not in answers[peer.name]]
-    samples: dict[str, list[float]] = {peer.name: [] for peer in able}
+            if peer.name not in approximate:
+                raise ValueError(f"{peer.name} is wrong by {answer['error']:.2g} of the result on {cases[place]}.")
+            answers[place, peer] = {"missing": f"its result is wrong by {answer['error']:.2g}"}
+    samples: dict[tuple[int, Peer], list[float]] = {
+        (place, peer): [] for place in range(len(cases)) for peer in peers if "missing" not in answers[place, peer]
+    }
     for attempt in range(2):
         others = wait_for_quiet()
         for _ in range(rounds):
-            for peer in able:
-                taken = samples[peer.name]
+            for (place, peer), taken in samples.items():
                 if len(taken) < 3 or max(taken) < _LONG_SECONDS:
-                    taken.append(peer.sample())
+                    taken.append(peer.sample(place))
         if attempt or all(_noise(values) < _NOISE for values in samples.values() if max(values) < _LONG_SECONDS):
             break
-    spread = {name: summary(values) | {"others": others} for name, values in samples.items()}
-    return {name: answer | spread[name] if name in spread else answer for name, answer in answers.items()}
+    for key, values in samples.items():
+        answers[key] |= summary(values) | {"others": others}
+    return [{peer.name: answers[place, peer] for peer in peers} for place in range(len(cases))]
 
 
 def wait_for_quiet(limit: float = 10.0, busy: float = 0.1) -> float:
@@ -416,22 +423,28 @@ class Suite:
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     approximate: tuple[str, ...] = ()
 
-    def measure(self, cases: Sequence[Any], names: Sequence[str], rounds: int, log: Log) -> None:
-        """Times the cases, all of the same number of threads, on the named peers or on all; a record each."""
-        peers = [
-            Peer(name, self.peers[name], cases[0].threads, self.environments.get(name)) for name in names or self.peers
-        ]
+    def measure(self, groups: Sequence[Sequence[Any]], names: Sequence[str], rounds: int, log: Log) -> None:
+        """Times groups of cases on the named peers or on all; a record each.
+
+        The cases of a group, of one type, are measured in turn. All cases have the same number of threads.
+        """
+        threads = groups[0][0].threads
+        peers = [Peer(name, self.peers[name], threads, self.environments.get(name)) for name in names or self.peers]
         try:
-            for case in cases:
-                results = compare(peers, case, rounds, self.tolerances[case.dtype], self.approximate)
-                for name, result in results.items():
-                    log.add(self._record(case, name, result, results))
-                times = [f"{name} {one['seconds'] * 1e3:.3f} ms" for name, one in results.items() if "seconds" in one]
-                what = ", ".join(f"{value}" for value in case.fields().values())
-                _CONSOLE.print(f"{what}: {', '.join(times)}", highlight=False)
+            for cases in groups:
+                found = compare(peers, cases, rounds, self.tolerances[cases[0].dtype], self.approximate)
+                for case, results in zip(cases, found):
+                    self._tell(case, results, log)
         finally:
             for peer in peers:
                 peer.close()
+
+    def _tell(self, case: Any, results: dict[str, Any], log: Log) -> None:
+        for name, result in results.items():
+            log.add(self._record(case, name, result, results))
+        times = [f"{name} {one['seconds'] * 1e3:.3f} ms" for name, one in results.items() if "seconds" in one]
+        what = ", ".join(f"{value}" for value in case.fields().values())
+        _CONSOLE.print(f"{what}: {', '.join(times)}", highlight=False)
 
     def _record(self, case: Any, name: str, result: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
         made = {"op": self.name, "case": case.name, **case.fields(), "peer": name, "operations": case.operations}

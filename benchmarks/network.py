@@ -3,11 +3,11 @@
     python -m benchmarks.network --network=ResNet50 --density=1 --density=0.5 --dtype=int8 --output=DIR
 
 The networks are those of `keras.applications` with random weights (seed 0), up to their logits, and EfficientNet-Lite0;
-`density` is the part of the 8x8 blocks that is kept. Images are random, or photos (`--photos`). In int8, networks are
-quantised with `bstf.quantize`, and OpenVINO computes the same fixed-point SavedModel in INT8, too; the others have no
-such path. Effective operations are 2 x multiply-adds on kept blocks, for pixels that a layer reads: who multiplies
-zeros too has fewer GFLOPS by this count, and who needs fewer multiplications (Winograd's method) may have more than the
-machine's peak.
+`density` is the part of the 8x8 blocks that is kept. All densities of a network are timed in turn. Images are random,
+or photos (`--photos`). In int8, networks are quantised with `bstf.quantize`, and OpenVINO computes the same fixed-point
+SavedModel in INT8, too; the others have no such path. Effective operations are 2 x multiply-adds on kept blocks, for
+pixels that a layer reads: who multiplies zeros too has fewer GFLOPS by this count, and who needs fewer multiplications
+(Winograd's method) may have more than the machine's peak.
 """
 
 from __future__ import annotations
@@ -237,20 +237,26 @@ def main(_: Sequence[str]) -> None:
     log = harness.Log(folder, "network")
     ceilings = {FLAGS.threads: harness.roofs(FLAGS.dtype, FLAGS.threads)}
     log.header({"machine": harness.machine(), "roofs": ceilings})
-    chosen = itertools.product(FLAGS.network, FLAGS.dtype, FLAGS.density)
     with tempfile.TemporaryDirectory() as work:
-        for network, dtype, density in chosen:
-            place = Path(work) / f"{network}_{dtype}_{density:g}"
-            with Console(stderr=True).status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
-                operations = prepare(place, network, density, dtype, FLAGS.photos)
-                if "litert" in COMPUTES[dtype] and "litert" in (FLAGS.algorithm or PEERS):
-                    write_lite(place)
-            cases = [
-                Case(place, network, density, batch, FLAGS.threads, operations * batch, dtype) for batch in FLAGS.batch
-            ]
+        for network, dtype in itertools.product(FLAGS.network, FLAGS.dtype):
             names = [name for name in FLAGS.algorithm or PEERS if name in COMPUTES[dtype]]
-            SUITE.measure(cases, names, FLAGS.rounds, log)
-            shutil.rmtree(place)
+            cases = []
+            for density in FLAGS.density:
+                place = Path(work) / f"{density:g}"
+                with Console(stderr=True).status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
+                    operations = prepare(place, network, density, dtype, FLAGS.photos)
+                    if "litert" in names:
+                        write_lite(place)
+                cases += [
+                    Case(place, network, density, batch, FLAGS.threads, operations * batch, dtype)
+                    for batch in FLAGS.batch
+                ]
+            # Densities in turn: the time of a dense network some minutes ago tells little on a shared machine.
+            SUITE.measure(
+                [[one for one in cases if one.batch == batch] for batch in FLAGS.batch], names, FLAGS.rounds, log
+            )
+            for place in Path(work).iterdir():
+                shutil.rmtree(place)
     log.write_csv()
     SUITE.show(log, ceilings)
     plot(log.records, folder / "network.png")

@@ -28,7 +28,7 @@ def test_a_suite_records_compares_and_prints(case, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(harness, "wait_for_quiet", lambda: 0.0)
     suite = harness.Suite("network", {"bstf_engine": network.bstf_engine}, "bstf_engine", {"float32": 1e-4})
     log = harness.Log(tmp_path, "network")
-    suite.measure([case], [], 3, log)
+    suite.measure([[case]], [], 3, log)
     (record,) = [json.loads(line) for line in (tmp_path / "network.jsonl").read_text().splitlines()]
     assert record["speedup_over_bstf_engine"] == 1
     assert record["batch"] == 3
