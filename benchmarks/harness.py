@@ -1,8 +1,8 @@
 """What every benchmark here shares: peers in their own processes, interleaved rounds, roofs, records and files.
 
 Two thread pools in one process take each other's cores, so each back end runs in a process of its own, with its number
-of threads set before it starts. Rounds go through all back ends in turn: what disturbs the machine disturbs all. A case
-that stays noisy is measured again, and keeps its noise in the record if that doesn't help.
+of threads set before it starts. Rounds go through all back ends in turn: what disturbs the machine disturbs all.
+Cases are measured again if one is noisy, and keep their noise in the record if that doesn't help.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def _serve(pipe: Any, prepare: Callable[[Any], Work], threads: int) -> None:
             return
         try:
             if task == "free":
+                work = None  # it would keep the last case
                 made.clear()
                 pipe.send(None)
             elif task == "setup":

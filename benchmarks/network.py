@@ -240,9 +240,11 @@ def main(_: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         for network, dtype in itertools.product(FLAGS.network, FLAGS.dtype):
             names = [name for name in FLAGS.algorithm or PEERS if name in COMPUTES[dtype]]
+            if not names:  # nobody who was asked for computes in this type
+                continue
             cases = []
-            for density in FLAGS.density:
-                place = Path(work) / f"{density:g}"
+            for index, density in enumerate(FLAGS.density):
+                place = Path(work) / str(index)
                 with Console(stderr=True).status(f"writing {network} in {dtype} with {density:.0%} of its blocks"):
                     operations = prepare(place, network, density, dtype, FLAGS.photos)
                     if "litert" in names:

@@ -160,8 +160,8 @@ def make_plan(
                 step["other_image"] = other.grid.rows * other.grid.pitch
         step["top"], _, step["left"], _ = one.window.padding
         step["down"], step["across"] = one.window.strides
-        if one.kind in (MAX_POOL, ZERO_MAX_POOL, MEAN_POOL) and y.width == 1:  # any stride will do, and this is fastest
-            step["across"] = 1
+        if one.kind in (MAX_POOL, ZERO_MAX_POOL, MEAN_POOL) and y.width == 1:
+            step["across"] = 1  # any stride will do, and with this one kernels load whole vectors
         step["window_height"], step["window_width"] = one.window.kernel
         if one.kind == TO_TILES:  # a task transforms some planes of the input
             step["planes"] = layouts[one.inputs[0]].planes
@@ -202,6 +202,8 @@ def _scratch(step: np.void, one: Operation, lanes: int, format: Format) -> int:
     """Elements of scratch that a thread needs for a step."""
     if one.kind == RESIZE:
         return enlarge.scratch(step["x_width"], lanes, format)
+    if one.kind == TO_TILES:
+        return 0
     if one.kind == FROM_TILES:
         return winograd.scratch(step["x_width"], lanes)
     padded = max(step["left"] + step["x_width"], (step["y_width"] - 1) * step["across"] + step["window_width"])
@@ -288,7 +290,7 @@ def _layouts(
         rows = max(shapes[name][0] + max(pads[name][:2]) for name in names)
         before = max(top * pitch + left for top, _, left, _ in pads.values())
         after = max(bottom * pitch + right for _, bottom, _, right in pads.values())
-        if names & ragged:  # rows, or an image's last pixels, are written by whole vectors, wherever they start
+        if names & ragged:  # vectors write a row's, or an image's, last pixels or tiles, wherever they start
             after = max(after, ALIGNMENT)
         grid = Grid(int(pitch), int(rows), int(before), int(after))
         for name in names:

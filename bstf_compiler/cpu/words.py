@@ -255,7 +255,8 @@ def of_floats(typing, vectors, low, high, factor):
     def generate(context, builder, signature, arguments):
         kind, floats = (context.get_value_type(one.dtype) for one in (words, vectors))
         low_, high_, factor_ = (splat(builder, one, kind.count) for one in arguments[1:])
-        word = constant(kind, sum(128 << 8 * place for place in range(vectors.count, 4)))
+        unused = sum(128 << 8 * place for place in range(vectors.count, 4))
+        word = constant(kind, unused - (unused >> 31 << 32))  # as an int32
         for place, vector in enumerate(cgutils.unpack_tuple(builder, arguments[0])):
             above = builder.fsub(clamp_floats(builder, vector, low_, high_), low_)
             rounded = builder.fadd(builder.fmul(above, factor_), ir.Constant(floats, [0.5] * kind.count))

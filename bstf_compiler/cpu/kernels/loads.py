@@ -26,17 +26,19 @@ def load(format: Format) -> Callable:
     of_plane = format.channels
 
     def kernel(step, first, last, images, memory, biases, line):
+        pixels, activations = simd.pointer(images), simd.pointer(memory)
+        factors, scratch = simd.pointer(biases.view(np.float32)), simd.pointer(line)
         for row in range(first, last):
             source = step.image + row * step.x_width * step.channels
             at = step.y + (row // step.x_height * step.y_rows + row % step.x_height) * step.y_pitch
             if step.x_width < _LANES or step.channels not in (1, 3):
-                any_row(step, images, source, memory, at, biases, line)
+                any_row(step, pixels, source, activations, at, factors, scratch)
             elif step.channels == 3:
-                colour(step, images, source, memory, at, biases)
+                colour(step, pixels, source, activations, at, factors)
             else:
-                grey(step, images, source, memory, at, biases)
+                grey(step, pixels, source, activations, at, factors)
         if first == 0:
-            clear_around(step, (step.channels + of_plane - 1) // of_plane, memory)
+            clear_around(step, (step.channels + of_plane - 1) // of_plane, activations)
 
     return numba.njit(nogil=True)(kernel)
 
@@ -45,26 +47,26 @@ def _row_by_vectors(format: Format, channels: int) -> Callable:
     """Compiles the copy of a row of pixels of so many channels; the last vector ends with the row."""
     stored = _as_floats if format == FLOATS else _as_words(channels)
 
-    def copy(step, images, source, memory, at, biases):
+    def copy(step, images, source, memory, at, factors):
         for column in range(0, step.x_width, _LANES):
             place = min(column, step.x_width - _LANES)
             pixels = words.load_apart(images, source + channels * place, channels, _LANES)
-            simd.store(stored(step, biases, pixels), memory, at + place, step.y_plane)
+            simd.store(stored(step, factors, pixels), memory, at + place, step.y_plane)
 
     return numba.njit(nogil=True)(copy)
 
 
 @numba.njit(forceinline=True)
-def _as_floats(step, biases, pixels):
+def _as_floats(step, factors, pixels):
     return pixels
 
 
 def _as_words(channels: int) -> Callable:
     numbers = 2 * channels  # a factor and a summand for each
 
-    def stored(step, biases, pixels):
+    def stored(step, factors, pixels):
         if step.scale >= 0:
-            pairs = simd.rows_of(biases.view(np.float32), step.scale, _LANES, numbers, 1)
+            pairs = simd.rows_of(factors, step.scale, _LANES, numbers, 1)
             pixels = simd.add(simd.multiply(pixels, pairs[::2]), pairs[1::2])
         return words.of_floats(pixels, np.float32(step.low), np.float32(step.high), np.float32(step.factor))
 
@@ -72,15 +74,15 @@ def _as_words(channels: int) -> Callable:
 
 
 @numba.njit(nogil=True)
-def _float_row(step, images, source, memory, at, biases, line):
+def _float_row(step, images, source, memory, at, factors, line):
     for channel in range(step.channels):
         for column in range(step.x_width):
             memory[at + channel * step.y_plane + column] = images[source + column * step.channels + channel]
 
 
 @numba.njit(nogil=True)
-def _word_row(step, images, source, memory, at, biases, line):
-    width, channels, factors = step.x_width, step.channels, biases.view(np.float32)
+def _word_row(step, images, source, memory, at, factors, line):
+    width, channels = step.x_width, step.channels
     low, high, factor = np.float32(step.low), np.float32(step.high), np.float32(step.factor)
     for place in range(width * channels):
         value = images[source + place]

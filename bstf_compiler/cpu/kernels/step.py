@@ -59,8 +59,9 @@ STEP = np.dtype(
             # Words: a convolution's sums lose `shift` bits; then its result, or the input, gains `up` bits, the tensor
             # to add gains `other_up`, and the total loses `cut`.
             *("shift", "up", "other_up", "cut"),
-            # Windows: padding, strides, size. A split has the rows and columns of its grid of images as the size;
-            # RESIZE and PIXELS those that they make of one pixel, and PIXELS what is cropped as the padding.
+            # Windows: padding, strides (1 for a pool of one column), size. A split has the rows and columns of its grid
+            # of images as the size; RESIZE and PIXELS those that they make of one pixel, and PIXELS what is cropped as
+            # the padding.
             *("top", "left", "down", "across", "window_height", "window_width"),
         )
     ]

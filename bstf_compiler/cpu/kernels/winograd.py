@@ -51,10 +51,10 @@ _KERNEL = [
 ]
 _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 _ELEMENTS = SIDE**2
-# Tiles side by side, the input's or the products', that are loaded and stored together.
+# Tiles of the input side by side that are loaded together, and whose elements are stored together.
 UNIT = 4
 # In place of the pixels of a row outside of the image.
-ABSENT = -(2**62)
+_ABSENT = -(2**62)
 # Tiles whose products become pixels together, if a row of them isn't longer: what they hold stays in the first cache.
 _TOGETHER = 48
 
@@ -207,7 +207,7 @@ def load_columns(typing, array, places, lefts, width, lanes):
     """The SIDE columns of `lanes` tiles, UNIT of them side by side at each of some places.
 
     Vector j holds array[place + TILE * t + j] for tile t of a place. Of the elements from a place on, the image has
-    [left, left + width); others are read as zeros, as is what is ABSENT.
+    [left, left + width); others are read as zeros, as is what is _ABSENT.
     """
     if not (simd.is_memory(array) and _are_tuples(places, lefts) and simd.are_literals(lanes)):
         return None
@@ -215,7 +215,7 @@ def load_columns(typing, array, places, lefts, width, lanes):
 
     def generate(context, builder, signature, arguments):
         kind, number = context.get_value_type(vectors.dtype), arguments[3].type
-        absent, zeros = ir.Constant(number, ABSENT), _zeros(builder, ir.ArrayType(kind.element, UNIT * TILE + TILE))
+        absent, zeros = ir.Constant(number, _ABSENT), _zeros(builder, ir.ArrayType(kind.element, UNIT * TILE + TILE))
         near, next_ = [], []  # all pixels of the tiles; those of the tiles after them, which are their last columns
         for place, left in zip(*(cgutils.unpack_tuple(builder, one) for one in arguments[1:3])):
             address = simd.element_address(context, builder, array, arguments[0], place)
@@ -307,7 +307,7 @@ def _source(row, column, step, x, line):
     """Where line `line` of a unit's tiles begins, of a plane of an image at x."""
     line += row * TILE - step.top
     if line < 0 or line >= step.x_height:
-        return ABSENT
+        return _ABSENT
     return x + line * step.x_pitch + column * (UNIT * TILE) - step.left
 
 
@@ -324,7 +324,10 @@ def _target(row, column, step, y):
 
 
 def input_transform(isa: Isa) -> Callable:
-    """Compiles B^T d B for all tiles of a plane; each element goes to the same plane of a part of its own."""
+    """Compiles B^T d B for all tiles of a plane; each element goes to the same plane of a part of its own.
+
+    Rows of tiles follow one another without gaps, so the last vector ends less than a vector after the last tile.
+    """
     lanes = FLOATS.lanes(isa)
     together = lanes // UNIT
     units = _units(together + 1)
