@@ -118,6 +118,7 @@ def prepare(folder: Path, network: str, density: float, dtype: str, photos: str 
         model = bstf.quantize(model, x[:_CALIBRATION])
     bstf.export(model, folder / "model")
     np.savez(folder / "images.npz", x=x, y=model.predict(x, verbose=0))
+    harness.wait_for_quiet()  # what was just written may still be on its way to the disk
     engine = Engine(folder / "model", recalibrate=dtype == "float32")  # earlier measurements may have been disturbed
     return sum(layer.operations for layer in engine.profile(x[:1], repeats=1).layers)
 
