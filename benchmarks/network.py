@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
+from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -234,6 +234,9 @@ def define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Runs the cases."""
+    if not any(name in COMPUTES[dtype] for dtype in FLAGS.dtype for name in FLAGS.algorithm or PEERS):
+        who = ", ".join(FLAGS.algorithm)
+        raise app.UsageError(f"{who} can't compute {FLAGS.dtype[0]}: choose another --algorithm.")
     folder = Path(FLAGS.output)
     log = harness.Log(folder, "network")
     ceilings = {FLAGS.threads: harness.roofs(FLAGS.dtype, FLAGS.threads)}

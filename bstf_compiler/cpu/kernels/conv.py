@@ -141,7 +141,8 @@ def join(kernels: Sequence[ConvWeights]) -> ConvWeights:
     )
 
 
-def _compile(function: Callable) -> Callable:
+def inlined(function: Callable) -> Callable:
+    """Compiles a function that becomes part of whoever calls it; tuples of vectors stay in registers."""
     return numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
@@ -178,7 +179,7 @@ def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:
                 weight += plane_size
         finish(step, sums, memory, other, masks, step.mask + pixel if step.mask >= 0 else -1, y)
 
-    return _compile(tile)
+    return inlined(tile)
 
 
 def pack_panel(isa: Isa, format: Format) -> Callable:
@@ -193,7 +194,7 @@ def pack_panel(isa: Isa, format: Format) -> Callable:
                     simd.store(copied, panel, at + plane * step.stride + vector, lanes)
             at += planes * step.stride
 
-    return _compile(pack_)
+    return inlined(pack_)
 
 
 def _multiply(isa: Isa, format: Format) -> Callable:
@@ -213,7 +214,7 @@ def _multiply(isa: Isa, format: Format) -> Callable:
         def multiply(sums, pixels, values, weight):
             return dots.widened_outer(sums, pixels, values, weight)
 
-    return _compile(multiply)
+    return inlined(multiply)
 
 
 def _finish_floats(lanes: int, columns: int, vectors: int) -> Callable:
@@ -227,7 +228,7 @@ def _finish_floats(lanes: int, columns: int, vectors: int) -> Callable:
             sums = simd.keep(sums, simd.load(masks, mask, lanes, vectors))
         simd.store_tile(sums, vectors, memory, y, step.y_plane)
 
-    return _compile(finish)
+    return inlined(finish)
 
 
 def _finish_words(lanes: int, columns: int, vectors: int) -> Callable:
@@ -246,4 +247,4 @@ def _finish_words(lanes: int, columns: int, vectors: int) -> Callable:
             result = simd.keep(result, simd.load(masks, mask, lanes, vectors))
         simd.store_tile(simd.xor(result, zero), vectors, memory, y, step.y_plane)
 
-    return _compile(finish)
+    return inlined(finish)

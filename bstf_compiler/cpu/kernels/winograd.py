@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bstf_compiler.cpu import simd
-from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights
+from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights, inlined
 from bstf_compiler.cpu.kernels.planes import clear
 from bstf_compiler.cpu.layout import FLOATS
 from bstf_compiler.cpu.simd import Isa, Vector
@@ -264,10 +264,6 @@ def interleave(typing, vectors):
     return vectors(vectors), generate
 
 
-def _inline(function: Callable) -> Callable:
-    return numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-
-
 def _units(count: int) -> Callable:
     """Compiles the rows and columns of `count` units from one on, row by row, `across` a row."""
     if count == 1:
@@ -283,7 +279,7 @@ def _units(count: int) -> Callable:
             rows, columns = others(row + ends, 0 if ends else column + 1, across)
             return (row,) + rows, (column,) + columns
 
-    return _inline(units)
+    return inlined(units)
 
 
 def _of_each(count: int, function: Callable) -> Callable:
@@ -299,10 +295,10 @@ def _of_each(count: int, function: Callable) -> Callable:
         def values(rows, columns, *others):
             return (function(rows[0], columns[0], *others),) + rest(rows[1:], columns[1:], *others)
 
-    return _inline(values)
+    return inlined(values)
 
 
-@_inline
+@inlined
 def _source(row, column, step, x, line):
     """Where line `line` of a unit's tiles begins, of a plane of an image at x."""
     line += row * TILE - step.top
@@ -311,13 +307,13 @@ def _source(row, column, step, x, line):
     return x + line * step.x_pitch + column * (UNIT * TILE) - step.left
 
 
-@_inline
+@inlined
 def _left(row, column, step):
     """How many pixels after a unit's first one the image begins."""
     return step.left - column * (UNIT * TILE)
 
 
-@_inline
+@inlined
 def _target(row, column, step, y):
     """Where a unit's elements of a part lie, of a plane of an image at y."""
     return y + row * step.y_pitch + column * UNIT
@@ -337,7 +333,7 @@ def input_transform(isa: Isa) -> Callable:
         places = sources(rows, columns, step, x, line)
         return load_columns(memory, places, lefts(rows, columns, step), step.x_width, lanes)
 
-    line_of = _inline(line_of)
+    line_of = inlined(line_of)
 
     def transform(step, plane, memory):
         across = (step.y_width + UNIT - 1) // UNIT
