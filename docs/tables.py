@@ -70,7 +70,7 @@ def accuracy() -> str:
     """The best sparse network of each study beside the dense one that was trained for as many epochs, and in INT8."""
     body = []
     for name, written in NAMES.items():
-        int8 = {row["weights"].removesuffix(", seed 0"): row for row in rows("int8/int8.csv") if row["network"] == name}
+        int8 = {row["weights"].removesuffix(", seed 0"): row for row in rows(f"int8/{name}/int8.csv")}
         (sparse,) = (weights for weights in int8 if weights.startswith("8x8 50%"))
         epochs = sparse.rpartition(", ")[2]
         trained = {row["trial"]: row["accuracy"] for row in rows(f"accuracy/{name}/summary.csv")}
@@ -82,8 +82,9 @@ def accuracy() -> str:
 def int8() -> str:
     """What quantisation costs dense and sparse networks."""
     body = (
-        [NAMES[row["network"]], row["weights"].removesuffix(", seed 0"), percent(row["float32"]), percent(row["int8"])]
-        for row in rows("int8/int8.csv")
+        [NAMES[name], row["weights"].removesuffix(", seed 0"), percent(row["float32"]), percent(row["int8"])]
+        for name in NAMES
+        for row in rows(f"int8/{name}/int8.csv")
     )
     return markdown(["network", "weights", "float32", "INT8"], body)
 
