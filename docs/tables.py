@@ -155,7 +155,7 @@ def block_matmul() -> str:
 def studies() -> str:
     """Trials of the accuracy studies, those with the best known recipe first."""
     body = []
-    for folder in ("resnet20", "resnet20_8_epochs", "resnet56"):
+    for folder in ("resnet20", "resnet20_8_epochs", "resnet56", "resnet56_3_epochs"):
         for row in rows(f"accuracy/{folder}/summary.csv"):
             name = NAMES[folder.partition("_")[0]]
             body.append([name, row["trial"], row["seeds"], percent(row["before"]), percent(row["accuracy"])])
