@@ -11,91 +11,29 @@ from hypothesis import strategies as st
 
 from bstf_compiler import Engine
 from bstf_compiler.cpu import calibration
-from bstf_compiler.cpu.kernels.step import FROM_TILES, TO_TILES
-from bstf_compiler.cpu.kernels.winograd import UNIT, Costs
-from bstf_compiler.cpu.layout import FLOATS, round_up
-from bstf_compiler.cpu.operations import operations
-from bstf_compiler.cpu.plan import Weights, make_plan
-from bstf_compiler.cpu.simd import ISAS, host_isa
+from bstf_compiler.cpu.kernels.winograd import Costs
+from bstf_compiler.cpu.simd import host_isa
 from bstf_compiler.graph import (
     Add,
     Affine,
     Average,
     BiasAdd,
     Concat,
-    Conv,
     DepthToSpace,
     Function,
-    Graph,
     MaxPool,
     Multiply,
-    Node,
     Product,
     Relu,
     Resize,
     Softmax,
     SumPool,
-    Tensor,
     Window,
 )
+from tests.bstf_compiler.cpu.network import Network, blocks
 
 MEASURE = calibration.measure
 pytestmark = pytest.mark.usefixtures("known_machine")
-
-
-class Network:
-    """Builds a graph, and beside it the function of TensorFlow that computes the same."""
-
-    def __init__(self, shape):
-        self.graph = Graph("network", [], {"x": Tensor("x", (1, *shape))}, {"x": tuple(shape)})
-        self.functions = {"x": lambda x: x}
-
-    def add(self, op, inputs, function, constants=(), name=None):
-        name = name or f"n{len(self.graph.nodes)}"
-        names = [self.graph.add_constant(f"{name} {i}", value) for i, value in enumerate(constants)]
-        before = [self.functions[one] for one in inputs]
-
-        def compute(x):
-            return function(*(one(x) for one in before))
-
-        self.functions[name] = compute
-        shape = compute(np.zeros((1, *self.graph.inputs["x"]), np.float32)).shape
-        self.graph.tensors[name] = Tensor(name, (1, *shape[1:]))
-        self.graph.nodes.append(Node(name, op, [*inputs, *names]))
-        return name
-
-    def conv(
-        self, source, kernel, bias, strides=(1, 1), padding=(0, 0, 0, 0), activation="linear", groups=1, dilation=(1, 1)
-    ):
-        top, bottom, left, right = padding
-        after = {"linear": tf.identity, "relu": tf.nn.relu, "relu6": tf.nn.relu6}[activation]
-
-        def function(x):
-            x = tf.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-            # TensorFlow's own strides give other sums at every call where they are larger than a small kernel.
-            parts = zip(tf.split(x, groups, axis=3), tf.split(kernel, groups, axis=3))
-            sums = [tf.nn.conv2d(*part, 1, "VALID", dilations=dilation) for part in parts]
-            return after(tf.concat(sums, axis=3)[:, :: strides[0], :: strides[1]] + bias).numpy()
-
-        op = Conv(Window(kernel.shape[:2], strides, padding, dilation), activation, groups)
-        return self.add(op, [source], function, [kernel, bias])
-
-    def check(self, x, *outputs, threads=None, tolerance=2e-5):
-        self.graph.outputs = list(outputs)
-        self.graph.output_shapes = [self.graph.tensors[name].shape[1:] for name in outputs]
-        results = Engine(self.graph, threads=threads)(x)
-        for name, found in zip(outputs, results if len(outputs) > 1 else [results]):
-            expected = self.functions[name](x)
-            assert found.shape == expected.shape
-            assert found.dtype == np.float32
-            scale = max(np.abs(values).max() for values in (x, expected))  # sums may cancel
-            np.testing.assert_allclose(found, expected, atol=tolerance * scale, rtol=0)
-
-
-def blocks(rng, shape, density):
-    """A kernel of which some 8x8 blocks are zero."""
-    grid = np.kron(rng.random([-(-side // 8) for side in shape[2:]]) < density, np.ones((8, 8)))
-    return (rng.normal(size=shape) * grid[: shape[2], : shape[3]]).astype(np.float32)
 
 
 @settings(max_examples=150, deadline=None)
@@ -333,38 +271,6 @@ def test_operations_on_pixels_in_their_places_and_larger_images(data):
     outs = list(dict.fromkeys(one for one in outs if one != "x"))
     x = rng.normal(size=(images, *network.graph.inputs["x"])).astype(np.float32)
     network.check(x, *outs, threads=draw(1, 2))
-
-
-@pytest.mark.parametrize("width", range(1, 40))
-def test_images_that_start_anywhere_have_room_for_whole_vectors(width):
-    network = Network((3, width, 8))
-    pixel = network.add(MaxPool(Window((3, width))), ["x"], lambda x: x.max((1, 2), keepdims=True))
-    network.add(Product(), ["x", pixel], lambda a, b: a * b, name="y")
-    made, shapes = (
-        operations(network.graph, host_isa(), lambda *_: False),
-        {"x": (3, width, 8), pixel: (1, 1, 8), "y": (3, width, 8)},
-    )
-    plan = make_plan(made, shapes, ["y"], Weights.of(made, FLOATS), 3, 1, FLOATS, host_isa())
-    (step,) = plan.steps[plan.steps["other_image"] > 0]
-    first, lanes = 2 * step["y_rows"] * step["y_pitch"], FLOATS.lanes(host_isa())
-    assert step["lead"] + first + round_up(step["length"] - first, lanes) <= step["y_plane"]
-
-
-@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
-@pytest.mark.parametrize("width", range(1, 40))
-def test_images_of_tiles_have_room_for_whole_vectors(width, isa):
-    network = Network((6, width + 2, 8))
-    network.conv("x", np.ones((3, 3, 8, 8), np.float32), np.zeros(8, np.float32))
-    made = operations(network.graph, isa, lambda *_: True)
-    shapes = {name: tensor.shape[1:] for name, tensor in network.graph.tensors.items() if len(tensor.shape) == 4}
-    steps = make_plan(made, shapes, ["n0"], Weights.of(made, FLOATS), 3, 1, FLOATS, isa).steps
-    lanes = FLOATS.lanes(isa)
-    for kind, first in ((TO_TILES, lambda columns: round_up(columns, UNIT) - UNIT), (FROM_TILES, lambda columns: 0)):
-        (step,) = steps[steps["kind"] == kind]
-        row = step["lead"] + (2 * step["y_rows"] + step["y_height"] - 1) * step["y_pitch"]
-        begins = first(step["y_width"])
-        assert row + begins + round_up(step["y_width"] - begins, lanes) <= step["y_plane"]
-        assert kind == FROM_TILES or step["y_pitch"] == step["y_width"]
 
 
 def test_host_parts_of_float_networks():
