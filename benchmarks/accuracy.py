@@ -147,8 +147,13 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
     began = time.perf_counter()
     record, model = _trained(setting, trial, folder, start, tensorboard)
     (folder / "weights").mkdir(exist_ok=True)
-    save_weights(model, folder / "weights" / f"{trial.file_name}.weights.h5")
+    save_weights(model, _weights(folder, trial))
     return record | {"device": _device(), "seconds": round(time.perf_counter() - began)}
+
+
+def _weights(folder: Path, trial: Trial) -> Path:
+    """The file of the weights that a trial leaves in the folder of its study."""
+    return folder / "weights" / f"{trial.file_name}.weights.h5"
 
 
 def begin(setting: Setting, folder: Path) -> Path:
@@ -182,8 +187,12 @@ def _trained(
         callbacks.append(training.gradual(trial.schedule, trial.ratio, trial.epochs, data, **how))
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard" / name))
-    _set_precision([model, dense], setting.precision)
-    learner = bstf.Distiller(model, dense) if trial.distill else model
+    teacher = dense
+    if trial.teacher == "trained":
+        teacher = setting.dense()
+        teacher.load_weights(_weights(folder, trial.dense))
+    _set_precision([model, teacher], setting.precision)
+    learner = model if trial.teacher == "none" else bstf.Distiller(model, teacher)
     warm = max(1, steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm), warmup_target=setting.learning_rate, warmup_steps=warm
@@ -201,7 +210,7 @@ def _trained(
         shuffle=False,
     )
     shutil.rmtree(saver.folder, ignore_errors=True)
-    _set_precision([model, dense], "float32")
+    _set_precision([model], "float32")
     return record | {"accuracy": training.accuracy(model, data)} | _left(model, trial), model
 
 
@@ -285,20 +294,25 @@ class Study:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
             start = pool.submit(begin, self.setting, self.folder).result() if self.setting.start_epochs else None
-            tasks = [pool.submit(run, self.setting, trial, self.folder, start, tensorboard) for trial in left]
-            failed = None
-            for task in concurrent.futures.as_completed(tasks):
-                if task.exception() is not None:
-                    failed = task.exception()
-                    continue
-                record = task.result()
-                self.records.append(record)
-                self._file.add(record)
-                _CONSOLE.print(
-                    f"{record['trial']}, seed {record['seed']}: {record['before']:.2%} -> {record['accuracy']:.2%} "
-                    f"({record['seconds']} s)",
-                    highlight=False,
-                )
+            # The dense ones first, since they teach others.
+            for part in ([one for one in left if not one.ratio], [one for one in left if one.ratio]):
+                self._finish([pool.submit(run, self.setting, one, self.folder, start, tensorboard) for one in part])
+
+    def _finish(self, tasks: Sequence[concurrent.futures.Future]) -> None:
+        """Waits for all trials and keeps the record of each; then raises what one of them failed with."""
+        failed = None
+        for task in concurrent.futures.as_completed(tasks):
+            if task.exception() is not None:
+                failed = task.exception()
+                continue
+            record = task.result()
+            self.records.append(record)
+            self._file.add(record)
+            _CONSOLE.print(
+                f"{record['trial']}, seed {record['seed']}: {record['before']:.2%} -> {record['accuracy']:.2%} "
+                f"({record['seconds']} s)",
+                highlight=False,
+            )
         if failed is not None:
             raise failed
 
@@ -307,7 +321,7 @@ class Study:
         rows = []
         for name in dict.fromkeys(record["trial"] for record in self.records):
             found = [record for record in self.records if record["trial"] == name]
-            of_dense = Trial(ratio=0, epochs=found[0]["epochs"]).name
+            of_dense = Trial(epochs=found[0]["epochs"]).dense.name
             dense = [record["accuracy"] for record in self.records if record["trial"] == of_dense]
             mean = statistics.fmean(record["accuracy"] for record in found)
             rows.append(

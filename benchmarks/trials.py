@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+# How the name of a trial says who teaches.
+_TEACHERS = {"none": [], "start": ["distilled"], "trained": ["distilled from trained"]}
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -17,7 +20,8 @@ class Trial:
         scope: which blocks compete.
         schedule: "one-shot" before the training; "cubic" over its first half; "steps" as in the paper.
         recovery: before the training: "none", "batch_norm", "obs", or "obs+batch_norm".
-        distill: whether the dense network teaches.
+        teacher: "none"; "start": the dense network that all trials begin with; "trained": what its own trial of as many
+            epochs made of it.
         permute: whether channels are put in another order first.
         epochs: of the training, which may be 0.
         seed: of the order of the images and of their augmentation.
@@ -29,7 +33,7 @@ class Trial:
     scope: str = "layer"
     schedule: str = "one-shot"
     recovery: str = "none"
-    distill: bool = False
+    teacher: str = "none"
     permute: bool = False
     epochs: int = 0
     seed: int = 0
@@ -41,9 +45,14 @@ class Trial:
             return f"dense, {self.epochs} epochs"
         words = [f"{self.block[0]}x{self.block[1]}", f"{self.ratio:.0%}", self.importance]
         words += [self.scope] * (self.scope != "layer") + [self.schedule] * (self.schedule != "one-shot")
-        words += [self.recovery] * (self.recovery != "none") + ["distilled"] * self.distill
+        words += [self.recovery] * (self.recovery != "none") + _TEACHERS[self.teacher]
         words += ["permuted"] * self.permute
         return " ".join(words) + f", {self.epochs} epochs"
+
+    @property
+    def dense(self) -> Trial:
+        """What it is compared with."""
+        return Trial(ratio=0, epochs=self.epochs, seed=self.seed)
 
     @property
     def file_name(self) -> str:
@@ -59,10 +68,11 @@ def _best(block: tuple[int, int], ratio: float, epochs: int) -> Trial:
     """What the studies below found to lose least.
 
     Single weights are the same in any order of channels, and `obs` makes more of those that l2 keeps over all layers.
+    They lose so little that a teacher who hasn't trained as long as the network they are compared with holds them back.
     """
-    single = block == (1, 1)
-    importance, scope = ("l2", "global") if single else ("fisher", "layer")
-    return Trial(block, ratio, importance, scope, recovery="obs", distill=True, permute=not single, epochs=epochs)
+    if block == (1, 1):
+        return Trial(block, ratio, "l2", "global", recovery="obs", teacher="trained", epochs=epochs)
+    return Trial(block, ratio, "fisher", recovery="obs", teacher="start", permute=True, epochs=epochs)
 
 
 def _headline(epochs: int) -> list[Trial]:
@@ -85,7 +95,7 @@ def _importance(epochs: int) -> list[Trial]:
 
 def _scopes(epochs: int) -> list[Trial]:
     scopes = ("layer", "column", "row", "global")
-    return [Trial(importance="fisher", scope=scope, epochs=epochs, recovery="obs", distill=True) for scope in scopes]
+    return [Trial(importance="fisher", scope=scope, epochs=epochs, recovery="obs", teacher="start") for scope in scopes]
 
 
 def _schedules(epochs: int) -> list[Trial]:
@@ -97,9 +107,9 @@ def _recovery(epochs: int) -> list[Trial]:
     return [
         Trial(ratio=0, epochs=epochs),
         *(Trial(recovery=name, epochs=epochs) for name in ("none", "batch_norm", "obs")),
-        Trial(distill=True, epochs=epochs),
+        Trial(teacher="start", epochs=epochs),
         Trial(permute=True, epochs=epochs),
-        Trial(recovery="obs", distill=True, epochs=epochs),
+        Trial(recovery="obs", teacher="start", epochs=epochs),
     ]
 
 

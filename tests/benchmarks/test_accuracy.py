@@ -1,6 +1,7 @@
 """The accuracy study on a tiny data set: what a trial does, what is written, how a study goes on."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+import bstf
 from benchmarks.accuracy import Setting, Study, begin, run
 from benchmarks.trials import STUDIES, Trial
 
@@ -36,7 +38,7 @@ def start(setting, tmp_path_factory):
 def test_a_trial_trains_what_is_left(setting, start, tmp_path):
     dense = run(setting, Trial(ratio=0, epochs=1), tmp_path, start, False)
     assert dense["before"] >= 0.5 and dense["zero_blocks"] == 0  # begins with what the start trained
-    record = run(setting, Trial(epochs=5, recovery="obs", distill=True), tmp_path, start, False)
+    record = run(setting, Trial(epochs=5, recovery="obs", teacher="start"), tmp_path, start, False)
     assert record["trial"] == "8x8 50% l2 obs distilled, 5 epochs"
     assert record["zero_blocks"] == 0.5
     assert record["accuracy"] > 0.3  # chance is 0.1
@@ -51,10 +53,40 @@ def test_recovery_without_training_tells_itself_apart(setting, start, tmp_path):
 
 def test_a_schedule_reaches_the_ratio_or_is_refused(setting, start, tmp_path):
     low = replace(setting, precision="mixed_bfloat16")
-    record = run(low, Trial(schedule="cubic", distill=True, epochs=1), tmp_path, start, False)
+    record = run(low, Trial(schedule="cubic", teacher="start", epochs=1), tmp_path, start, False)
     assert record["zero_blocks"] == 0.5 and record["before"] >= 0.5
     with pytest.raises(ValueError, match="reaches the ratio 0.5 in 19 epochs, and the retraining has 4"):
         run(setting, Trial(schedule="steps", epochs=4), tmp_path, start, False)
+
+
+def test_what_the_dense_network_trained_to_teaches(setting, start, tmp_path, monkeypatch):
+    teachers = []
+
+    class Distiller(bstf.Distiller):
+        def __init__(self, student, teacher):
+            teachers.append(teacher.get_weights())
+            super().__init__(student, teacher)
+
+    monkeypatch.setattr(bstf, "Distiller", Distiller)
+    taught = Trial(teacher="trained", epochs=1)
+    with pytest.raises(FileNotFoundError, match=re.escape(taught.dense.file_name)):
+        run(setting, taught, tmp_path, start, False)
+    run(setting, taught.dense, tmp_path, start, False)
+    record = run(setting, taught, tmp_path, start, False)
+    trained, begun = setting.dense(), setting.dense()
+    trained.load_weights(tmp_path / "weights" / f"{taught.dense.file_name}.weights.h5")
+    begun.load_weights(start)
+    (teacher,) = teachers
+    assert all(map(np.array_equal, teacher, trained.get_weights()))
+    assert not all(map(np.array_equal, teacher, begun.get_weights()))
+    assert record["trial"] == "8x8 50% l2 distilled from trained, 1 epochs"
+
+
+def test_the_dense_network_trains_before_those_it_teaches(setting, tmp_path):
+    taught = Trial(block=(1, 1), teacher="trained", epochs=1)
+    study = Study(replace(setting, start_epochs=0), tmp_path)
+    study.run([taught, taught.dense], 1, False)
+    assert [record["trial"] for record in study.records] == [taught.dense.name, taught.name]
 
 
 def test_names_tell_all_trials_of_a_study_apart():
