@@ -30,6 +30,7 @@ import numpy as np
 from numba import types
 
 from bstf_compiler.cpu import access
+from bstf_compiler.cpu.compiled import inner
 
 # Below this many multiply-adds a thread would wait for the other longer than it works.
 _MACS_OF_A_THREAD = 2**20
@@ -122,51 +123,47 @@ def run(kernel: Callable, workers: int, *arguments: object) -> None:
         kernel(*arguments, workers, gather(workers))
 
 
-def _inner(function):
-    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-
-
-@_inner
+@inner
 def join(members, worker):
     """A worker's first step. It moves, if it isn't the caller's thread and a worker before it is on the same core."""
     _find_core(members, worker)
     access.fetch_add(members, _JOINED, 1)
 
 
-@_inner
+@inner
 def yield_to_missing(members, count):
     """As long as a worker is missing, its thread may be waiting for this core."""
     if access.atomic_load(members, _JOINED) < count:
         _yield_core()
 
 
-@_inner
+@inner
 def take(members, count):
     """The number of the next task, from 0."""
     yield_to_missing(members, count)
     return access.fetch_add(members, _TASK, 1)
 
 
-@_inner
+@inner
 def done(members):
     """Counts a task that others wait for."""
     access.fetch_add(members, _DONE, 1)
 
 
-@_inner
+@inner
 def wait(members, count):
     """Waits until so many tasks are done. Whoever has taken one is at work, so the wait ends."""
     wait_for(members, _DONE, count)
 
 
-@_inner
+@inner
 def wait_for(counters, place, count):
     """Waits until a counter has come to `count`."""
     while access.atomic_load(counters, place) < count:
         _yield_core()
 
 
-@_inner
+@inner
 def leave(members):
     """A worker's last step: waits until all that have joined are here, so that the pool's own wait is short."""
     access.fetch_add(members, _LEFT, 1)
@@ -176,7 +173,7 @@ def leave(members):
 
 if sys.platform == "linux":
 
-    @_inner
+    @inner
     def _find_core(members, worker):
         here = _core()
         members[_CORES + worker] = here
@@ -197,6 +194,6 @@ if sys.platform == "linux":
 
 else:
 
-    @_inner
+    @inner
     def _find_core(members, worker):
         pass

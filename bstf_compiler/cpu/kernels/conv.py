@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 
 from bstf_compiler import bsr
 from bstf_compiler.cpu import access, dots, simd, words
+from bstf_compiler.cpu.compiled import inlined
 from bstf_compiler.cpu.layout import ALIGNMENT, FLOATS, WORDS, Format, round_up
 from bstf_compiler.cpu.simd import Isa
 from bstf_compiler.cpu.tiles import aligned, quads
@@ -139,11 +139,6 @@ def join(kernels: Sequence[ConvWeights]) -> ConvWeights:
         bias=np.concatenate([one.bias for one in kernels]),
         parts=len(kernels),
     )
-
-
-def inlined(function: Callable) -> Callable:
-    """Compiles a function that becomes part of whoever calls it; tuples of vectors stay in registers."""
-    return numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def tile_kernel(isa: Isa, format: Format, vectors: int, shape: int) -> Callable:

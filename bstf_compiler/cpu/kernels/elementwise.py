@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
+from bstf_compiler.cpu.compiled import inlined
 from bstf_compiler.cpu.kernels.planes import clear
 from bstf_compiler.cpu.kernels.step import DIFFERENCE, PRODUCT
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
@@ -46,17 +47,11 @@ def elementwise(isa: Isa, format: Format) -> Callable:
     return numba.njit(nogil=True, error_model="numpy")(kernel)
 
 
-def _inline(function: Callable) -> Callable:
-    return numba.njit(forceinline=True, error_model="numpy")(function)
-
-
+@inlined
 def _join(sum_: tuple, other: tuple, how: int) -> tuple:
     if how == PRODUCT:
         return simd.multiply(sum_, other)
     return simd.subtract(sum_, other) if how == DIFFERENCE else simd.add(sum_, other)
-
-
-_join = _inline(_join)
 
 
 def _floats(lanes: int) -> tuple[Callable, Callable]:
@@ -73,7 +68,7 @@ def _floats(lanes: int) -> tuple[Callable, Callable]:
     def stored(values):
         return values
 
-    return _inline(compute), _inline(stored)
+    return inlined(compute), inlined(stored)
 
 
 def _words(lanes: int) -> tuple[Callable, Callable]:
@@ -90,4 +85,4 @@ def _words(lanes: int) -> tuple[Callable, Callable]:
     def stored(values):
         return simd.xor(values, zero)
 
-    return _inline(compute), _inline(stored)
+    return inlined(compute), inlined(stored)

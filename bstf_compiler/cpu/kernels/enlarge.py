@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
+from bstf_compiler.cpu.compiled import inlined
 from bstf_compiler.cpu.kernels.planes import clear
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
 from bstf_compiler.cpu.simd import Isa
@@ -31,7 +32,7 @@ def resize(isa: Isa, format: Format) -> Callable:
         total = simd.add(total, simd.multiply(here, simd.rows_of(biases, at + 1, lanes, 1, 1)))
         return simd.add(total, simd.multiply(after, simd.rows_of(biases, at + 2, lanes, 1, 1)))
 
-    weighted = numba.njit(forceinline=True)(weighted)
+    weighted = inlined(weighted)
 
     def kernel(step, plane, memory, biases, line):
         x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
@@ -69,10 +70,6 @@ def resize(isa: Isa, format: Format) -> Callable:
     return numba.njit(nogil=True, error_model="numpy")(kernel)
 
 
-def _inline(function: Callable) -> Callable:
-    return numba.njit(forceinline=True)(function)
-
-
 def _of_floats(lanes: int) -> tuple[Callable, Callable]:
     """Compiles how a vector of a plane is read as rows of one channel, and written."""
 
@@ -82,7 +79,7 @@ def _of_floats(lanes: int) -> tuple[Callable, Callable]:
     def narrowed(total, cut):
         return total
 
-    return _inline(widened), _inline(narrowed)
+    return inlined(widened), inlined(narrowed)
 
 
 def _of_words(lanes: int) -> tuple[Callable, Callable]:
@@ -95,7 +92,7 @@ def _of_words(lanes: int) -> tuple[Callable, Callable]:
     def narrowed(total, cut):
         return simd.xor(words.narrow(words.round_right(total, cut), 1), zero)
 
-    return _inline(widened), _inline(narrowed)
+    return inlined(widened), inlined(narrowed)
 
 
 def pixels(format: Format) -> Callable:

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
+from bstf_compiler.cpu.compiled import inlined
 from bstf_compiler.cpu.kernels.planes import clear_around
 from bstf_compiler.cpu.layout import FLOATS, WORDS, Format
 
@@ -56,7 +57,7 @@ def _row_by_vectors(format: Format, channels: int) -> Callable:
     return numba.njit(nogil=True)(copy)
 
 
-@numba.njit(forceinline=True)
+@inlined
 def _as_floats(step, factors, pixels):
     return pixels
 
@@ -70,7 +71,7 @@ def _as_words(channels: int) -> Callable:
             pixels = simd.add(simd.multiply(pixels, pairs[::2]), pairs[1::2])
         return words.of_floats(pixels, np.float32(step.low), np.float32(step.high), np.float32(step.factor))
 
-    return numba.njit(forceinline=True)(stored)
+    return inlined(stored)
 
 
 @numba.njit(nogil=True)

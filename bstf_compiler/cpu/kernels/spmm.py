@@ -14,6 +14,7 @@ import numpy as np
 from numba import prange
 
 from bstf_compiler.cpu import access, dots, kept, simd, team
+from bstf_compiler.cpu.compiled import inner
 from bstf_compiler.cpu.tiles import Tile, TiledWeights, empty
 
 # Tasks a thread should find, so that all end at about the same time.
@@ -140,11 +141,6 @@ def _start(bias: np.ndarray | None, weights: TiledWeights, signed: bool) -> np.n
     return (start - 128 * weights.sums if signed else start).astype(np.int32)
 
 
-def _compile(function: Callable) -> Callable:
-    """Compiles a part of the kernel, which is called by compiled code only."""
-    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-
-
 def _packer(tile: Tile, vectors: int) -> Callable:
     """Compiles the transposition of `rows` rows and columns [first, last) of x into a panel of `vectors` vectors."""
     lanes, unit, width = tile.lanes, tile.unit, vectors * tile.lanes
@@ -167,7 +163,7 @@ def _packer(tile: Tile, vectors: int) -> Callable:
                 value = x[(row + place) * columns + k] if k < columns and place < rows else x.dtype.type(0)
                 cells[at + place * unit] = raise_value(value, mask)
 
-    return _compile(packer)
+    return inner(packer)
 
 
 @numba.njit(inline="always")
@@ -226,7 +222,7 @@ def _product(tile: Tile, vectors: int, out: np.dtype) -> Callable:
             weight += steps * words
         simd.store_transposed(finish(sums, bias, column, shift), vectors, target, at, stride)
 
-    return _compile(product)
+    return inner(product)
 
 
 def _strip_columns(tile: Tile) -> int:
@@ -266,7 +262,7 @@ def _strip(tile: Tile, vectors: int, out: np.dtype) -> Callable:
             for x in range(whole, width):
                 target[at + x] = strip[source + x] + (target[at + x] if chunk > 0 else 0)
 
-    return _compile(strip_product)
+    return inner(strip_product)
 
 
 def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
@@ -300,7 +296,7 @@ def _share(tile: Tile, vectors: int, out: np.dtype) -> Callable:
                         strip,
                     )  # fmt: skip
 
-    return _compile(share)
+    return inner(share)
 
 
 @team.once

@@ -24,7 +24,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bstf_compiler.cpu import simd
-from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights, inlined
+from bstf_compiler.cpu.compiled import inlined
+from bstf_compiler.cpu.kernels.conv import DEPTH, ConvWeights
 from bstf_compiler.cpu.kernels.planes import clear
 from bstf_compiler.cpu.layout import FLOATS
 from bstf_compiler.cpu.simd import Isa, Vector

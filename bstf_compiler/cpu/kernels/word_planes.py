@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from bstf_compiler.cpu import simd, words
+from bstf_compiler.cpu.compiled import inlined
 from bstf_compiler.cpu.kernels.planes import clear, fill
 from bstf_compiler.cpu.layout import WORDS
 from bstf_compiler.cpu.simd import Isa
@@ -22,7 +23,7 @@ def mean_pool(isa: Isa) -> Callable:
     def load_two(line, at, step, stride):
         return words.load_strided(line, at, step, lanes) + words.load_strided(line, at + stride, step, lanes)
 
-    load_two = numba.njit(forceinline=True)(load_two)
+    load_two = inlined(load_two)
 
     def kernel(step, plane, memory, biases, line):
         x, y = step.x + plane * step.x_plane, step.y + plane * step.y_plane
