@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # How the name of a trial says who teaches.
 _TEACHERS = {"none": [], "start": ["distilled"], "trained": ["distilled from trained"]}
@@ -113,6 +113,11 @@ def _recovery(epochs: int) -> list[Trial]:
     ]
 
 
+def _teachers(epochs: int) -> list[Trial]:
+    single = _best((1, 1), 0.5, epochs)
+    return [single.dense, *(replace(single, teacher=name) for name in _TEACHERS)]
+
+
 def _calibration(epochs: int) -> list[Trial]:
     ways = ("none", "batch_norm", "obs", "obs+batch_norm")
     ratios = (0.25, 0.5, 0.75)
@@ -132,5 +137,6 @@ STUDIES = {
     "scopes": _scopes,
     "schedules": _schedules,
     "recovery": _recovery,
+    "teachers": _teachers,  # of 1x1 at 50 %
     "calibration": _calibration,  # no training at all: images without labels
 }
