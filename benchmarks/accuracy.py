@@ -37,7 +37,7 @@ from rich.table import Table
 import bstf
 from benchmarks import harness
 from benchmarks.records import Records
-from benchmarks.trials import STUDIES, Trial
+from benchmarks.trials import STUDIES, Trial, file_name
 from bstf import applications, console, datasets, recovery, training
 from bstf.applications.published import MEAN, STD
 from bstf.checkpoints import Checkpoint, save_weights
@@ -147,13 +147,13 @@ def run(setting: Setting, trial: Trial, folder: Path, start: Path | None, tensor
     began = time.perf_counter()
     record, model = _trained(setting, trial, folder, start, tensorboard)
     (folder / "weights").mkdir(exist_ok=True)
-    save_weights(model, _weights(folder, trial))
+    save_weights(model, weights_file(folder, trial.name, trial.seed))
     return record | {"device": _device(), "seconds": round(time.perf_counter() - began)}
 
 
-def _weights(folder: Path, trial: Trial) -> Path:
-    """The file of the weights that a trial leaves in the folder of its study."""
-    return folder / "weights" / f"{trial.file_name}.weights.h5"
+def weights_file(folder: Path, trial: str, seed: int) -> Path:
+    """The weights that the trial of this name leaves in the folder of its study."""
+    return folder / "weights" / f"{file_name(trial, seed)}.weights.h5"
 
 
 def begin(setting: Setting, folder: Path) -> Path:
@@ -178,7 +178,7 @@ def _trained(
     record = {"trial": trial.name, **asdict(trial), "before": training.accuracy(model, data)}
     if not trial.epochs:
         return record | {"accuracy": record["before"]}, model
-    name = trial.file_name
+    name = file_name(trial.name, trial.seed)
     callbacks: list[keras.callbacks.Callback] = []
     epoch_steps = training.steps_per_epoch(data)
     steps = trial.epochs * epoch_steps
@@ -190,7 +190,7 @@ def _trained(
     teacher = dense
     if trial.teacher == "trained":
         teacher = setting.dense()
-        teacher.load_weights(_weights(folder, trial.dense))
+        teacher.load_weights(weights_file(folder, trial.dense.name, trial.seed))
     _set_precision([model, teacher], setting.precision)
     learner = model if trial.teacher == "none" else bstf.Distiller(model, teacher)
     warm = max(1, steps // 10)
@@ -294,16 +294,21 @@ class Study:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
             start = pool.submit(begin, self.setting, self.folder).result() if self.setting.start_epochs else None
-            # The dense ones first, since they teach others.
-            for part in ([one for one in left if not one.ratio], [one for one in left if one.ratio]):
-                self._finish([pool.submit(run, self.setting, one, self.folder, start, tensorboard) for one in part])
+            failed = []
+            for last in (False, True):  # whom a trained network teaches comes after it
+                part = [trial for trial in left if (trial.teacher == "trained") == last]
+                failed += self._finish(
+                    [pool.submit(run, self.setting, trial, self.folder, start, tensorboard) for trial in part]
+                )
+        if failed:
+            raise failed[0]
 
-    def _finish(self, tasks: Sequence[concurrent.futures.Future]) -> None:
-        """Waits for all trials and keeps the record of each; then raises what one of them failed with."""
-        failed = None
+    def _finish(self, tasks: Sequence[concurrent.futures.Future]) -> list[BaseException]:
+        """Waits for trials and keeps the record of each; returns what others failed with."""
+        failed = []
         for task in concurrent.futures.as_completed(tasks):
-            if task.exception() is not None:
-                failed = task.exception()
+            if error := task.exception():
+                failed.append(error)
                 continue
             record = task.result()
             self.records.append(record)
@@ -313,8 +318,7 @@ class Study:
                 f"({record['seconds']} s)",
                 highlight=False,
             )
-        if failed is not None:
-            raise failed
+        return failed
 
     def summary(self) -> list[dict[str, Any]]:
         """A row for each kind of trial: accuracies of all seeds, their mean, points lost against the dense network."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from rich.console import Console
 
 import bstf
 from benchmarks import harness
-from benchmarks.accuracy import Setting
-from benchmarks.trials import Trial
+from benchmarks.accuracy import Setting, weights_file
 from bstf import console, training
 
 FLAGS = flags.FLAGS
@@ -33,16 +32,14 @@ def networks(folder: Path, setting: Setting) -> Iterator[tuple[str, keras.Model]
         dense = setting.dense()
         dense.load_weights(start)
         yield "dense, start", dense
-    names = {one.name for one in fields(Trial)}
     for line in (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()[1:]:
-        record = {name: value for name, value in json.loads(line).items() if name in names}
-        trial = Trial(**record | {"block": tuple(record["block"])})
-        weights = folder / "weights" / f"{trial.file_name}.weights.h5"
+        record = json.loads(line)
+        weights = weights_file(folder, record["trial"], record["seed"])
         if weights.exists():
             model = setting.dense()
-            model = bstf.sparsify(model, block=trial.block, ratio=0) if trial.ratio else model
+            model = bstf.sparsify(model, block=tuple(record["block"]), ratio=0) if record["ratio"] else model
             model.load_weights(weights)
-            yield f"{trial.name}, seed {trial.seed}", model
+            yield f"{record['trial']}, seed {record['seed']}", model
 
 
 def measure(name: str, model: keras.Model, setting: Setting) -> dict[str, Any]:

@@ -54,10 +54,10 @@ class Trial:
         """What it is compared with."""
         return Trial(ratio=0, epochs=self.epochs, seed=self.seed)
 
-    @property
-    def file_name(self) -> str:
-        """Of what it leaves."""
-        return re.sub(r"\W+", "-", f"{self.name} {self.seed}")
+
+def file_name(trial: str, seed: int) -> str:
+    """The name of what a trial leaves, from those fields of its record that tell it from all others."""
+    return re.sub(r"\W+", "-", f"{trial} {seed}")
 
 
 # The paper's schedule takes 5 % of the blocks every two epochs: so many make half of them.

@@ -1,7 +1,6 @@
 """The accuracy study on a tiny data set: what a trial does, what is written, how a study goes on."""
 
 import json
-import re
 import shutil
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 import bstf
+from benchmarks import int8
 from benchmarks.accuracy import Setting, Study, begin, run
 from benchmarks.trials import STUDIES, Trial
 
@@ -69,12 +69,12 @@ def test_what_the_dense_network_trained_to_teaches(setting, start, tmp_path, mon
 
     monkeypatch.setattr(bstf, "Distiller", Distiller)
     taught = Trial(teacher="trained", epochs=1)
-    with pytest.raises(FileNotFoundError, match=re.escape(taught.dense.file_name)):
+    with pytest.raises(FileNotFoundError, match="dense-1-epochs-0.weights.h5"):
         run(setting, taught, tmp_path, start, False)
     run(setting, taught.dense, tmp_path, start, False)
     record = run(setting, taught, tmp_path, start, False)
     trained, begun = setting.dense(), setting.dense()
-    trained.load_weights(tmp_path / "weights" / f"{taught.dense.file_name}.weights.h5")
+    trained.load_weights(tmp_path / "weights" / "dense-1-epochs-0.weights.h5")
     begun.load_weights(start)
     (teacher,) = teachers
     assert all(map(np.array_equal, teacher, trained.get_weights()))
@@ -87,6 +87,17 @@ def test_the_dense_network_trains_before_those_it_teaches(setting, tmp_path):
     study = Study(replace(setting, start_epochs=0), tmp_path)
     study.run([taught, taught.dense], 1, False)
     assert [record["trial"] for record in study.records] == [taught.dense.name, taught.name]
+
+
+def test_int8_measures_whatever_a_study_has_trained(setting, tmp_path):
+    taught = Trial(teacher="start", epochs=1)
+    quick = replace(setting, start_epochs=0)
+    Study(quick, tmp_path).run([taught, taught.dense], 1, False)
+    file = tmp_path / "trials.jsonl"
+    file.write_text(file.read_text().replace('"teacher": "start"', '"distill": true'))  # as earlier studies have it
+    found = dict(int8.networks(tmp_path, quick))
+    assert set(found) == {"dense, 1 epochs, seed 0", "8x8 50% l2 distilled, 1 epochs, seed 0"}
+    assert bstf.report(found["8x8 50% l2 distilled, 1 epochs, seed 0"]).ratio == 0.5
 
 
 def test_names_tell_all_trials_of_a_study_apart():
